@@ -1,0 +1,499 @@
+"""The bucket: every read, write and listing below one key prefix, and nothing outside it.
+
+Image bytes go through obstore, whose PUT costs a quarter of boto3's CPU time (bench/); everything else is an ordinary
+boto3 call. Both use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session
+(an S3Hook, for instance) owns the connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from base64 import b64decode, b64encode
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import boto3
+import botocore.exceptions
+import obstore
+import obstore.exceptions
+from botocore.config import Config
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.store import S3Store
+
+from include.physionet_mirror.errors import (
+    BucketMissing,
+    BucketRefused,
+    DestinationError,
+    DestinationUnavailable,
+    InputError,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+PART_SIZE = 8 << 20
+"""Bytes of one part of a multipart upload; at S3's limit of 10,000 parts this carries files of 80 GiB."""
+
+_KEYS_A_LIST = 1000  # ListObjectsV2's page
+_KEYS_A_DELETE = 1000  # DeleteObjects' limit
+_REFUSED = {
+    "AccessDenied",
+    "AllAccessDisabled",
+    "AccountProblem",
+    "ExpiredToken",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "403",
+    "401",
+}
+_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+_ABSENT = {"NoSuchKey", "NotFound", "404"}
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """What a LIST says of an object. ``path`` is relative to the key prefix, ``size`` in bytes."""
+
+    path: str
+    size: int
+    etag: str
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a HEAD says of an object. ``sha256`` is hex, or None where S3 holds no checksum of the whole object."""
+
+    path: str
+    size: int
+    etag: str
+    sha256: str | None
+    storage_class: str
+    content_type: str
+    last_modified: datetime
+
+
+class Bucket:
+    """One S3 bucket below one key prefix; safe to share between threads.
+
+    Every ``path`` is relative to the prefix. All methods raise :class:`BucketMissing`, :class:`BucketRefused` or
+    :class:`DestinationUnavailable`; the last only after the client's own retries.
+
+    Attributes:
+        name: The bucket's name.
+        prefix: Key prefix without slashes at its ends; may be empty.
+        requests: S3 requests made so far by kind (LIST, HEAD, GET, PUT, COPY, DELETE).
+    """
+
+    def __init__(
+        self,
+        client: S3Client,
+        store: S3Store,
+        name: str,
+        prefix: str,
+        *,
+        kms_key: str | None = None,
+        expected_owner: str | None = None,
+    ) -> None:
+        self.client = client
+        self.name = name
+        self.prefix = prefix.strip("/")
+        self.requests: Counter[str] = Counter()
+        self._store = store
+        self._root = f"{self.prefix}/" if self.prefix else ""
+        self._lock = threading.Lock()
+        self._owner = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
+        self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+
+    @classmethod
+    def open(
+        cls,
+        session: boto3.Session,
+        name: str,
+        prefix: str,
+        *,
+        endpoint_url: str | None = None,
+        config: Config | None = None,
+        verify: bool | str | None = None,
+        kms_key: str | None = None,
+        expected_owner: str | None = None,
+    ) -> Bucket:
+        """Bucket with the credentials and region of a boto3 session; makes no request.
+
+        Args:
+            session: Owner of credentials and region.
+            name: The bucket's name.
+            prefix: Key prefix.
+            endpoint_url: Of an S3 that is not Amazon's, else None.
+            config: botocore settings to build on.
+            verify: As boto3's: False for no TLS verification, or the path of a CA bundle.
+            kms_key: KMS key id or ARN that encrypts what is written; None = the bucket's own default.
+            expected_owner: AWS account id that must own the bucket.
+
+        Raises:
+            InputError: There are no AWS credentials.
+        """
+        if session.get_credentials() is None:
+            raise InputError(
+                "No AWS credentials were found. Nothing was done. Put access keys into the AWS connection, or give the "
+                "worker a role: https://airflow.apache.org/docs/apache-airflow-providers-amazon/stable/connections/aws.html"
+            )
+        ours = Config(
+            max_pool_connections=64,
+            retries={"mode": "standard", "max_attempts": 5},
+            connect_timeout=10,
+            read_timeout=60,
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        client = session.client(
+            "s3", endpoint_url=endpoint_url, config=config.merge(ours) if config else ours, verify=verify
+        )
+        store = _open_store(session, name, client, endpoint_url=endpoint_url, verify=verify, kms_key=kms_key)
+        return cls(client, store, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
+
+    def __repr__(self) -> str:
+        return f"<Bucket {self.uri()}>"
+
+    def key(self, path: str) -> str:
+        """The object's key: prefix and path."""
+        return self._root + path
+
+    def uri(self, path: str = "") -> str:
+        """``s3://bucket/prefix/path``."""
+        return f"s3://{self.name}/{self.key(path)}".rstrip("/")
+
+    def check(self) -> None:
+        """Raise unless the bucket exists, in reach of these credentials (and belongs to the expected owner)."""
+        with self._asking("HEAD", "the bucket"):
+            self.client.head_bucket(Bucket=self.name, **self._owner)
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    def list(self, under: str = "", *, start_after: str | None = None, last: str | None = None) -> Iterator[Listed]:
+        """Objects below ``under`` in byte order of their keys, one LIST request per 1,000 keys.
+
+        Args:
+            under: Path that the keys begin with (a plain string prefix, as S3 takes it).
+            start_after: Only paths that sort behind this one.
+            last: Only paths up to and with this one; the listing ends there.
+        """
+        ask: dict[str, Any] = {"Bucket": self.name, "Prefix": self.key(under), **self._owner}
+        if start_after is not None:
+            ask["StartAfter"] = self.key(start_after)
+        end = None if last is None else last.encode()
+        while True:
+            with self._asking("LIST", f"a listing of {under or 'the prefix'}"):
+                page = self.client.list_objects_v2(**ask)
+            for entry in page.get("Contents", ()):
+                path = entry["Key"][len(self._root) :]
+                if end is not None and path.encode() > end:
+                    return
+                yield Listed(path, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
+            if not page.get("IsTruncated"):
+                return
+            ask["ContinuationToken"] = page["NextContinuationToken"]
+
+    def head(self, path: str) -> Stored | None:
+        """Size, ETag and checksum of one object, or None where there is none."""
+        try:
+            with self._asking("HEAD", path):
+                answer = self.client.head_object(
+                    Bucket=self.name, Key=self.key(path), ChecksumMode="ENABLED", **self._owner
+                )
+        except FileNotFoundError:
+            return None
+        digest = answer.get("ChecksumSHA256", "")
+        # A multipart object carries a hash of its parts' hashes ("…-3"): that is no checksum of the file.
+        whole = digest if answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" and "-" not in digest else ""
+        return Stored(
+            path,
+            answer["ContentLength"],
+            answer["ETag"].strip('"'),
+            b64decode(whole).hex() if whole else None,
+            answer.get("StorageClass", "STANDARD"),
+            answer.get("ContentType", "application/octet-stream"),
+            answer["LastModified"],
+        )
+
+    def open_read(self, path: str, chunk: int = 1 << 20) -> Iterator[bytes]:
+        """The object's bytes in chunks.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+        """
+        with self._asking("GET", path):
+            body = self.client.get_object(Bucket=self.name, Key=self.key(path), **self._owner)["Body"]
+            yield from body.iter_chunks(chunk)
+
+    def read(self, path: str) -> bytes:
+        """The object's bytes. Raises FileNotFoundError where there is no such object."""
+        return b"".join(self.open_read(path))
+
+    def read_text(self, path: str) -> str:
+        """The object as UTF-8 text. Raises FileNotFoundError where there is no such object."""
+        return self.read(path).decode()
+
+    def read_json(self, path: str) -> Any:
+        """The object as JSON, or None where there is no such object."""
+        try:
+            return json.loads(self.read(path))
+        except FileNotFoundError:
+            return None
+
+    # -- what is written -------------------------------------------------------------------------------------------
+
+    def put(self, path: str, data: bytes, sha256: str, *, content_type: str, storage_class: str = "STANDARD") -> str:
+        """Store one file, atomically, with its SHA-256 as S3's checksum; the fast path of images.
+
+        ``sha256`` is the hex digest that ``data`` is known to have: it names the caller's duty to have hashed the
+        bytes (obstore hashes them again for S3). Returns the ETag.
+        """
+        attributes = {"Content-Type": content_type}
+        if storage_class != "STANDARD":
+            attributes["Storage-Class"] = storage_class
+        self._count("PUT")
+        try:
+            result = obstore.put(self._store, self.key(path), data, attributes=attributes, use_multipart=False)
+        except (obstore.exceptions.BaseError, OSError) as error:  # a 404 comes as FileNotFoundError
+            self._raise_from_obstore(error, path)
+        return (result["e_tag"] or "").strip('"')
+
+    def write(self, path: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        """Store a small object (state, reports, tables)."""
+        with self._asking("PUT", path):
+            self.client.put_object(
+                Bucket=self.name,
+                Key=self.key(path),
+                Body=data,
+                ContentType=content_type,
+                ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
+                **self._encryption,
+                **self._owner,
+            )
+
+    def write_text(self, path: str, text: str, *, content_type: str = "text/plain; charset=utf-8") -> None:
+        """Store UTF-8 text."""
+        self.write(path, text.encode(), content_type=content_type)
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Store a JSON document."""
+        self.write(path, json.dumps(value, indent=1).encode(), content_type="application/json")
+
+    def upload(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        content_type: str = "application/octet-stream",
+        storage_class: str = "STANDARD",
+        part_size: int = PART_SIZE,
+    ) -> int:
+        """Store a file of any size from a stream, holding at most two parts in memory; returns its size in bytes.
+
+        A file of up to one part is one PUT. A larger one is a multipart upload with a SHA-256 for each part; it becomes
+        visible only when ``chunks`` ended without an exception, and is aborted otherwise.
+        """
+        parts = _parts(chunks, part_size)
+        waiting = deque(islice(parts, 2))
+        if len(waiting) < 2:
+            data = waiting[0] if waiting else b""
+            self.put(
+                path, data, hashlib.sha256(data).hexdigest(), content_type=content_type, storage_class=storage_class
+            )
+            return len(data)
+        where = {"Bucket": self.name, "Key": self.key(path), **self._owner}
+        with self._asking("PUT", path):
+            upload_id = self.client.create_multipart_upload(
+                **where,
+                ContentType=content_type,
+                StorageClass=storage_class,
+                ChecksumAlgorithm="SHA256",
+                **self._encryption,
+            )["UploadId"]
+        done: list[dict[str, Any]] = []
+        size = 0
+        try:
+            while part := waiting.popleft() if waiting else next(parts, b""):
+                digest = b64encode(hashlib.sha256(part).digest()).decode()
+                number = len(done) + 1
+                with self._asking("PUT", path):
+                    answer = self.client.upload_part(
+                        **where, UploadId=upload_id, PartNumber=number, Body=part, ChecksumSHA256=digest
+                    )
+                done.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": digest})
+                size += len(part)
+            with self._asking("PUT", path):
+                self.client.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={"Parts": done})
+        except BaseException:
+            with self._asking("DELETE", path):
+                self.client.abort_multipart_upload(**where, UploadId=upload_id)
+            raise
+        return size
+
+    def rewrite(self, stored: Stored) -> str:
+        """Copy an object onto itself so that S3 computes and keeps its SHA-256; returns the new ETag.
+
+        Storage class and content type stay. S3 does this server-side for objects of up to 5 GB.
+        """
+        with self._asking("COPY", stored.path):
+            answer = self.client.copy_object(
+                Bucket=self.name,
+                Key=self.key(stored.path),
+                CopySource={"Bucket": self.name, "Key": self.key(stored.path)},
+                CopySourceIfMatch=stored.etag,
+                ChecksumAlgorithm="SHA256",
+                MetadataDirective="REPLACE",
+                ContentType=stored.content_type,
+                StorageClass=stored.storage_class,  # type: ignore[arg-type]
+                **self._encryption,
+                **self._owner,
+            )
+        etag = answer["CopyObjectResult"].get("ETag")
+        if etag is None:  # rclone's server leaves it out
+            copied = self.head(stored.path)
+            return copied.etag if copied else ""
+        return etag.strip('"')
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Delete objects, 1,000 a request. An absent one is no error."""
+        remaining = iter(paths)
+        while batch := list(islice(remaining, _KEYS_A_DELETE)):
+            with self._asking("DELETE", f"{len(batch)} objects"):
+                answer = self.client.delete_objects(
+                    Bucket=self.name,
+                    Delete={"Objects": [{"Key": self.key(path)} for path in batch], "Quiet": True},
+                    ChecksumAlgorithm="SHA256",
+                    **self._owner,
+                )
+            if errors := answer.get("Errors"):
+                first = errors[0]
+                raise DestinationError(
+                    f"S3 did not delete {len(errors)} of {len(batch)} objects, the first one {first.get('Key')}: "
+                    f"{first.get('Code')}. The others are deleted. Check the role's s3:DeleteObject and try again."
+                )
+
+    # -- errors ----------------------------------------------------------------------------------------------------
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            self.requests[kind] += 1
+
+    @contextmanager
+    def _asking(self, kind: str, what: str) -> Iterator[None]:
+        """Count one request and turn boto3's exceptions into ours (without their text: it may quote signed headers)."""
+        self._count(kind)
+        try:
+            yield
+        except botocore.exceptions.ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+            self._raise(code or status, status, what)
+        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
+            self._raise("AccessDenied", "403", what)
+        except botocore.exceptions.BotoCoreError as error:
+            self._raise(type(error).__name__, "503", what)
+
+    def _raise_from_obstore(self, error: Exception, path: str) -> NoReturn:
+        text = str(error)
+        if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
+            self._raise("NoSuchBucket", "404", path)  # the only 404 that a PUT can meet
+        if isinstance(error, obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError):
+            self._raise("AccessDenied", "403", path)
+        code = re.search(r"<Code>(\w+)</Code>", text)
+        status = re.search(r"\b([45]\d\d)\b [A-Z]", text)
+        self._raise(code[1] if code else type(error).__name__, status[1] if status else "503", path)
+
+    def _raise(self, code: str, status: str, what: str) -> NoReturn:
+        where = f"s3://{self.name}"
+        if code == "NoSuchBucket" or (status == "404" and what == "the bucket"):
+            raise BucketMissing(
+                f"The bucket {self.name} does not exist at this S3 endpoint. Nothing was written. Check the param `bucket` "
+                "for a typing error and the AWS connection for its region and endpoint, or create the bucket."
+            ) from None
+        if code in _ABSENT or status == "404":
+            raise FileNotFoundError(f"{self.uri(what)} does not exist.") from None
+        if code in _REFUSED or status in {"401", "403"}:
+            raise BucketRefused(
+                f"S3 refused access to {where} ({code}, asking for {what}). What is stored stays stored. Check the AWS "
+                "connection's keys or role; it needs s3:ListBucket on the bucket and s3:GetObject, s3:PutObject on its "
+                "objects. Then trigger the run again: it goes on where it stopped."
+            ) from None
+        if code in _BUSY or status.startswith("5"):
+            raise DestinationUnavailable(
+                f"S3 could not serve {where} ({code}, asking for {what}), also after retries. What is stored stays "
+                "stored. The task is retried by itself; if it goes on, check the endpoint and the network."
+            ) from None
+        raise DestinationError(
+            f"S3 answered {code} for {where} (asking for {what}). What is stored stays stored. See the meaning of the "
+            "code at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"
+        ) from None
+
+
+def _open_store(
+    session: boto3.Session,
+    name: str,
+    client: S3Client,
+    *,
+    endpoint_url: str | None,
+    verify: bool | str | None,
+    kms_key: str | None,
+) -> S3Store:
+    """obstore's view of the same bucket: same credentials, region, endpoint and TLS settings as the boto3 client."""
+    options: dict[str, Any] = {"region": client.meta.region_name or "us-east-1", "checksum_algorithm": "SHA256"}
+    http: dict[str, Any] = {
+        "allow_http": client.meta.endpoint_url.startswith("http://"),
+        "connect_timeout": timedelta(seconds=10),
+        "timeout": timedelta(seconds=120),
+    }
+    if endpoint_url:
+        options |= {"endpoint": endpoint_url, "virtual_hosted_style_request": False}
+    if verify is False:
+        http["allow_invalid_certificates"] = True
+    elif isinstance(verify, str):
+        with open(verify, "rb") as bundle:
+            http["root_certificate"] = bundle.read()
+    if kms_key:
+        options |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": kms_key}
+    return S3Store(
+        name,
+        credential_provider=Boto3CredentialProvider(session),
+        client_options=http,  # type: ignore[arg-type]
+        retry_config={
+            "max_retries": 4,
+            "retry_timeout": timedelta(seconds=60),
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=200),
+                "max_backoff": timedelta(seconds=10),
+                "base": 2,
+            },
+        },
+        **options,
+    )
+
+
+def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Re-cut a stream into parts of exactly ``size`` bytes; only the last one may be smaller."""
+    part = bytearray()
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            take = size - len(part)
+            part += view[:take]
+            view = view[take:]
+            if len(part) == size:
+                yield bytes(part)
+                part.clear()
+    if part:
+        yield bytes(part)
