@@ -1,0 +1,118 @@
+# Everything is run through make, in CI too. Each target does its own set-up in .venv; nothing needs to be installed
+# beforehand but Python 3.11 or newer and make.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# The first interpreter on PATH that Airflow 3.3 supports (3.11 to 3.14); `make PYTHON=/path/to/python3 …` overrides.
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+ifndef PYTHON
+PYTHON := $(shell for p in python3 python3.12 python3.13 python3.11 python3.14; do \
+	if "$$p" -c '$(SUPPORTED)' 2>/dev/null; then echo "$$p"; break; fi; done)
+endif
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements-dev.txt)
+PYTEST := $(PY) -m pytest
+JOBS ?= auto
+
+export PYTHONPATH := $(CURDIR)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# ---------------------------------------------------------------------------------------------------- set-up
+
+.PHONY: install
+install: $(READY) ## the virtual environment .venv (every other target does this by itself)
+
+$(PY):
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "This project needs Python 3.11 to 3.14, and none is on PATH (python3 is: $$(python3 --version 2>&1))." >&2; \
+		echo "Install one (Debian, Ubuntu: apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12 …" >&2; \
+		exit 1; fi
+	@"$(PYTHON)" -c '$(SUPPORTED)' || { echo "$(PYTHON) is not Python 3.11 to 3.14." >&2; exit 1; }
+	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
+	@if "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null; then "$(PYTHON)" -m venv --clear $(VENV); \
+	elif command -v uv >/dev/null; then uv venv --quiet --clear --seed --python "$(PYTHON)" $(VENV); \
+	else \
+		echo "$(PYTHON) cannot create virtual environments: its venv or ensurepip module is missing." >&2; \
+		echo "Debian and Ubuntu ship them apart: apt install python3-venv (or python3.X-venv), then run make again." >&2; \
+		exit 1; fi
+
+# uv installs in seconds what takes pip minutes; pip stays the fallback, as its settings (a company mirror, a
+# certificate) are more often in place.
+$(READY): requirements.txt requirements-dev.txt constraints.txt | $(PY)
+	@echo "Installing Airflow and the project's libraries into $(VENV)"
+	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) \
+		&& $(PY) -m uv pip install --quiet --python $(PY) -r requirements-dev.txt -c constraints.txt \
+		|| { echo "uv could not install them; falling back to pip, which takes a few minutes" >&2; \
+			$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt; }
+	@touch $(READY)
+
+.PHONY: lock
+lock: $(READY) ## renew constraints.txt from the two requirements files
+	$(PY) -m uv pip compile --quiet --universal --python-version 3.11 --no-annotate --no-header --upgrade \
+		requirements-dev.txt --output-file constraints.txt
+
+# ------------------------------------------------------------------------------------------------------ run
+
+.PHONY: demo
+demo: $(READY) ## the main job on embedded parts: look-alike, S3 server, Airflow (KEEP=1 leaves it up)
+	@exec $(PY) -m demo $(if $(KEEP),--keep)
+
+.PHONY: bench
+bench: $(READY) ## measured comparisons with what users would run instead; writes bench/results.md
+	$(PY) -m bench
+
+.PHONY: up down logs
+up: ## the compose stack: Airflow on Celery, PostgreSQL, Redis
+	docker compose up --build --detach --wait
+down: ## stop the compose stack (its volumes stay)
+	docker compose down --remove-orphans
+logs: ## follow the compose stack's logs
+	docker compose logs --follow --tail 100
+
+# ----------------------------------------------------------------------------------------------------- prove
+
+.PHONY: test
+test: $(READY) ## unit, integration and DAG tests
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not browser and not compose"
+
+.PHONY: test-chaos
+test-chaos: $(READY) ## kills, faults, overlaps: the slow tests
+	$(PYTEST) -m "slow and not browser and not compose"
+
+.PHONY: test-browser
+test-browser: $(READY) ## the UI in Debian's chromium
+	$(PYTEST) -m browser
+
+.PHONY: test-compose
+test-compose: $(READY) ## the compose stack
+	$(PYTEST) -m compose
+
+.PHONY: soak
+soak: $(READY) ## 100,000 small images through a real Airflow run (long)
+	$(PY) -m bench soak
+
+.PHONY: lint
+lint: $(READY) ## style, types, and imports that run one way: dags → plugins → include
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+.PHONY: format
+format: $(READY) ## let ruff put things right
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+.PHONY: clean
+clean: ## remove everything that make made (.venv, .state, caches)
+	rm -rf $(VENV) .state .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
