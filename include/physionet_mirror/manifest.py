@@ -1,0 +1,412 @@
+"""The manifest: every image of a dataset version, as PhysioNet's checksums and tables describe it.
+
+Columns, one row an image, in byte order of ``path``:
+
+    ============  ============  ===================================================================================
+    path          string        the image's path at PhysioNet, and its key below the prefix
+    sha256        string        64 hex digits, from SHA256SUMS.txt
+    group         string        ``p10`` … ``p19``: the first two digits of the subject id
+    subject_id    int32
+    study_id      int32
+    dicom_id      string        five groups of eight hex digits
+    view          string        ViewPosition (AP, PA, LATERAL, LL, …); NA where PhysioNet leaves it empty
+    split         string        train, validate, test; NA where the tables do not name the image
+    height        Int32         pixels; NA where the tables do not name the image
+    width         Int32         pixels; NA likewise
+    <14 labels>   Int8          CheXpert: 1 positive, 0 negative, -1 uncertain, NA not mentioned (or no row at all)
+    ============  ============  ===================================================================================
+
+SHA256SUMS.txt is the truth about what exists: an image without a row in a table stays, with NA; a row without an image is
+left out and counted in ``frame.attrs["notes"]`` (list of sentences). A dataset that publishes no split or labels has
+the same columns, all NA.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from include.physionet_mirror.dataset import SUMS, Dataset
+from include.physionet_mirror.errors import MetadataError
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Table: TypeAlias = Any  # pyarrow publishes no types
+
+FORMAT = "1"
+"""Version of the parquet file's layout; a file of another version is built again, never read."""
+
+COLUMNS = ("path", "sha256", "group", "subject_id", "study_id", "dicom_id", "view", "split", "height", "width")
+"""The columns before the labels."""
+
+ROW_GROUP = 16_384
+"""Rows a row group: 24 of them at full size, so that one patient group is read with three or four range requests."""
+
+# The columns that are read from each table; the tables hold more, which would cost memory and help nobody.
+_METADATA = {"ViewPosition": "view", "Rows": "height", "Columns": "width"}
+
+_DAMAGED = (
+    "Nothing was changed in the bucket. Run the DAG again, so that the file is fetched anew; "
+    "if the same message comes back, open the file in a browser at {page} and tell PhysioNet's support."
+)
+
+
+# --- SHA256SUMS.txt ---------------------------------------------------------------------------------------------------
+
+# An ordinary line, as all of PhysioNet's are: no component starts with a dot, so that none can climb. What does not match is
+# looked at by _fault(), which says what is wrong with it, if anything is.
+_ORDINARY = re.compile(rb"([0-9a-f]{64}) ((?!_mirror/)(?:[A-Za-z0-9-][A-Za-z0-9._-]*/)*[A-Za-z0-9-][A-Za-z0-9._-]*)\n")
+_LINE = re.compile(rb"([0-9A-Fa-f]{64}) [ *]?([^ ].*)\n", re.DOTALL)
+
+
+def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
+    """Read ``SHA256SUMS.txt``: one ``<64 hex digits> <path>`` a line.
+
+    Returns:
+        One row a file, in byte order of path: ``path`` (string), ``sha256`` (string, lower case).
+
+    Raises:
+        MetadataError: A line that is not a checksum and a path, a path that is not a plain relative one, a path that stands
+            there twice, a last line without its end (a file cut short), an HTML page, or nothing at all.
+            The message names the line.
+    """
+    stream = BytesIO(lines) if isinstance(lines, bytes) else lines
+    paths: list[str] = []
+    sums: list[str] = []
+    parts: list[Table] = []
+    number = 0
+    for number, line in enumerate(stream, 1):
+        match = _ORDINARY.fullmatch(line)
+        if match is None:
+            if fault := _fault(line, number):
+                raise _bad_sums(number, fault)
+            match = _LINE.fullmatch(line)
+            assert match is not None  # _fault() has seen to it
+        digest, path = match.groups()
+        sums.append(digest.decode().lower())
+        paths.append(path.decode())
+        if len(paths) == 50_000:  # keep the Python strings few: 377,110 lines of them are 100 MB
+            parts.append(_sums_table(paths, sums))
+            paths, sums = [], []
+    if not number:
+        raise MetadataError(f"{SUMS} is empty. " + _DAMAGED.format(page="physionet.org"))
+    parts.append(_sums_table(paths, sums))
+    table = pa.concat_tables(parts).combine_chunks()
+    order = pc.sort_indices(table["path"])  # Arrow sorts strings by their bytes, as S3 does
+    in_order = table.take(order)
+    path = in_order["path"]
+    twice = pc.index(pc.equal(path.slice(1), path.slice(0, max(len(path) - 1, 0))), value=True).as_py()
+    if twice >= 0:
+        again = max(order[twice].as_py(), order[twice + 1].as_py()) + 1
+        raise _bad_sums(again, f"the path {path[twice].as_py()!r} stands in it a second time")
+    return _frame(in_order)
+
+
+def _sums_table(paths: list[str], sums: list[str]) -> Table:
+    return pa.table({"path": pa.array(paths, pa.large_string()), "sha256": pa.array(sums, pa.large_string())})
+
+
+def _fault(line: bytes, number: int) -> str | None:
+    """What is wrong with one line of SHA256SUMS.txt, or None."""
+    if line.lstrip().startswith(b"<"):
+        page = "an HTML page (a login or maintenance page?)" if number == 1 else "HTML"
+        return f"this is {page}, not a checksum"
+    if not line.endswith(b"\n"):
+        return "the line has no end: the file was cut short"
+    body = line[:-1]
+    if not body.strip():
+        return "the line is empty"
+    digest, _, path = body.partition(b" ")
+    if not re.fullmatch(rb"[0-9A-Fa-f]{64}", digest):
+        return f"{_show(digest)} is not a SHA-256 (64 hex digits)"
+    path = path[1:] if path[:1] in (b" ", b"*") else path
+    if not path.strip():
+        return "there is no path after the checksum"
+    try:
+        return path_fault(path.decode())
+    except UnicodeDecodeError:
+        return f"the path {_show(path)} is not UTF-8"
+
+
+def path_fault(path: str) -> str | None:
+    """Why ``path`` cannot be a file below a dataset's root, as half a sentence; None when it can."""
+    shown = _show(path.encode("utf-8", "replace"))
+    if not path or path != path.strip():
+        return f"the path {shown} is empty or has blanks around it"
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in path):
+        return f"the path {shown} holds a control character"
+    if "\\" in path:
+        return f"the path {shown} holds a backslash"
+    if path.startswith("/"):
+        return f"the path {shown} is absolute"
+    parts = path.split("/")
+    if ".." in parts:
+        return f"the path {shown} climbs out of the dataset with '..'"
+    if "." in parts or "" in parts:
+        return f"the path {shown} has an empty or '.' component"
+    if path.startswith("_mirror/"):
+        return f"the path {shown} lies where the mirror keeps its own files"
+    return None
+
+
+def _show(raw: bytes) -> str:
+    text = raw.decode("utf-8", "replace")
+    return repr(text if len(text) <= 100 else text[:97] + "...")
+
+
+def _bad_sums(number: int, fault: str) -> MetadataError:
+    return MetadataError(f"{SUMS}, line {number:,}: {fault}. " + _DAMAGED.format(page="physionet.org"))
+
+
+# --- the tables -------------------------------------------------------------------------------------------------------
+
+
+def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
+    """Join ``SHA256SUMS.txt`` with the dataset's tables.
+
+    Args:
+        dataset: The declaration; its ``image_path`` must be a pattern that RE2 knows (no look-around).
+        files: Path at PhysioNet to the local copy: ``SHA256SUMS.txt`` and the tables of the roles ``metadata``, ``split``
+            and ``labels`` (``records`` is compared, where given).
+
+    Returns:
+        The manifest; the module's docstring lists its columns. ``attrs["notes"]`` says what did not fit together.
+
+    Raises:
+        MetadataError: A file is missing, damaged, or not the table that it should be; or no path is an image.
+    """
+    sums_file = _local(files, SUMS)
+    with sums_file.open("rb") as stream:
+        sums = parse_sums(stream)
+    frame, _ = _images_and_others(dataset, sums)
+    del sums
+    if frame.num_rows == 0:
+        raise MetadataError(
+            f"{SUMS} of {dataset.name} lists no image: no path looks like {dataset.image_path.pattern!r}. "
+            + _DAMAGED.format(page=dataset.page)
+        )
+    notes: list[str] = []
+    count = frame.num_rows
+    columns: dict[str, Table] = {
+        "view": pa.nulls(count, pa.large_string()),
+        "split": pa.nulls(count, pa.large_string()),
+        "height": pa.nulls(count, pa.int32()),
+        "width": pa.nulls(count, pa.int32()),
+        **{label: pa.nulls(count, pa.int8()) for label in dataset.labels},
+    }
+
+    def join(role: str, key: str, key_type: Table, wanted: Mapping[str, str], types: Mapping[str, Table]) -> None:
+        if role not in dataset.tables:
+            return
+        name = dataset.tables[role]
+        table = _read_csv(dataset, name, _local(files, name), {key: key_type, **types})
+        rows, left_out = _left_join(frame[key], table[key])
+        for theirs, ours in wanted.items():
+            columns[ours] = table[theirs].take(rows)
+        if left_out:
+            notes.append(f"{name}: {left_out:,} rows have no image in {SUMS} and are left out")
+        if without := rows.null_count:
+            notes.append(f"{name}: {without:,} images have no row there and are kept without its columns")
+
+    string, int32 = pa.large_string(), pa.int32()
+    join("metadata", "dicom_id", string, _METADATA, {"ViewPosition": string, "Rows": int32, "Columns": int32})
+    join("split", "dicom_id", string, {"split": "split"}, {"split": string})
+    # The tables write labels as 1.0, 0.0, -1.0; 8 bits hold them once they are read.
+    join("labels", "study_id", int32, {n: n for n in dataset.labels}, dict.fromkeys(dataset.labels, pa.float32()))
+    if dataset.tables.get("records") in files:
+        join("records", "dicom_id", string, {}, {})
+    for label in dataset.labels:
+        if label in columns and not pa.types.is_int8(columns[label].type):
+            columns[label] = _as_label(dataset, label, columns[label])
+    for name, values in columns.items():
+        frame = frame.append_column(name, values)
+    result = _frame(frame)
+    result.attrs["notes"] = notes
+    return result
+
+
+def other_files(dataset: Dataset, sums: pd.DataFrame) -> pd.DataFrame:
+    """The files of the version that are not images (tables, licence, lists): the rows of ``parse_sums`` for them."""
+    return _frame(_images_and_others(dataset, sums)[1])
+
+
+def _images_and_others(dataset: Dataset, sums: pd.DataFrame) -> tuple[Table, Table]:
+    """The images with the ids in their paths, and the rest."""
+    table = pa.table({name: pa.array(sums[name]).cast(pa.large_string()) for name in ("path", "sha256")})
+    ids = pc.extract_regex(table["path"], f"^(?:{dataset.image_path.pattern})$")
+    is_image = ids.is_valid()
+    images = table.filter(is_image)
+    ids = ids.filter(is_image)
+    for name, kind in (
+        ("group", pa.large_string()),
+        ("subject_id", pa.int32()),
+        ("study_id", pa.int32()),
+        ("dicom_id", pa.large_string()),
+    ):
+        images = images.append_column(name, pc.struct_field(ids, name).cast(kind))
+    return images, table.filter(pc.invert(is_image))
+
+
+def _left_join(ours: Table, theirs: Table) -> tuple[Table, int]:
+    """For each of our keys the first row of their table that has it (null = none), and how many rows nobody asked for."""
+    theirs = theirs.combine_chunks()
+    rows = pc.index_in(ours, value_set=theirs)
+    return rows, pc.sum(pc.invert(pc.is_in(theirs, value_set=ours.combine_chunks()))).as_py() or 0
+
+
+def _as_label(dataset: Dataset, label: str, values: Table) -> Table:
+    known = pc.is_in(values, value_set=pa.array([1.0, 0.0, -1.0, None], pa.float32()))
+    if not pc.all(known).as_py():
+        wrong = values.filter(pc.invert(known))[0].as_py()
+        raise _bad_table(
+            dataset, dataset.tables["labels"], f"column {label!r} holds {wrong:g}; a label is 1, 0, -1 or empty"
+        )
+    return values.cast(pa.int8())
+
+
+def _local(files: Mapping[str, Path], name: str) -> Path:
+    if name not in files:
+        raise MetadataError(
+            f"{name} is needed for the manifest and was not fetched. Run the fetch_metadata task again."
+        )
+    return Path(files[name])
+
+
+def _read_csv(dataset: Dataset, name: str, file: Path, types: Mapping[str, Table]) -> Table:
+    """The columns in ``types`` of one table (plain or gzip); empty cells are null, in text columns too."""
+    compressed = name.endswith(".gz")
+    try:
+        with gzip.open(file) if compressed else file.open("rb") as stream:
+            header = stream.readline(65_536)
+    except (OSError, EOFError) as error:  # gzip.BadGzipFile is an OSError
+        with file.open("rb") as raw:
+            html = _is_html(raw.read(512))
+        raise _bad_table(dataset, name, _HTML if html else f"it cannot be unpacked ({error})") from error
+    if _is_html(header):
+        raise _bad_table(dataset, name, _HTML)
+    names = header.decode("utf-8", "replace").removeprefix("\ufeff").strip().replace('"', "").split(",")
+    if absent := [column for column in types if column not in names]:
+        raise _bad_table(
+            dataset, name, f"it has no column {', '.join(map(repr, absent))}; it has {', '.join(names[:20])}"
+        )
+    try:
+        with pa.input_stream(str(file), compression="gzip" if compressed else None) as stream:
+            table: Table = pyarrow.csv.read_csv(
+                stream,
+                convert_options=pyarrow.csv.ConvertOptions(
+                    include_columns=list(types), column_types=dict(types), null_values=[""], strings_can_be_null=True
+                ),
+            )
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _bad_table(dataset, name, f"it cannot be read: {error}") from error
+    return table
+
+
+_HTML = "this is an HTML page (a login or maintenance page?), not a table"
+
+
+def _is_html(head: bytes) -> bool:
+    return head.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"<")
+
+
+def _bad_table(dataset: Dataset, name: str, fault: str) -> MetadataError:
+    return MetadataError(f"{name} of {dataset.name}: {fault}. " + _DAMAGED.format(page=dataset.page))
+
+
+# --- the parquet file -------------------------------------------------------------------------------------------------
+
+
+def write(frame: pd.DataFrame, file: Path | BinaryIO, *, dataset: Dataset, sums_sha256: str) -> None:
+    """Write the manifest as parquet (zstd, sorted by path, row groups of 16,384 rows).
+
+    Its key-value metadata: ``physionet_mirror.format``, ``.dataset`` (``slug/version``), ``.sums_sha256`` (SHA-256 of the
+    ``SHA256SUMS.txt`` that it was built from), ``.notes`` (JSON list).
+    """
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    ours = {
+        "format": FORMAT,
+        "dataset": dataset.name,
+        "sums_sha256": sums_sha256,
+        "notes": json.dumps(frame.attrs.get("notes", [])),
+    }
+    # pandas' own metadata is left out: it would hold dtypes of this pandas version, and readers do without.
+    table = table.replace_schema_metadata({f"physionet_mirror.{key}": value for key, value in ours.items()})
+    pq.write_table(
+        table,
+        file,
+        compression="zstd",
+        row_group_size=ROW_GROUP,
+        # Paths, checksums and ids repeat nothing: a dictionary of them is only overhead.
+        use_dictionary=[name for name in table.column_names if name not in ("path", "sha256", "dicom_id")],
+        write_page_index=True,
+    )
+
+
+def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Read a manifest that ``write`` wrote; ``columns`` limits what is read.
+
+    Raises:
+        MetadataError: The file is no manifest of this format. ``sums_sha256_of`` tells beforehand, so that it can be built
+            again.
+    """
+    try:
+        parquet = pq.ParquetFile(file)
+        ours = _ours(parquet)
+        if ours.get("format") != FORMAT:
+            raise MetadataError(
+                f"The manifest has format {ours.get('format', 'unknown')!r}, this version reads {FORMAT!r}. "
+                "Nothing is lost: delete _mirror/manifest.parquet, and the next run builds it again."
+            )
+        table = parquet.read(columns=None if columns is None else list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise MetadataError(
+            f"The manifest cannot be read ({error}). "
+            "Nothing is lost: delete _mirror/manifest.parquet, and the next run builds it again."
+        ) from error
+    frame = _frame(table)
+    frame.attrs["notes"] = json.loads(ours.get("notes", "[]"))
+    return frame
+
+
+def sums_sha256_of(file: Path | BinaryIO) -> str | None:
+    """SHA-256 of the ``SHA256SUMS.txt`` that a manifest was built from; None = not a manifest of this format: build it."""
+    try:
+        ours = _ours(pq.ParquetFile(file))
+    except (pa.ArrowInvalid, OSError):
+        return None
+    finally:
+        if not isinstance(file, Path):
+            file.seek(0)
+    return ours.get("sums_sha256") if ours.get("format") == FORMAT else None
+
+
+def _ours(parquet: Any) -> dict[str, str]:
+    stored: Mapping[bytes, bytes] = parquet.schema_arrow.metadata or {}
+    prefix = "physionet_mirror."
+    return {k.decode().removeprefix(prefix): v.decode() for k, v in stored.items() if k.decode().startswith(prefix)}
+
+
+def label_columns(names: Iterable[str]) -> list[str]:
+    """The label columns among a manifest's (``label_columns(frame)``)."""
+    return [name for name in names if name not in COLUMNS]
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    """Arrow to pandas with one set of types, wherever the manifest comes from."""
+    text = pd.StringDtype("pyarrow")
+    ids = ("subject_id", "study_id")
+    kinds = {pa.int8(): pd.Int8Dtype(), pa.int32(): pd.Int32Dtype(), pa.string(): text, pa.large_string(): text}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, self_destruct=False, ignore_metadata=True)
+    return frame.astype({name: "int32" for name in ids if name in frame.columns}, copy=False)

@@ -1,0 +1,247 @@
+"""Which images a run is about: filters first, then a nested sample."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.manifest import label_columns, path_fault
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+UNITS = {"image": "dicom_id", "study": "study_id", "patient": "subject_id"}
+"""What can be sampled, and the column that tells one unit from another."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a person asks for; an empty filter means any.
+
+    Attributes:
+        select: ``sample`` or ``all``.
+        sample_size: Number of units, with ``select="sample"``.
+        sample_by: The unit: ``image``, ``study`` or ``patient``; whole studies or patients stay together.
+        seed: Same seed, same sample, on any machine and in any order of the manifest.
+        views: ViewPosition values.
+        splits: train, validate, test.
+        labels: CheXpert labels; an image matches when any of them is positive (1).
+        groups: Patient groups, p10 … p19.
+        subjects: Subject ids, as numbers or as text with or without the ``p`` (``10000032``, ``p10000032``).
+        file_list: Lines of a list of image paths (see ``listed_paths``), or None for no list.
+    """
+
+    select: str = "sample"
+    sample_size: int = 1000
+    sample_by: str = "image"
+    seed: int = 42
+    views: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    subjects: tuple[int | str, ...] = ()
+    file_list: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The images that were chosen.
+
+    Attributes:
+        frame: Rows of the manifest, in its order. The index is the row's number in the manifest, which tells ``shards`` how
+            much of the dataset lies between two images.
+        matched: Images that passed the filters, before the sample.
+        notes: Sentences for the log and the plan.
+    """
+
+    frame: pd.DataFrame
+    matched: int
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
+    """Apply the filters, then the sample.
+
+    Raises:
+        InputError: A value that no image has, a combination that no image has, a list with unknown paths, or a sample that is
+            not one. The message names the filter, the value and the values that exist.
+    """
+    if selection.select not in ("sample", "all"):
+        raise InputError(f"select is {selection.select!r}; it must be 'sample' or 'all'.")
+    frame = manifest.reset_index(drop=True)
+    notes: list[str] = []
+    for name, values, apply in _filters(frame, selection):
+        before = frame
+        frame = apply(frame)
+        if frame.empty:
+            raise InputError(_emptied(name, values, before, selection))
+    matched = len(frame)
+    if selection.select == "sample":
+        frame = _sample(frame, selection, notes)
+    return Chosen(frame, matched, notes)
+
+
+Filter = tuple[str, Sequence[object], "Callable[[pd.DataFrame], pd.DataFrame]"]
+
+
+def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
+    """The filters that were asked for, each checked against the whole manifest before any is applied."""
+    filters: list[Filter] = []
+    for name, column, wanted in (
+        ("groups", "group", selection.groups),
+        ("views", "view", selection.views),
+        ("splits", "split", selection.splits),
+    ):
+        if wanted:
+            _must_exist(name, wanted, _values(manifest[column]))
+            filters.append((name, wanted, lambda f, c=column, w=wanted: f[f[c].isin(list(w))]))
+    if labels := selection.labels:
+        _must_exist("labels", labels, label_columns(manifest.columns))
+        filters.append(("labels", labels, lambda f: f[_any_positive(f, labels)]))
+    if selection.subjects:
+        ids = [_subject_id(value) for value in selection.subjects]
+        known = set(manifest["subject_id"].unique().tolist())
+        if unknown := [i for i in ids if i not in known]:
+            raise InputError(
+                f"subjects: the dataset has no {_some(unknown)}. It has {len(known):,} subjects, "
+                f"from {min(known)} to {max(known)}. Nothing was done; correct the list."
+            )
+        filters.append(("subjects", ids, lambda f: f[f["subject_id"].isin(ids)]))
+    if selection.file_list is not None:
+        paths = listed_paths(selection.file_list)
+        known_paths = manifest["path"].isin(list(paths))
+        if int(known_paths.sum()) < len(paths):
+            found = set(manifest.loc[known_paths, "path"])
+            unknown_paths = [path for path in paths if path not in found]
+            raise InputError(
+                f"file_list: {len(unknown_paths):,} of its {len(paths):,} paths are not images of this dataset version: "
+                f"{_some(unknown_paths)}. Nothing was done; a line is a path such as {manifest['path'].iloc[0]}."
+            )
+        filters.append(("file_list", paths, lambda f: f[f["path"].isin(list(paths))]))
+    return filters
+
+
+def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
+    """The image paths of a file list, each once: blanks, empty lines, ``#`` comments and a reason after a tab are dropped.
+
+    ``failed_images.txt`` of an earlier run is such a list.
+
+    Raises:
+        InputError: A path that is absolute or climbs, or a list without any.
+    """
+    paths: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        path = line.removeprefix("\ufeff").split("\t", 1)[0].strip()
+        if not path or path.startswith("#"):
+            continue
+        if fault := path_fault(path):
+            raise InputError(f"file_list, line {number:,}: {fault}. Nothing was done; correct the list.")
+        paths[path] = None
+    if not paths:
+        raise InputError("file_list: the list names no image. Nothing was done; give a list with one path a line.")
+    return tuple(paths)
+
+
+def _sample(frame: pd.DataFrame, selection: Selection, notes: list[str]) -> pd.DataFrame:
+    if selection.sample_by not in UNITS:
+        raise InputError(f"sample_by is {selection.sample_by!r}; it must be one of {', '.join(UNITS)}.")
+    if selection.sample_size < 1:
+        raise InputError(f"sample_size is {selection.sample_size}; it must be at least 1, or select must be 'all'.")
+    column = UNITS[selection.sample_by]
+    units = sorted(frame[column].unique().tolist())
+    unit = {"image": "images", "study": "studies", "patient": "patients"}[selection.sample_by]
+    if selection.sample_size >= len(units):
+        if selection.sample_size > len(units):
+            notes.append(
+                f"{selection.sample_size:,} {unit} were asked for, {len(units):,} match: all of them are taken"
+            )
+        return frame
+    ranks = rank(units, selection.seed)
+    smallest = np.argsort(ranks, kind="stable")[: selection.sample_size]
+    chosen = frame[frame[column].isin([units[i] for i in smallest])]
+    if selection.file_list is not None:
+        notes.append(
+            f"the file list is sampled: {len(chosen):,} of {len(frame):,} images are taken; set select to 'all' for the whole list"
+        )
+    return chosen
+
+
+def rank(units: Iterable[object], seed: int) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
+    """A pseudo-random rank for each unit that depends on the seed and the unit alone.
+
+    Neither the machine nor the order nor the other units matter, so the n units of smallest rank contain the n-1 of
+    smallest rank: samples are nested.
+    """
+    key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
+    keyed = hashlib.blake2b(key=key, digest_size=8)
+
+    def digest(unit: object) -> bytes:
+        state = keyed.copy()
+        state.update(str(unit).encode())
+        return state.digest()
+
+    return np.frombuffer(b"".join(map(digest, units)), dtype=">u8").astype(np.uint64)
+
+
+def _any_positive(frame: pd.DataFrame, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    positive = np.zeros(len(frame), dtype=bool)
+    for label in labels:
+        positive |= frame[label].eq(1).fillna(False).to_numpy(dtype=bool)
+    return positive
+
+
+def _subject_id(value: int | str) -> int:
+    text = str(value).strip().removeprefix("p")
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit()):
+        raise InputError(
+            f"subjects: {value!r} is not a subject id such as 10000032. Nothing was done; correct the list."
+        )
+    return int(text)
+
+
+def _must_exist(name: str, wanted: Sequence[str], existing: Sequence[str]) -> None:
+    if unknown := [value for value in wanted if value not in existing]:
+        there = (
+            f"It has {', '.join(existing)}"
+            if existing
+            else f"This dataset has no {name} at all: leave the filter empty"
+        )
+        raise InputError(f"{name}: the dataset has no {_some(unknown)}. {there}. Nothing was done; correct the filter.")
+
+
+def _emptied(name: str, values: Sequence[object], before: pd.DataFrame, selection: Selection) -> str:
+    """The message for a filter that no image of those left passes."""
+    column = {"groups": "group", "views": "view", "splits": "split"}.get(name)
+    if column:
+        there = f"; they have {', '.join(_values(before[column])) or 'none'}"
+    elif name == "labels":
+        positive = [label for label in label_columns(before.columns) if _any_positive(before, [label]).any()]
+        there = f"; positive among them are {', '.join(positive) or 'none'}"
+    elif name == "subjects":
+        there = f"; they belong to {before['subject_id'].nunique():,} other subjects"
+    else:
+        there = ""
+    others = [
+        f"{other}={list(given)}"
+        for other in ("groups", "views", "splits", "labels", "subjects")
+        if other != name and (given := getattr(selection, other))
+    ]
+    scope = f"with {' and '.join(others)}" if others else "of the dataset"
+    return (
+        f"{name}: nothing matches {_some(values)}: {len(before):,} images were left {scope}, none passes this filter{there}. "
+        "Nothing was done; widen the filter."
+    )
+
+
+def _values(column: pd.Series) -> list[str]:
+    return sorted(column.dropna().unique().tolist())
+
+
+def _some(values: Sequence[object], limit: int = 5) -> str:
+    shown = ", ".join(repr(v) if isinstance(v, str) else str(v) for v in values[:limit])
+    return shown + (f" and {len(values) - limit:,} more" if len(values) > limit else "")
