@@ -16,8 +16,8 @@ Columns, one row an image, in byte order of ``path``:
     <14 labels>   Int8          CheXpert: 1 positive, 0 negative, -1 uncertain, NA not mentioned (or no row at all)
     ============  ============  ===================================================================================
 
-SHA256SUMS.txt is the truth about what exists: an image without a row in a table stays, with NA; a row without an image is
-left out and counted in ``frame.attrs["notes"]`` (list of sentences). A dataset that publishes no split or labels has
+SHA256SUMS.txt is the truth about what exists: an image without a row in a table stays, with NA; a row without an image
+is left out and counted in ``frame.attrs["notes"]`` (list of sentences). A dataset that publishes no split or labels has
 the same columns, all NA.
 """
 
@@ -65,8 +65,8 @@ _DAMAGED = (
 
 # --- SHA256SUMS.txt ---------------------------------------------------------------------------------------------------
 
-# An ordinary line, as all of PhysioNet's are: no component starts with a dot, so that none can climb. What does not match is
-# looked at by _fault(), which says what is wrong with it, if anything is.
+# An ordinary line, as all of PhysioNet's are: no component starts with a dot, so that none can climb. What does not
+# match is looked at by _fault(), which says what is wrong with it, if anything is.
 _ORDINARY = re.compile(rb"([0-9a-f]{64}) ((?!_mirror/)(?:[A-Za-z0-9-][A-Za-z0-9._-]*/)*[A-Za-z0-9-][A-Za-z0-9._-]*)\n")
 _LINE = re.compile(rb"([0-9A-Fa-f]{64}) [ *]?([^ ].*)\n", re.DOTALL)
 
@@ -78,8 +78,8 @@ def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
         One row a file, in byte order of path: ``path`` (string), ``sha256`` (string, lower case).
 
     Raises:
-        MetadataError: A line that is not a checksum and a path, a path that is not a plain relative one, a path that stands
-            there twice, a last line without its end (a file cut short), an HTML page, or nothing at all.
+        MetadataError: A line that is not a checksum and a path, a path that is not a plain relative one, a path that
+            stands there twice, a last line without its end (a file cut short), an HTML page, or nothing at all.
             The message names the line.
     """
     stream = BytesIO(lines) if isinstance(lines, bytes) else lines
@@ -178,8 +178,8 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
 
     Args:
         dataset: The declaration; its ``image_path`` must be a pattern that RE2 knows (no look-around).
-        files: Path at PhysioNet to the local copy: ``SHA256SUMS.txt`` and the tables of the roles ``metadata``, ``split``
-            and ``labels`` (``records`` is compared, where given).
+        files: Path at PhysioNet to the local copy: ``SHA256SUMS.txt`` and the tables of the roles ``metadata``,
+            ``split`` and ``labels`` (``records`` is compared, where given).
 
     Returns:
         The manifest; the module's docstring lists its columns. ``attrs["notes"]`` says what did not fit together.
@@ -260,7 +260,7 @@ def _images_and_others(dataset: Dataset, sums: pd.DataFrame) -> tuple[Table, Tab
 
 
 def _left_join(ours: Table, theirs: Table) -> tuple[Table, int]:
-    """For each of our keys the first row of their table that has it (null = none), and how many rows nobody asked for."""
+    """For each of our keys the first row of their table that has it (null = none); and how many rows are left over."""
     theirs = theirs.combine_chunks()
     rows = pc.index_in(ours, value_set=theirs)
     return rows, pc.sum(pc.invert(pc.is_in(theirs, value_set=ours.combine_chunks()))).as_py() or 0
@@ -331,8 +331,8 @@ def _bad_table(dataset: Dataset, name: str, fault: str) -> MetadataError:
 def write(frame: pd.DataFrame, file: Path | BinaryIO, *, dataset: Dataset, sums_sha256: str) -> None:
     """Write the manifest as parquet (zstd, sorted by path, row groups of 16,384 rows).
 
-    Its key-value metadata: ``physionet_mirror.format``, ``.dataset`` (``slug/version``), ``.sums_sha256`` (SHA-256 of the
-    ``SHA256SUMS.txt`` that it was built from), ``.notes`` (JSON list).
+    Its key-value metadata: ``physionet_mirror.format``, ``.dataset`` (``slug/version``), ``.sums_sha256`` (SHA-256 of
+    the ``SHA256SUMS.txt`` that it was built from), ``.notes`` (JSON list).
     """
     table = pa.Table.from_pandas(frame, preserve_index=False)
     ours = {
@@ -358,8 +358,8 @@ def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.Data
     """Read a manifest that ``write`` wrote; ``columns`` limits what is read.
 
     Raises:
-        MetadataError: The file is no manifest of this format. ``sums_sha256_of`` tells beforehand, so that it can be built
-            again.
+        MetadataError: The file is no manifest of this format. ``sums_sha256_of`` tells beforehand, so that it can be
+            built again.
     """
     try:
         parquet = pq.ParquetFile(file)
@@ -381,7 +381,7 @@ def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.Data
 
 
 def sums_sha256_of(file: Path | BinaryIO) -> str | None:
-    """SHA-256 of the ``SHA256SUMS.txt`` that a manifest was built from; None = not a manifest of this format: build it."""
+    """SHA-256 of the ``SHA256SUMS.txt`` that a manifest was built from; None = no manifest of this format: build it."""
     try:
         ours = _ours(pq.ParquetFile(file))
     except (pa.ArrowInvalid, OSError):
@@ -409,4 +409,4 @@ def _frame(table: Table) -> pd.DataFrame:
     ids = ("subject_id", "study_id")
     kinds = {pa.int8(): pd.Int8Dtype(), pa.int32(): pd.Int32Dtype(), pa.string(): text, pa.large_string(): text}
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, self_destruct=False, ignore_metadata=True)
-    return frame.astype({name: "int32" for name in ids if name in frame.columns}, copy=False)
+    return frame.astype({name: "int32" for name in ids if name in frame.columns})

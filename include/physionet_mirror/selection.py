@@ -53,8 +53,8 @@ class Chosen:
     """The images that were chosen.
 
     Attributes:
-        frame: Rows of the manifest, in its order. The index is the row's number in the manifest, which tells ``shards`` how
-            much of the dataset lies between two images.
+        frame: Rows of the manifest, in its order. The index is the row's number in the manifest, which tells ``shards``
+            how much of the dataset lies between two images.
         matched: Images that passed the filters, before the sample.
         notes: Sentences for the log and the plan.
     """
@@ -68,8 +68,8 @@ def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
     """Apply the filters, then the sample.
 
     Raises:
-        InputError: A value that no image has, a combination that no image has, a list with unknown paths, or a sample that is
-            not one. The message names the filter, the value and the values that exist.
+        InputError: A value that no image has, a combination that no image has, a list with unknown paths, or a sample
+            that is not one. The message names the filter, the value and the values that exist.
     """
     if selection.select not in ("sample", "all"):
         raise InputError(f"select is {selection.select!r}; it must be 'sample' or 'all'.")
@@ -99,7 +99,7 @@ def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
     ):
         if wanted:
             _must_exist(name, wanted, _values(manifest[column]))
-            filters.append((name, wanted, lambda f, c=column, w=wanted: f[f[c].isin(list(w))]))
+            filters.append((name, wanted, _one_of(column, wanted)))
     if labels := selection.labels:
         _must_exist("labels", labels, label_columns(manifest.columns))
         filters.append(("labels", labels, lambda f: f[_any_positive(f, labels)]))
@@ -111,7 +111,7 @@ def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
                 f"subjects: the dataset has no {_some(unknown)}. It has {len(known):,} subjects, "
                 f"from {min(known)} to {max(known)}. Nothing was done; correct the list."
             )
-        filters.append(("subjects", ids, lambda f: f[f["subject_id"].isin(ids)]))
+        filters.append(("subjects", ids, _one_of("subject_id", ids)))
     if selection.file_list is not None:
         paths = listed_paths(selection.file_list)
         known_paths = manifest["path"].isin(list(paths))
@@ -119,15 +119,20 @@ def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
             found = set(manifest.loc[known_paths, "path"])
             unknown_paths = [path for path in paths if path not in found]
             raise InputError(
-                f"file_list: {len(unknown_paths):,} of its {len(paths):,} paths are not images of this dataset version: "
-                f"{_some(unknown_paths)}. Nothing was done; a line is a path such as {manifest['path'].iloc[0]}."
+                f"file_list: {len(unknown_paths):,} of its {len(paths):,} paths are not images of this dataset "
+                f"version: {_some(unknown_paths)}. Nothing was done; a line is a path such as "
+                f"{manifest['path'].iloc[0]}."
             )
-        filters.append(("file_list", paths, lambda f: f[f["path"].isin(list(paths))]))
+        filters.append(("file_list", paths, _one_of("path", paths)))
     return filters
 
 
+def _one_of(column: str, wanted: Sequence[object]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda frame: frame[frame[column].isin(list(wanted))]
+
+
 def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
-    """The image paths of a file list, each once: blanks, empty lines, ``#`` comments and a reason after a tab are dropped.
+    """The image paths of a file list, each once, without blanks, ``#`` comments and the reason after a tab.
 
     ``failed_images.txt`` of an earlier run is such a list.
 
@@ -166,7 +171,8 @@ def _sample(frame: pd.DataFrame, selection: Selection, notes: list[str]) -> pd.D
     chosen = frame[frame[column].isin([units[i] for i in smallest])]
     if selection.file_list is not None:
         notes.append(
-            f"the file list is sampled: {len(chosen):,} of {len(frame):,} images are taken; set select to 'all' for the whole list"
+            f"the file list is sampled: {len(chosen):,} of {len(frame):,} images are taken; "
+            "set select to 'all' for the whole list"
         )
     return chosen
 
@@ -233,8 +239,8 @@ def _emptied(name: str, values: Sequence[object], before: pd.DataFrame, selectio
     ]
     scope = f"with {' and '.join(others)}" if others else "of the dataset"
     return (
-        f"{name}: nothing matches {_some(values)}: {len(before):,} images were left {scope}, none passes this filter{there}. "
-        "Nothing was done; widen the filter."
+        f"{name}: nothing matches {_some(values)}: {len(before):,} images were left {scope}, "
+        f"none passes this filter{there}. Nothing was done; widen the filter."
     )
 
 

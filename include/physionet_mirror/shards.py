@@ -102,9 +102,9 @@ def size_for(
 ) -> int:
     """Images a shard, such that a shard is a few minutes of work.
 
-    The work is that of the images that are expected to be missing, at a stream's share of the connections. The number of
-    shards stays between ``streams`` (unless there are only a handful of images) and 400; a shard holds at most 10,000 images,
-    unless that would make more than 1,000 shards.
+    The work is that of the images that are expected to be missing, at a stream's share of the connections. The number
+    of shards stays between ``streams`` (unless there are only a handful of images) and 400; a shard holds at most
+    10,000 images, unless that would make more than 1,000 shards.
 
     Args:
         images: Images selected.
@@ -139,7 +139,8 @@ def check_size(images: int, size: int) -> None:
     if (count := math.ceil(images / size)) > MOST_SHARDS:
         raise InputError(
             f"shard_size {size:,} cuts {images:,} images into {count:,} shards; Airflow maps at most {MOST_SHARDS:,}. "
-            f"Nothing was done; give at least {math.ceil(images / MOST_SHARDS):,}, or leave it empty to let the plan choose."
+            f"Nothing was done; give at least {math.ceil(images / MOST_SHARDS):,}, "
+            "or leave it empty to let the plan choose."
         )
 
 
@@ -150,7 +151,7 @@ def cut(images: int, size: int) -> list[slice]:
 
 
 def slice_of(images: int, index: int, slices: int) -> slice:
-    """Part ``index`` (0-based) of ``images`` rows cut into ``slices`` contiguous parts whose lengths differ by at most one.
+    """Part ``index`` (0-based) of ``images`` rows in ``slices`` contiguous parts whose lengths differ by at most one.
 
     Raises:
         InputError: There is no such part.
@@ -261,13 +262,14 @@ class Missing:
 def missing(images: Sequence[Image], bucket: Bucket, memory: Memory | None, *, span: int | None = None) -> Missing:
     """Compare a shard with the bucket.
 
-    One LIST per 1,000 keys of the shard's range; only a sample so sparse that HEADs are fewer is asked for image by image. What is
-    listed and remembered needs nothing more; what is listed and unknown is asked for its SHA-256.
+    One LIST per 1,000 keys of the shard's range; only a sample so sparse that HEADs are fewer is asked for image by
+    image. What is listed and remembered needs nothing more; what is listed and unknown is asked for its SHA-256.
 
     Args:
         images: The shard's images, in byte order of path.
         bucket: The destination.
-        memory: What was verified before; None = presence (a size above zero) is all that is asked, as for ``verify=count``.
+        memory: What was verified before; None = presence (a size above zero) is all that is asked, as ``verify=count``
+            does.
         span: ``Shard.span``; None = the images are all that the range can hold.
 
     Raises:

@@ -1,0 +1,349 @@
+"""What a run will take: images, bytes, hours, dollars; and the document that says so, ``plan.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from include.physionet_mirror.dataset import Dataset
+from include.physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST, Shard
+
+SCHEMA = "physionet-mirror/plan/1"
+
+# --- prices -----------------------------------------------------------------------------------------------------------
+
+PRICES_AS_OF = "2025-10"
+"""Month of the price table below; an estimate says it, because prices change."""
+
+PRICES_SOURCE = "https://aws.amazon.com/s3/pricing/"
+
+DEFAULT_REGION = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """List prices of one storage class in US dollars, first 50 TB, without retrieval and minimum-duration charges.
+
+    Attributes:
+        gb_month: One GB (2**30 bytes) for a month.
+        put_1000: 1,000 PUT, COPY, POST or LIST requests.
+        get_1000: 1,000 GET, HEAD and other requests.
+        watch_1000: Monitoring of 1,000 objects a month (Intelligent-Tiering).
+    """
+
+    gb_month: float
+    put_1000: float
+    get_1000: float
+    watch_1000: float = 0.0
+
+
+_US = {
+    "STANDARD": Price(0.023, 0.005, 0.0004),
+    "INTELLIGENT_TIERING": Price(0.023, 0.005, 0.0004, 0.0025),
+    "STANDARD_IA": Price(0.0125, 0.01, 0.001),
+    "ONEZONE_IA": Price(0.01, 0.01, 0.001),
+    "GLACIER_IR": Price(0.004, 0.02, 0.01),
+    "GLACIER": Price(0.0036, 0.03, 0.0004),
+    "DEEP_ARCHIVE": Price(0.00099, 0.05, 0.0004),
+}
+
+PRICES: Mapping[str, Mapping[str, Price]] = {
+    "us-east-1": _US,
+    "us-east-2": _US,
+    "us-west-2": _US,
+    "eu-west-1": {**_US, "GLACIER_IR": Price(0.005, 0.02, 0.01)},
+    "eu-central-1": {
+        "STANDARD": Price(0.0245, 0.0054, 0.00043),
+        "INTELLIGENT_TIERING": Price(0.0245, 0.0054, 0.00043, 0.0025),
+        "STANDARD_IA": Price(0.0135, 0.01, 0.001),
+        "ONEZONE_IA": Price(0.0108, 0.01, 0.001),
+        "GLACIER_IR": Price(0.005, 0.02, 0.01),
+        "GLACIER": Price(0.00405, 0.036, 0.00043),
+        "DEEP_ARCHIVE": Price(0.0018, 0.06, 0.00043),
+    },
+}
+"""Price by region and storage class.
+
+Sources: us-east-1's storage and STANDARD requests and every region's STANDARD storage agree with AWS's price list; the
+rest was entered by hand. Good for deciding, not for accounting: the page at ``PRICES_SOURCE`` rules.
+"""
+
+
+def request_cost(requests: Mapping[str, int], region: str | None = None, storage_class: str = "STANDARD") -> float:
+    """US dollars for S3 requests by kind (``Bucket.requests``: LIST, HEAD, GET, PUT, COPY, DELETE).
+
+    LIST is billed as STANDARD whatever the objects' class; DELETE is free.
+    """
+    prices = prices_of(region)
+    price, standard = prices.get(storage_class, prices["STANDARD"]), prices["STANDARD"]
+    rates = {
+        "LIST": standard.put_1000,
+        "PUT": price.put_1000,
+        "COPY": price.put_1000,
+        "GET": price.get_1000,
+        "HEAD": price.get_1000,
+    }
+    return sum(count * rates.get(kind, 0.0) for kind, count in requests.items()) / 1000
+
+
+def prices_of(region: str | None) -> Mapping[str, Price]:
+    """The prices of a region; us-east-1's for a region that is not in the table (``Estimate.region`` says so)."""
+    return PRICES.get(region or DEFAULT_REGION, PRICES[DEFAULT_REGION])
+
+
+# --- throughput -------------------------------------------------------------------------------------------------------
+
+RUNS_TO_LEARN_FROM = 5
+
+ENOUGH_SECONDS = 60
+"""A shorter run says more about its start than about PhysioNet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """How fast it will go.
+
+    Attributes:
+        bytes_per_second: Of one connection.
+        basis: Where the number comes from, for people.
+    """
+
+    bytes_per_second: float
+    basis: str
+
+
+FROM_FACTS = Throughput(
+    BYTES_PER_SECOND, f"{BYTES_PER_SECOND / 1e6:.2f} MB/s a connection, as users of PhysioNet report"
+)
+
+
+def learn(reports: Iterable[Mapping[str, Any]]) -> Throughput:
+    """The throughput of earlier runs to the same bucket; what users report where there is none.
+
+    Args:
+        reports: ``report.json`` documents, newest first. Of each, ``transfer`` is read: ``bytes`` stored, ``seconds``
+            of wall time, and the ``connections`` that the run was allowed. A run that fetched next to nothing does not
+            count.
+
+    Returns:
+        The total over the newest five, so that a long run weighs more than a short one.
+    """
+    total_bytes = 0.0
+    connection_seconds = 0.0
+    runs = 0
+    for report in reports:
+        moved = report.get("transfer")
+        if not isinstance(moved, Mapping):
+            continue
+        size, seconds, connections = (_number(moved.get(name)) for name in ("bytes", "seconds", "connections"))
+        if seconds < ENOUGH_SECONDS or size <= 0 or connections < 1:
+            continue
+        total_bytes += size
+        connection_seconds += seconds * connections
+        runs += 1
+        if runs == RUNS_TO_LEARN_FROM:
+            break
+    if not runs:
+        return FROM_FACTS
+    rate = total_bytes / connection_seconds
+    return Throughput(
+        rate, f"{rate / 1e6:.2f} MB/s a connection, as in the last {runs} run{'s' if runs > 1 else ''} here"
+    )
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+# --- the estimate -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take. Bytes are decimal for people and 2**30 a GB for AWS's bill; money is US dollars.
+
+    Attributes:
+        images: Images selected.
+        bytes: Their size, from the mean size of an image.
+        missing: Images that are expected to be fetched.
+        missing_bytes: Their size.
+        connections: PhysioNet connections that the run may hold.
+        hours: Wall time of the fetching.
+        basis: Where the speed comes from.
+        storage_class: Of the images.
+        region: Whose prices are used, ``us-east-1`` for a region that the price table lacks.
+        monthly: Storage of the whole selection for a month, by storage class.
+        put_cost: The PUT requests of what is fetched, once.
+        check_cost: The LIST and HEAD requests of looking and verifying, once.
+        prices_as_of: Month of the prices.
+    """
+
+    images: int
+    bytes: int
+    missing: int
+    missing_bytes: int
+    connections: int
+    hours: float
+    basis: str
+    storage_class: str
+    region: str
+    monthly: Mapping[str, float]
+    put_cost: float
+    check_cost: float
+    prices_as_of: str = PRICES_AS_OF
+
+    @property
+    def gigabytes(self) -> float:
+        """Decimal gigabytes to be fetched: what ``approve_above_gb`` is compared with."""
+        return self.missing_bytes / 1e9
+
+    @property
+    def monthly_cost(self) -> float:
+        """Storage a month in the chosen class (as STANDARD where the price table lacks the class)."""
+        return self.monthly.get(self.storage_class, self.monthly["STANDARD"])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "monthly": dict(self.monthly)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
+        return cls(**values)
+
+    def table(self, shards: int | None = None) -> str:
+        """The estimate as a small text table, for the log and the approval page."""
+        rows = [
+            ("images selected", f"{self.images:,}", readable_bytes(self.bytes)),
+            ("expected to be fetched", f"{self.missing:,}", readable_bytes(self.missing_bytes)),
+        ]
+        if shards is not None:
+            each = math.ceil(self.images / shards) if shards else 0
+            rows.append(("shards", f"{shards:,}", f"at most {each:,} images each"))
+        rows += [
+            ("time", readable_hours(self.hours), f"{self.connections} connections, {self.basis}"),
+            (
+                "S3 requests, once",
+                money(self.put_cost + self.check_cost),
+                f"PUT {money(self.put_cost)} in {self.storage_class}",
+            ),
+        ]
+        for name, cost in self.monthly.items():
+            chosen = "chosen" if name == self.storage_class else ""
+            rows.append((f"S3 a month, {name}", money(cost), chosen))
+        left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
+        lines = [f"{a:<{left}}  {b:>{middle}}  {c}".rstrip() for a, b, c in rows]
+        return "\n".join([*lines, f"Prices: S3 list prices of {self.region}, {self.prices_as_of}. {PRICES_SOURCE}"])
+
+
+def estimate(
+    images: int,
+    mean_bytes: float,
+    connections: int,
+    *,
+    missing: int | None = None,
+    region: str | None = None,
+    storage_class: str = "STANDARD",
+    reports: Iterable[Mapping[str, Any]] = (),
+) -> Estimate:
+    """Estimate a run.
+
+    Args:
+        images: Images selected.
+        mean_bytes: Mean size of an image (``Dataset.image_bytes``).
+        connections: PhysioNet connections over the whole run.
+        missing: Images expected to be fetched; None = all.
+        region: Of the bucket.
+        storage_class: Of the images.
+        reports: Earlier runs' ``report.json``, newest first (see ``learn``).
+    """
+    missing = images if missing is None else min(max(missing, 0), images)
+    speed = learn(reports)
+    # Fewer images than connections leave connections idle.
+    busy = max(min(connections, missing), 1)
+    prices = prices_of(region)
+    size = round(images * mean_bytes)
+    fetched = round(missing * mean_bytes)
+    # Looked at twice, before and after; what is new is asked for its checksum.
+    checks = {"LIST": 2 * math.ceil(images / KEYS_PER_LIST), "HEAD": missing}
+    return Estimate(
+        images=images,
+        bytes=size,
+        missing=missing,
+        missing_bytes=fetched,
+        connections=connections,
+        hours=fetched / (speed.bytes_per_second * busy) / 3600,
+        basis=speed.basis,
+        storage_class=storage_class,
+        region=region if region is not None and region in PRICES else DEFAULT_REGION,
+        monthly={
+            name: size / 2**30 * price.gb_month + images * price.watch_1000 / 1000 for name, price in prices.items()
+        },
+        put_cost=request_cost({"PUT": missing}, region, storage_class),
+        check_cost=request_cost(checks, region, storage_class),
+    )
+
+
+def document(
+    *,
+    run_id: str,
+    request: Mapping[str, Any],
+    dataset: Dataset,
+    sums_sha256: str,
+    manifest_images: int,
+    matched: int,
+    shards: Sequence[Shard],
+    estimate: Estimate,
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """``plan.json``: what was asked, of what, how it was cut, and what it is expected to take.
+
+    Keys: ``schema``, ``run_id``, ``created`` (UTC), ``request`` (the params), ``dataset`` (name, title, sums_sha256,
+    images), ``selection`` (matched, images, notes), ``shards`` (list of ``Shard.to_dict``), ``estimate``.
+    """
+    return {
+        "schema": SCHEMA,
+        "run_id": run_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "request": dict(request),
+        "dataset": {
+            "name": dataset.name,
+            "title": dataset.title,
+            "sums_sha256": sums_sha256,
+            "images": manifest_images,
+        },
+        "selection": {"matched": matched, "images": sum(shard.images for shard in shards), "notes": list(notes)},
+        "shards": [shard.to_dict() for shard in shards],
+        "estimate": estimate.to_dict(),
+    }
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def readable_bytes(count: float) -> str:
+    """``1.45 GB``, decimal."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def readable_hours(hours: float) -> str:
+    """``about 4 min``, ``about 2.5 h``, ``about 29 h (1.2 days)``."""
+    if hours * 3600 < 90:
+        return f"about {math.ceil(hours * 3600)} s"
+    if hours < 1.5:
+        return f"about {round(hours * 60)} min"
+    if hours < 24:
+        return f"about {hours:.1f} h"
+    return f"about {hours:.0f} h ({hours / 24:.1f} days)"
+
+
+def money(dollars: float) -> str:
+    """``$0.03``; what is less than a cent and more than nothing is ``< $0.01``."""
+    if 0 < dollars < 0.01:
+        return "< $0.01"
+    return f"${dollars:,.2f}"
