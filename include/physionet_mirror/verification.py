@@ -6,9 +6,9 @@ Three levels, each including the one before:
     checksum   and the SHA-256 that S3 holds equals PhysioNet's
     content    and the bytes read back hash to it
 
-What was verified before and is unchanged in size and ETag is not asked for again (see ``verified.py``), so a second look
-at the whole dataset is one LIST per 1,000 keys. What is found is remembered every few thousand objects: a verification that
-is killed goes on where it stopped.
+What was verified before and is unchanged in size and ETag is not asked for again (see ``verified.py``), so a second
+look at the whole dataset is one LIST per 1,000 keys. What is found is remembered every few thousand objects: a
+verification that is killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
+from posixpath import commonpath, dirname
+from threading import Lock
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from include.physionet_mirror.errors import DestinationError, InputError, VerificationFailed
-from include.physionet_mirror.verified import Memory, group_of, groups_of
+from include.physionet_mirror.verified import Memory, groups_of
 
 if TYPE_CHECKING:
     from include.physionet_mirror.destination import Bucket, Listed, Stored
@@ -76,7 +78,7 @@ class Verified(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """An image that is not. ``reason`` is one of ``missing``, ``empty``, ``wrong bytes``; ``detail`` a sentence or empty."""
+    """An image that is not. ``reason`` is ``missing``, ``empty`` or ``wrong bytes``; ``detail`` a sentence or empty."""
 
     path: str
     reason: str
@@ -92,8 +94,8 @@ class Verdict:
         ok: The images that are there and right at this level, in byte order of path.
         problems: The others, in byte order of path.
         remembered: How many of ``ok`` were known from an earlier verification and not asked for again.
-        read_back: Objects whose bytes were read: all of them for ``content``; for ``checksum`` only those that S3 holds no
-            SHA-256 of.
+        read_back: Objects whose bytes were read: all of them for ``content``; for ``checksum`` only those that S3
+            holds no SHA-256 of.
         rewritten: Of these, how many were given their SHA-256 by an in-place copy.
         seconds: Duration.
         requests: S3 requests made, by kind (LIST, HEAD, GET, PUT, COPY).
@@ -160,8 +162,8 @@ class Verdict:
         if self.passed:
             return
         raise VerificationFailed(
-            f"{len(self.problems):,} of {self.selected:,} selected images are not in the bucket as PhysioNet publishes them: "
-            f"{self.missing:,} missing, {self.wrong:,} wrong, {self.empty:,} empty. "
+            f"{len(self.problems):,} of {self.selected:,} selected images are not in the bucket as PhysioNet publishes "
+            f"them: {self.missing:,} missing, {self.wrong:,} wrong, {self.empty:,} empty. "
             f"The other {self.verified:,} are verified and stay. Trigger the same run again: it fetches only these. "
             + (f"Which and why: {report}" if report else "")
         )
@@ -175,7 +177,7 @@ def request_cost(requests: Mapping[str, int]) -> float:
 def verify(
     images: Iterable[Expected],
     bucket: Bucket,
-    level: str = "checksum",
+    level: Level = "checksum",
     *,
     since: datetime | None = None,
     workers: int = WORKERS,
@@ -183,15 +185,15 @@ def verify(
 ) -> Verdict:
     """Compare these images with the bucket.
 
-    What is found is remembered under ``_mirror/verified/``. An object without a SHA-256 of its own (put there by another
-    tool) is read and hashed once, then given its checksum by a copy onto itself.
+    What is found is remembered under ``_mirror/verified/``. An object without a SHA-256 of its own (put there by
+    another tool) is read and hashed once, then given its checksum by a copy onto itself.
 
     Args:
         images: Any number, in any order.
         bucket: Where they should be.
         level: ``count``, ``checksum`` or ``content``.
-        since: Believe only what was verified at this time or later. ``content`` believes nothing without it; the start of
-            the run lets a second attempt of the same verification go on where the first one was killed.
+        since: Believe only what was verified at this time or later. ``content`` believes nothing without it; the start
+            of the run lets a second attempt of the same verification go on where the first one was killed.
         workers: Requests in flight.
         on_progress: Called now and then with (images looked at, images in all), from the calling thread.
 
@@ -204,14 +206,14 @@ def verify(
     started = time.monotonic()
     before = Counter(bucket.requests)
     wanted = sorted(images, key=lambda image: image.path)
-    verdict = Verdict(level=level)  # type: ignore[arg-type]
-    report = on_progress or (lambda done, total: None)
+    verdict = Verdict(level)
     done = 0
-    blocks = [wanted[at : at + _BLOCK] for at in range(0, len(wanted), _BLOCK)]
-    with _Pool(workers) as pool, _Pool(3) as ahead:
+    with _Pool(workers) as pool, _Pool(2, ahead=2) as ahead:
         # The next blocks are listed while this one's objects are asked for.
-        for block, (memory, found) in zip(blocks, ahead.map(lambda b: _survey(b, bucket, pool), blocks), strict=True):
+        blocks = (wanted[at : at + _BLOCK] for at in range(0, len(wanted), _BLOCK))
+        for memory, found in ahead.map(lambda block: _survey(block, bucket, pool), blocks):
             look = _Look(bucket, memory, verdict, since)
+            save_at = _SAVE_EVERY
             try:
                 for image, outcome in look.at(found, pool):
                     if isinstance(outcome, Problem):
@@ -219,50 +221,58 @@ def verify(
                     else:
                         verdict.ok.append(Verified(image.path, outcome[0], outcome[1], image.sha256))
                     done += 1
-                    if done % 1000 == 0:
-                        report(done, len(wanted))
-                    if memory.unsaved >= _SAVE_EVERY:
-                        memory.save(bucket)
+                    if on_progress and done % 1000 == 0:
+                        on_progress(done, len(wanted))
+                    if memory.unsaved >= save_at:
+                        _save(memory, bucket, verdict)
+                        save_at = memory.unsaved + _SAVE_EVERY
             finally:  # also when the task is told to stop: what was found is kept
-                memory.save(bucket)
-            del block, found, memory
-    report(done, len(wanted))
-    if look_notes := verdict.notes:
-        verdict.notes = sorted(set(look_notes))
+                _save(memory, bucket, verdict)
+    if on_progress:
+        on_progress(done, len(wanted))
     verdict.seconds = time.monotonic() - started
     verdict.requests = dict(sorted((Counter(bucket.requests) - before).items()))
     return verdict
 
 
+def _save(memory: Memory, bucket: Bucket, verdict: Verdict) -> None:
+    """Keep the memory; where S3 does not let us, the answer is as good without it, only dearer the next time."""
+    try:
+        memory.save(bucket)
+    except DestinationError as error:
+        _note(verdict, f"What was verified could not be remembered; the next verification asks again. {error}")
+
+
+def _note(verdict: Verdict, note: str) -> None:
+    if note not in verdict.notes:
+        verdict.notes.append(note)
+        log.warning("%s", note)
+
+
 # -- what is there ---------------------------------------------------------------------------------------------------
 
 
-def survey(
-    images: list[Expected], bucket: Bucket, *, workers: int = WORKERS
-) -> list[tuple[Expected, Listed | Stored | None]]:
-    """What the bucket holds of these images (sorted by path): listed, or asked one by one where that is cheaper."""
-    with _Pool(workers) as pool:
-        return _list(images, bucket, pool)
+_Found = tuple[Expected, "Listed | Stored | None"]
 
 
-def _survey(
-    block: list[Expected], bucket: Bucket, pool: _Pool
-) -> tuple[Memory, list[tuple[Expected, Listed | Stored | None]]]:
+def _survey(block: list[Expected], bucket: Bucket, pool: _Pool) -> tuple[Memory, list[_Found]]:
     return Memory.load(bucket, groups_of(image.path for image in block)), _list(block, bucket, pool)
 
 
-def _list(images: list[Expected], bucket: Bucket, pool: _Pool) -> list[tuple[Expected, Listed | Stored | None]]:
+def _list(images: list[Expected], bucket: Bucket, pool: _Pool) -> list[_Found]:
     """Walk the listing beside the wanted paths, page by page, leaping over stretches of which nothing is wanted.
 
-    A full page with hardly a wanted key on it means that the wanted are a sparse sample of what is there; then the rest is
-    cheaper, and faster, to ask one by one.
+    A full page with hardly a wanted key on it means that the wanted are a sparse sample of what is there; then the rest
+    is cheaper, and faster, to ask one by one.
     """
-    found: list[tuple[Expected, Listed | Stored | None]] = []
+    found: list[_Found] = []
+    folder = commonpath([dirname(images[0].path), dirname(images[-1].path)])
+    under = f"{folder}/" if folder else ""  # S3 does not need it; it spares a server that walks folders
     at = 0
     while at < len(images):
         began = at
         # "…/x.jp" sorts just before "…/x.jpg", and no dataset has a key between the two.
-        page = bucket.list(start_after=images[at].path[:-1], last=images[-1].path)
+        page = bucket.list(under, start_after=images[at].path[:-1], last=images[-1].path)
         keys = 0
         for entry in islice(page, _PAGE):
             keys += 1
@@ -292,10 +302,10 @@ class _Look:
 
     def __init__(self, bucket: Bucket, memory: Memory, verdict: Verdict, since: datetime | None) -> None:
         self.bucket, self.memory, self.verdict, self.since = bucket, memory, verdict, since
+        self.rewrite_refused = False
+        self.lock = Lock()  # for the verdict's counts, which the workers add to
 
-    def at(
-        self, found: list[tuple[Expected, Listed | Stored | None]], pool: _Pool
-    ) -> Iterator[tuple[Expected, _Outcome]]:
+    def at(self, found: list[_Found], pool: _Pool) -> Iterator[tuple[Expected, _Outcome]]:
         """Each image with what is wrong with it, or its size and ETag; in the order given."""
         settled: dict[int, _Outcome] = {}
         open_: list[int] = []
@@ -329,10 +339,12 @@ class _Look:
         return None
 
     def _ask(self, image: Expected, there: Listed | Stored | None) -> _Outcome:
+        from include.physionet_mirror.destination import Stored
+
         assert there is not None  # what is missing was settled without asking
         if self.verdict.level == "content":
             return self._read_back(image, there.size, there.etag)
-        stored = there if hasattr(there, "sha256") else self.bucket.head(image.path)
+        stored = there if isinstance(there, Stored) else self.bucket.head(image.path)
         if stored is None:
             return Problem(image.path, "missing", "deleted while the verification ran")
         if stored.sha256 is None:
@@ -354,7 +366,8 @@ class _Look:
                 digest.update(chunk)
         except FileNotFoundError:
             return Problem(image.path, "missing", "deleted while the verification ran")
-        self.verdict.read_back += 1
+        with self.lock:
+            self.verdict.read_back += 1
         return self._settle(image, size, etag, digest.hexdigest(), "content")
 
     def _give_checksum(self, image: Expected, stored: Stored) -> _Outcome:
@@ -364,11 +377,13 @@ class _Look:
         try:
             self.bucket.rewrite(stored)
         except DestinationError as error:  # the bytes are right all the same
-            self.verdict.notes.append(
-                f"Objects without a SHA-256 could not be given one by a copy onto themselves: {error}"
-            )
+            with self.lock:
+                if not self.rewrite_refused:
+                    self.rewrite_refused = True
+                    _note(self.verdict, f"Some objects could not be given a SHA-256 by a copy onto themselves. {error}")
             return outcome
-        self.verdict.rewritten += 1
+        with self.lock:
+            self.verdict.rewritten += 1
         copied = self.bucket.head(image.path)
         if copied is None:
             return Problem(image.path, "missing", "deleted while the verification ran")
@@ -382,9 +397,9 @@ class _Look:
 class _Pool:
     """The one place of concurrency: `map` with a bounded number of items under way, results in order."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = max(1, workers)
-        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="verify")
+    def __init__(self, workers: int, *, ahead: int | None = None) -> None:
+        self._window = ahead or 4 * workers
+        self._executor = ThreadPoolExecutor(workers, thread_name_prefix="verify")
 
     def __enter__(self) -> _Pool:
         return self
@@ -393,12 +408,9 @@ class _Pool:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        waiting: deque[Future[R]] = deque()
         remaining = iter(items)
-        for item in islice(remaining, 4 * self._workers):
-            waiting.append(self._executor.submit(work, item))
+        waiting = deque(self._executor.submit(work, item) for item in islice(remaining, self._window))
         while waiting:
             result = waiting.popleft().result()
-            for item in islice(remaining, 1):
-                waiting.append(self._executor.submit(work, item))
+            waiting.extend(self._executor.submit(work, item) for item in islice(remaining, 1))
             yield result

@@ -175,7 +175,7 @@ def _read(bucket: Bucket, group: str) -> dict[str, str]:
 
 def _damaged(bucket: Bucket, file: str, why: str) -> dict[str, str]:
     log.warning(
-        "%s cannot be read (%s). No image is affected: this group's objects are checked anew and the file is rewritten.",
+        "%s cannot be read (%s). No image is affected: its objects are checked anew and the file is rewritten.",
         bucket.uri(file),
         why,
     )

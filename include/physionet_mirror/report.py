@@ -1,0 +1,524 @@
+"""What a run leaves to read: ``report.json``, ``report.html``, ``failed_images.txt`` and the training index.
+
+``report.json`` holds the facts (docs/report-schema.md describes it); the page and the table in the log are drawn from
+it alone, so all three say the same.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from include.physionet_mirror import index
+from include.physionet_mirror.layout import INDEX
+from include.physionet_mirror.verification import PRICE_PER_1000, Problem, Verdict, request_cost
+from include.physionet_mirror.verified import group_of
+
+if TYPE_CHECKING:
+    from include.physionet_mirror.dataset import Dataset
+    from include.physionet_mirror.destination import Bucket
+    from include.physionet_mirror.layout import RunLayout
+
+log = logging.getLogger(__name__)
+
+FORMAT = "physionet-mirror/report"
+VERSION = 1
+"""Raised when a field changes its meaning or goes away; new fields do not raise it."""
+
+MOST_POINTS = 120  # of the throughput series
+_EXAMPLES = 5  # images named for each reason; failed_images.txt names all
+_SIZE_BINS = 24
+
+_AGAIN = "Trigger the same run again"
+
+NEXT_STEPS: Mapping[str, str] = {
+    "missing": f"{_AGAIN}: it fetches only what is missing. If a shard's task failed, its log says why.",
+    "empty": f"{_AGAIN}: it fetches these images anew and replaces the empty objects.",
+    "wrong bytes": f"{_AGAIN}: it fetches these images anew and replaces the wrong objects. "
+    "If it comes back, find out what else writes below this prefix.",
+    "not found": "PhysioNet lists these files in its checksums but does not serve them. Trigger the run again in a day; "
+    "if it stays, tell PhysioNet's support and go on without them.",
+    "corrupt": "In several attempts, PhysioNet's bytes did not hash to PhysioNet's checksum. Trigger the run again in a "
+    "day; if it stays, tell PhysioNet's support: the file there is damaged.",
+    "not the file": f"PhysioNet answered with a web page, as it does in maintenance. {_AGAIN} later.",
+    "truncated": f"The connection ended early in every attempt. {_AGAIN}, with fewer connections if it comes back.",
+    "stalled": f"PhysioNet stopped sending. {_AGAIN}, with fewer connections if it comes back.",
+    "throttled": f"PhysioNet asked for less. {_AGAIN} with fewer connections.",
+    "source unavailable": f"PhysioNet could not be reached; see https://physionet.org. {_AGAIN} when it is back.",
+    "credentials refused": f"Correct user name and password in the connection physionet_default. {_AGAIN}.",
+    "agreement missing": "Sign the dataset's data use agreement at PhysioNet with the account of physionet_default. "
+    f"{_AGAIN}.",
+    "destination unavailable": f"S3 could not take the images. {_AGAIN}; if it comes back, check endpoint and network.",
+    "bucket refused": f"Allow the role or the keys of aws_default s3:PutObject on this prefix. {_AGAIN}.",
+}
+"""What to do about images that failed, by reason."""
+
+_OTHERWISE = f"{_AGAIN}: it fetches only these images. If it comes back, the log of their shard's task says more."
+
+LEVEL_MEANS: Mapping[str, str] = {
+    "count": "each one is listed in the bucket with a size above zero; its bytes were not compared",
+    "checksum": "each one is in the bucket and the SHA-256 that S3 holds of it equals PhysioNet's",
+    "content": "each one was read back from the bucket and its bytes hash to PhysioNet's SHA-256",
+}
+
+
+def write(
+    bucket: Bucket,
+    run: RunLayout,
+    *,
+    dataset: Dataset,
+    verdict: Verdict,
+    manifest: Path | bytes,
+    params: Mapping[str, Any],
+    started: datetime,
+    notes: Sequence[str] = (),
+    software: Mapping[str, str] | None = None,
+    contact_sheet: bool = False,
+) -> dict[str, Any]:
+    """Bring the index up to date and write the run's report; returns the content of ``report.json``.
+
+    Args:
+        bucket: Destination.
+        run: Where the report goes.
+        dataset: What was mirrored.
+        verdict: What verification found of the selection.
+        manifest: ``manifest.parquet``.
+        params: As they were asked for; shown as they are, so never anything secret.
+        started: Start of the run.
+        notes: Sentences of the selection and the plan ("all 812 images are taken").
+        software: Versions beside those that are found here.
+        contact_sheet: Show thumbnails, which are restricted data.
+
+    Raises:
+        DestinationError: S3 does not take the report.
+    """
+    pictures: list[str] = []
+    if contact_sheet:
+        from include.physionet_mirror.contact_sheet import thumbnails
+
+        pictures = thumbnails(verdict.ok, bucket)
+    results = read_results(bucket, run)
+    problems = explain(verdict.problems, results)
+    if problems:
+        bucket.write_text(run.failed_images, "".join(f"{problem.path}\t{problem.reason}\n" for problem in problems))
+    else:
+        bucket.delete([run.failed_images])  # of an earlier attempt of this run
+    report = build(
+        bucket,
+        run,
+        dataset=dataset,
+        verdict=verdict,
+        problems=problems,
+        manifest=manifest,
+        params=params,
+        started=started,
+        results=results,
+        index_rows=index.update(bucket, verdict, _open(manifest)),
+        notes=notes,
+        software=software,
+    )
+    bucket.write_text(run.report_html, html(report, pictures), content_type="text/html; charset=utf-8")
+    bucket.write_json(run.report_json, report)
+    return report
+
+
+def read_results(bucket: Bucket, run: RunLayout) -> list[dict[str, Any]]:
+    """What the run's stream tasks published, in order of shard; one that cannot be read is left out with a warning."""
+
+    def read(path: str) -> dict[str, Any] | None:
+        try:
+            result = bucket.read_json(path)
+        except ValueError:
+            log.warning("%s is no JSON; the report leaves this shard's progress out.", bucket.uri(path))
+            return None
+        return result if isinstance(result, dict) else None
+
+    paths = [entry.path for entry in bucket.list(run.results) if entry.path.endswith(".json")]
+    with ThreadPoolExecutor(8, thread_name_prefix="results") as pool:
+        return [result for result in pool.map(read, paths) if result is not None]
+
+
+def explain(problems: Iterable[Problem], results: Iterable[Mapping[str, Any]]) -> list[Problem]:
+    """Give each image that is not there the reason for which its stream task could not fetch it, where there is one."""
+    why = {
+        str(failed["path"]): (str(failed.get("reason") or "missing"), str(failed.get("detail") or ""))
+        for result in results
+        for failed in result.get("failed") or ()
+    }
+    explained = []
+    for problem in problems:
+        reason, detail = why.get(problem.path, ("", ""))
+        if not reason:
+            explained.append(problem)
+        elif problem.reason == "missing":
+            explained.append(Problem(problem.path, _line(reason), detail))
+        else:
+            explained.append(problem._replace(detail=f"{problem.detail}; fetching it again failed: {reason}"))
+    return explained
+
+
+def build(
+    bucket: Bucket,
+    run: RunLayout,
+    *,
+    dataset: Dataset,
+    verdict: Verdict,
+    problems: Sequence[Problem],
+    manifest: Path | bytes,
+    params: Mapping[str, Any],
+    started: datetime,
+    results: Sequence[Mapping[str, Any]],
+    index_rows: int,
+    notes: Sequence[str] = (),
+    software: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The content of ``report.json``; ``problems`` are the verdict's, explained. The rest is as for `write`."""
+    finished = datetime.now(UTC)
+    transfer = _transfer(results)
+    stored = transfer["images"]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "run": {
+            "id": run.run_id,
+            "started": _iso(started),
+            "finished": _iso(finished),
+            "seconds": round(max(0.0, (finished - started).total_seconds()), 1),
+        },
+        "dataset": {
+            "name": dataset.name,
+            "title": dataset.title,
+            "page": dataset.page,
+            "agreement_page": dataset.agreement_page,
+            "citation": dataset.citation,
+            **_manifest_facts(manifest),
+        },
+        "destination": {"bucket": bucket.name, "prefix": bucket.prefix, "uri": bucket.uri()},
+        "params": {str(name): value for name, value in params.items()},
+        "notes": [*notes, *verdict.notes],
+        "result": {
+            "passed": verdict.passed,
+            "level": verdict.level,
+            "selected": verdict.selected,
+            "present": verdict.present,
+            "verified": verdict.verified,
+            "missing": verdict.missing,
+            "wrong": verdict.wrong,
+            "empty": verdict.empty,
+            "bytes": verdict.bytes,
+        },
+        "cohort": _cohort(verdict, manifest, dataset.labels),
+        "verification": {
+            "level": verdict.level,
+            "seconds": round(verdict.seconds, 3),
+            "remembered": verdict.remembered,
+            "read_back": verdict.read_back,
+            "rewritten": verdict.rewritten,
+            "requests": verdict.requests,
+            "cost_usd": round(verdict.cost, 6),
+        },
+        "transfer": transfer,
+        "requests": {
+            "by_kind": (by_kind := dict(sorted((Counter(verdict.requests) + Counter(PUT=stored)).items()))),
+            "cost_usd": round(request_cost(by_kind), 6),
+            "price_per_1000_usd": dict(PRICE_PER_1000),
+            "prices": "S3 Standard, us-east-1, 2025",
+        },
+        "sizes": _sizes([image.size for image in verdict.ok]),
+        "failures": [
+            {
+                "reason": reason,
+                "count": count,
+                "next_step": NEXT_STEPS.get(reason, _OTHERWISE),
+                "examples": [
+                    {"path": problem.path, "detail": problem.detail} for problem in problems if problem.reason == reason
+                ][:_EXAMPLES],
+            }
+            for reason, count in Counter(problem.reason for problem in problems).most_common()
+        ],
+        "files": {
+            "report_html": run.report_html,
+            "failed_images": run.failed_images if problems else None,
+            "index": INDEX,
+            "index_rows": index_rows,
+        },
+        "software": {**_software(), **(software or {})},
+    }
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The few figures that go onto the asset event."""
+    result, files = report["result"], report["files"]
+    return {
+        "run_id": report["run"]["id"],
+        "dataset": report["dataset"]["name"],
+        "manifest_sha256": report["dataset"]["manifest_sha256"],
+        **{
+            name: result[name]
+            for name in ("passed", "level", "selected", "verified", "missing", "wrong", "empty", "bytes")
+        },
+        "stored": report["transfer"]["images"],
+        "index_rows": files["index_rows"],
+        "report": f"{report['destination']['uri']}/{files['report_html']}",
+    }
+
+
+def summary_table(report: Mapping[str, Any]) -> str:
+    """The report as a narrow text table for the log; the last line has the counts in one sentence."""
+    result, transfer, verification = report["result"], report["transfer"], report["verification"]
+    lines = [
+        ("selected", f"{result['selected']:,}", ""),
+        ("present", f"{result['present']:,}", ""),
+        ("verified", f"{result['verified']:,}", f"{result['level']}, {size(result['bytes'])}"),
+        ("missing", f"{result['missing']:,}", ""),
+        ("wrong", f"{result['wrong']:,}", ""),
+        ("empty", f"{result['empty']:,}", ""),
+        ("stored", f"{transfer['images']:,}", _speed(transfer) if transfer["images"] else "nothing had to be fetched"),
+        ("remembered", f"{verification['remembered']:,}", "verified before, unchanged since"),
+        ("S3 requests", f"{sum(report['requests']['by_kind'].values()):,}", f"${report['requests']['cost_usd']:.4f}"),
+        ("index rows", f"{report['files']['index_rows']:,}", ""),
+    ]
+    if verification["read_back"]:
+        lines.insert(8, ("read back", f"{verification['read_back']:,}", ""))
+    rule = "-" * 64
+    table = [rule, *(f"{name:<12}{count:>11}  {what}".rstrip() for name, count, what in lines), rule]
+    table += [f"{failure['count']:>11,}  {failure['reason']}" for failure in report["failures"]]
+    if report["failures"]:
+        table += [f"Which ones: {report['destination']['uri']}/{report['files']['failed_images']}"]
+    table += [f"Report: {report['destination']['uri']}/{report['files']['report_html']}"]
+    table += [
+        f"{result['verified']:,} of {result['selected']:,} selected images verified ({result['level']}): "
+        f"{result['missing']:,} missing, {result['wrong']:,} wrong, {result['empty']:,} empty"
+    ]
+    return "\n".join(table)
+
+
+def html(report: Mapping[str, Any], thumbnails: Sequence[str] = ()) -> str:
+    """``report.html``: one page that needs nothing else, without script; ``thumbnails`` are ``data:`` URIs."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    from include.physionet_mirror import plots
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"size": size, "duration": duration, "number": "{:,}".format, "share": share}
+    return environment.get_template("report.html.j2").render(
+        **report,
+        means=LEVEL_MEANS[report["result"]["level"]],
+        throughput=[Markup(svg) for svg in plots.throughput(report["transfer"]["series"])],  # noqa: S704
+        size_plot=[Markup(svg) for svg in plots.sizes(report["sizes"])],  # noqa: S704
+        thumbnails=thumbnails,
+    )
+
+
+# -- facts -----------------------------------------------------------------------------------------------------------
+
+
+def _open(manifest: Path | bytes) -> Path | io.BytesIO:
+    return manifest if isinstance(manifest, Path) else io.BytesIO(manifest)
+
+
+def _manifest_facts(manifest: Path | bytes) -> dict[str, Any]:
+    about = pq.read_metadata(_open(manifest))
+    sums = (about.metadata or {}).get(b"physionet_mirror.sums_sha256")
+    return {"images": about.num_rows, "manifest_sha256": sums.decode() if sums else None}
+
+
+def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> dict[str, Any]:
+    """Who is in the selection, as the manifest describes it, beside how much of it is verified."""
+    names = set(pq.read_schema(_open(manifest)).names)
+    columns = [c for c in ("path", "subject_id", "study_id", "view", "split", *labels) if c in names]
+    table = pq.read_table(_open(manifest), columns=columns)
+    wanted = [image.path for image in verdict.ok] + [problem.path for problem in verdict.problems]
+    chosen = table.filter(pc.is_in(table["path"], value_set=pa.array(wanted, table.schema.field("path").type)))
+    bad = pa.array([problem.path for problem in verdict.problems], chosen.schema.field("path").type)
+    right = pc.invert(pc.is_in(chosen["path"], value_set=bad))
+    groups = Counter(map(group_of, wanted))
+    lacking = Counter(group_of(problem.path) for problem in verdict.problems)
+    return {
+        "patients": _distinct(chosen, "subject_id"),
+        "studies": _distinct(chosen, "study_id"),
+        "by_group": [{"name": g, "selected": groups[g], "verified": groups[g] - lacking[g]} for g in sorted(groups)],
+        "by_split": _by(chosen, right, "split"),
+        "by_view": _by(chosen, right, "view"),
+        "positive_labels": [
+            {"name": label, "images": int(pc.sum(pc.equal(chosen[label], 1)).as_py() or 0)}
+            for label in labels
+            if label in names
+        ],
+    }
+
+
+def _distinct(table: pa.Table, column: str) -> int | None:
+    return int(pc.count_distinct(table[column]).as_py()) if column in table.column_names else None
+
+
+def _by(table: pa.Table, right: pa.ChunkedArray, column: str) -> list[dict[str, Any]]:
+    """Counts by value of a column, the most frequent first, nulls as an empty name."""
+    if column not in table.column_names:
+        return []
+    values = Counter(table[column].to_pylist())
+    verified = Counter(table[column].filter(right).to_pylist())
+    return [{"name": v or "", "selected": count, "verified": verified[v]} for v, count in values.most_common()]
+
+
+def _sizes(sizes: Sequence[int]) -> dict[str, Any]:
+    """The verified images' sizes in bytes: ``counts[i]`` images from ``edges[i]`` up to ``edges[i + 1]``."""
+    if not sizes:
+        return {"smallest": 0, "median": 0, "mean": 0, "largest": 0, "edges": [], "counts": []}
+    values = np.asarray(sizes, dtype=np.int64)
+    counts, edges = np.histogram(values, bins=_SIZE_BINS, range=(values.min(), max(values.max(), values.min() + 1)))
+    return {
+        "smallest": int(values.min()),
+        "median": int(np.median(values)),
+        "mean": int(values.mean()),
+        "largest": int(values.max()),
+        "edges": [round(float(edge)) for edge in edges],
+        "counts": [int(count) for count in counts],
+    }
+
+
+def _transfer(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the run's stream tasks did, together; ``seconds`` from the first one's start to the last one's end."""
+    spans = [
+        (at, at + float(result.get("seconds") or 0)) for result in results if (at := _seconds(result.get("started")))
+    ]
+    began, ended = min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
+    images = sum(int(result.get("stored") or 0) for result in results)
+    sent = sum(int(result.get("bytes") or 0) for result in results)
+    faults: Counter[str] = Counter()
+    for result in results:
+        faults.update({str(kind): int(count) for kind, count in (result.get("faults") or {}).items()})
+    series = _series(results, began, ended)
+    busy = [rate for rate in series if rate[1] > 0]
+    return {
+        "shards": dict(sorted(Counter(str(result.get("state") or "unknown") for result in results).items())),
+        "images": images,
+        "bytes": sent,
+        "seconds": round(ended - began, 1),
+        "images_per_second": round(images / (ended - began), 3) if ended > began else 0.0,
+        "bytes_per_second": round(sent / (ended - began)) if ended > began else 0,
+        "connections": round(sum(rate[3] for rate in busy) / len(busy), 1) if busy else 0.0,
+        "retries": sum(int(result.get("retries") or 0) for result in results),
+        "handshakes": sum(int(result.get("handshakes") or 0) for result in results),
+        "faults": dict(faults.most_common()),
+        "series": series,
+    }
+
+
+def _series(results: Sequence[Mapping[str, Any]], began: float, ended: float) -> list[list[float]]:
+    """The tasks' series laid over each other: [seconds since the first start, images/s, bytes/s, connections].
+
+    Each point stands for the time from the one before it to its own, at most 120 of them; what a task reports for a
+    stretch is spread evenly over it.
+    """
+    if ended <= began:
+        return []
+    bins = min(MOST_POINTS, max(1, int(ended - began)))
+    width = (ended - began) / bins
+    totals = np.zeros((bins, 3))
+    for result in results:
+        start = _seconds(result.get("started"))
+        if not start:
+            continue
+        since = 0.0
+        for point in result.get("series") or ():
+            until, images, sent, connections = (float(value) for value in point)
+            left, right = (start - began + since) / width, (start - began + until) / width
+            since = until
+            if right <= left:
+                continue
+            for number in range(max(0, int(left)), min(bins, int(np.ceil(right)))):
+                part = min(right, number + 1) - max(left, number)  # of this bin
+                if part > 0:
+                    whole = part / (right - left)  # of the stretch
+                    totals[number] += (images * whole, sent * whole, connections * part)
+    return [
+        [round((n + 1) * width, 2), round(images / width, 3), round(sent / width), round(connections, 2)]
+        for n, (images, sent, connections) in enumerate(totals.tolist())
+    ]
+
+
+def _software() -> dict[str, str]:
+    """Versions of what had a hand in it."""
+    versions = {"python": platform.python_version()}
+    for name in ("apache-airflow", "boto3", "obstore", "urllib3", "pandas", "pyarrow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+# -- words -----------------------------------------------------------------------------------------------------------
+
+
+def size(count: float) -> str:
+    """``1.4 GB``: bytes in decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if abs(count) < 999.5:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 99.5 else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB" if count < 100 else f"{count:,.0f} TB"
+
+
+def duration(seconds: float) -> str:
+    """``3 h 12 min``, ``4 min 10 s``, ``12.3 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def share(part: float, whole: float) -> str:
+    """``99.8 %``; never 100 % while something is missing."""
+    if not whole:
+        return "0 %"
+    if part == whole:
+        return "100 %"
+    return f"{min(99.9, 100 * part / whole):.1f} %"
+
+
+def _speed(transfer: Mapping[str, Any]) -> str:
+    return (
+        f"{size(transfer['bytes'])} in {duration(transfer['seconds'])}, "
+        f"{transfer['images_per_second']:.1f} images/s, {size(transfer['bytes_per_second'])}/s"
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _iso(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _seconds(text: object) -> float:
+    """Seconds since 1970 of an ISO time, 0 where there is none."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return 0.0
