@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import boto3
@@ -38,6 +39,7 @@ from include.physionet_mirror.errors import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
 
 PART_SIZE = 8 << 20
@@ -113,8 +115,10 @@ class Bucket:
         self._store = store
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
-        self._owner = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
-        self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+        self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
+        self._encryption: dict[str, Any] = (
+            {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+        )
 
     @classmethod
     def open(
@@ -254,11 +258,10 @@ class Bucket:
 
     # -- what is written -------------------------------------------------------------------------------------------
 
-    def put(self, path: str, data: bytes, sha256: str, *, content_type: str, storage_class: str = "STANDARD") -> str:
-        """Store one file, atomically, with its SHA-256 as S3's checksum; the fast path of images.
+    def put(self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD") -> str:
+        """Store one file, atomically, with the SHA-256 of its bytes as S3's checksum; the fast path of images.
 
-        ``sha256`` is the hex digest that ``data`` is known to have: it names the caller's duty to have hashed the
-        bytes (obstore hashes them again for S3). Returns the ETag.
+        Returns the ETag.
         """
         attributes = {"Content-Type": content_type}
         if storage_class != "STANDARD":
@@ -309,20 +312,18 @@ class Bucket:
         waiting = deque(islice(parts, 2))
         if len(waiting) < 2:
             data = waiting[0] if waiting else b""
-            self.put(
-                path, data, hashlib.sha256(data).hexdigest(), content_type=content_type, storage_class=storage_class
-            )
+            self.put(path, data, content_type=content_type, storage_class=storage_class)
             return len(data)
         where = {"Bucket": self.name, "Key": self.key(path), **self._owner}
         with self._asking("PUT", path):
             upload_id = self.client.create_multipart_upload(
                 **where,
                 ContentType=content_type,
-                StorageClass=storage_class,
+                StorageClass=storage_class,  # type: ignore[arg-type]
                 ChecksumAlgorithm="SHA256",
                 **self._encryption,
             )["UploadId"]
-        done: list[dict[str, Any]] = []
+        done: list[CompletedPartTypeDef] = []
         size = 0
         try:
             while part := waiting.popleft() if waiting else next(parts, b""):
@@ -462,8 +463,7 @@ def _open_store(
     if verify is False:
         http["allow_invalid_certificates"] = True
     elif isinstance(verify, str):
-        with open(verify, "rb") as bundle:
-            http["root_certificate"] = bundle.read()
+        http["root_certificate"] = Path(verify).read_bytes()
     if kms_key:
         options |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": kms_key}
     return S3Store(

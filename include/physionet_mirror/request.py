@@ -1,0 +1,195 @@
+"""What was asked for: the params of a run, validated before any work starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.selection import Selection
+
+Level = Literal["count", "checksum", "content"]
+Source = Literal["physionet", "s3"]
+
+LEVELS: tuple[Level, ...] = get_args(Level)
+SOURCES: tuple[Source, ...] = get_args(Source)
+STORAGE_CLASSES = (
+    "STANDARD",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+)
+"""S3 storage classes (source: PutObject, x-amz-storage-class)."""
+
+CONNECTIONS = 4, 64
+"""The fewest and the most PhysioNet connections that a run may ask for."""
+
+_BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!xn--)[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]")
+_PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(?:/[A-Za-z0-9!_.*'()=-]+)*")
+_S3_URI = re.compile(r"s3://([^/]+)/(.+)")
+_UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f]|\{\{|\{%")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A validated wish.
+
+    Attributes:
+        bucket: Destination bucket.
+        prefix: Key prefix without slashes at its ends.
+        selection: Which images; its ``file_list`` is read later, from ``file_list``.
+        file_list: S3 URI of a text file of paths, or None.
+        shard_size: Images a shard, or None where the plan chooses.
+        connections: The most PhysioNet connections over the whole run.
+        storage_class: S3 storage class of the images.
+        verify: How much is proven in the end.
+        source: Where the images come from.
+        approve_above_gb: Plans above this size in GB wait for a person; 0 = never.
+        dry_run: Plan and estimate only.
+        dataset: Which version of which dataset.
+    """
+
+    bucket: str
+    prefix: str
+    selection: Selection
+    file_list: str | None = None
+    shard_size: int | None = None
+    connections: int = 8
+    storage_class: str = "STANDARD"
+    verify: Level = "checksum"
+    source: Source = "physionet"
+    approve_above_gb: float = 50.0
+    dry_run: bool = False
+    dataset: Dataset = MIMIC_CXR_JPG
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> Request:
+        """The request that a run's params describe; absent ones take their defaults.
+
+        Raises:
+            InputError: A value that cannot be worked with. The message names the param.
+        """
+
+        def choice(name: str, default: str, allowed: tuple[str, ...]) -> Any:
+            value = params.get(name) or default
+            if value not in allowed:
+                raise InputError(f"{name}: {str(value)[:80]!r} is none of {', '.join(allowed)}. Nothing was done.")
+            return value
+
+        dataset = DATASETS[choice("dataset", MIMIC_CXR_JPG.name, tuple(DATASETS))]
+        shard_size = params.get("shard_size")
+        approve = params.get("approve_above_gb")
+        if isinstance(approve, bool) or not isinstance(approve, int | float | None) or (approve or 0) < 0:
+            raise InputError("approve_above_gb: a number of GB, or 0 for never. Nothing was done.")
+        return cls(
+            bucket=checked_bucket(params.get("bucket")),
+            prefix=checked_prefix(params.get("prefix", dataset.name)),
+            selection=Selection(
+                select=choice("select", "sample", ("sample", "all")),
+                sample_size=_whole("sample_size", params.get("sample_size", 1000), 1),
+                sample_by=choice("sample_by", "image", ("image", "study", "patient")),
+                seed=_whole("seed", params.get("seed", 42)),
+                views=_texts("views", params),
+                splits=_texts("splits", params),
+                labels=_texts("labels", params),
+                groups=_texts("groups", params),
+                subjects=_texts("subjects", params),
+            ),
+            file_list=checked_uri("file_list", params.get("file_list")),
+            shard_size=None if shard_size in (None, "") else _whole("shard_size", shard_size, 1),
+            connections=_whole("connections", params.get("connections", 8), *CONNECTIONS),
+            storage_class=choice("storage_class", "STANDARD", STORAGE_CLASSES),
+            verify=choice("verify", "checksum", LEVELS),
+            source=choice("source", "physionet", SOURCES),
+            approve_above_gb=50.0 if approve is None else float(approve),
+            dry_run=bool(params.get("dry_run", False)),
+            dataset=dataset,
+        )
+
+    def share(self, streams: int) -> int:
+        """Connections of each of ``streams`` concurrent streams, so that all together hold the cap.
+
+        Raises:
+            InputError: There are more streams than connections.
+        """
+        if streams > self.connections:
+            raise InputError(
+                f"connections: {self.connections} cannot be shared by {streams} streams at once. Nothing was done. Ask for at "
+                f"least {streams} connections, or let the operator lower PHYSIONET_STREAMS."
+            )
+        return self.connections // streams
+
+
+def checked_bucket(name: Any) -> str:
+    """A valid bucket name (source: S3 user guide, bucket naming rules). Raises InputError."""
+    if not name:
+        raise InputError(
+            "bucket: which S3 bucket shall take the images? Nothing was done. Fill in the param `bucket`, or let the "
+            "operator set the environment variable MIMIC_CXR_BUCKET."
+        )
+    if not isinstance(name, str) or not _BUCKET.fullmatch(name):
+        raise InputError(
+            f"bucket: {str(name)[:80]!r} is no S3 bucket name (3 to 63 lower-case letters, digits, dots and hyphens; no "
+            "s3://, no slash). Nothing was done."
+        )
+    return name
+
+
+def checked_prefix(prefix: Any) -> str:
+    """A key prefix without slashes at its ends. Raises InputError."""
+    text = prefix.strip("/") if isinstance(prefix, str) else prefix
+    if text == "":
+        raise InputError(
+            "prefix: the images need a place of their own in the bucket, such as mimic-cxr-jpg/2.1.0. Nothing was done."
+        )
+    if (
+        not isinstance(text, str)
+        or not _PREFIX.fullmatch(text)
+        or len(text) > 500
+        or {".", ".."} & set(text.split("/"))
+    ):
+        raise InputError(
+            f"prefix: {str(prefix)[:80]!r} is not a plain key prefix such as mimic-cxr-jpg/2.1.0 (letters, digits and "
+            "!_.*'()=- between single slashes, no . or .. folders). Nothing was done."
+        )
+    return text
+
+
+def checked_uri(name: str, uri: Any) -> str | None:
+    """An S3 URI of an object, or None where it is empty. Raises InputError."""
+    if not uri:
+        return None
+    match = _S3_URI.fullmatch(uri) if isinstance(uri, str) else None
+    if not match or _UNSPEAKABLE.search(uri) or ".." in match[2].split("/"):
+        raise InputError(f"{name}: {str(uri)[:80]!r} is no S3 URI such as s3://bucket/list.txt. Nothing was done.")
+    checked_bucket(match[1])
+    return str(uri)
+
+
+def _whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value.strip()):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    wanted = "a whole number" + (f" of at least {least}" if least is not None else "")
+    wanted += f" and at most {most}" if most is not None else ""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{name}: {str(value)[:80]!r} is not {wanted}. Nothing was done.")
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise InputError(f"{name}: {value} is not {wanted}. Nothing was done.")
+    return value
+
+
+def _texts(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+    values = params.get(name) or ()
+    if isinstance(values, str) or not all(isinstance(value, str | int) for value in values):
+        raise InputError(
+            f"{name}: a list is wanted, such as {'[10000032]' if name == 'subjects' else '[...]'}. Nothing was done."
+        )
+    return tuple(str(value).strip() for value in values if str(value).strip())

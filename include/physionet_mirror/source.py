@@ -1,0 +1,527 @@
+"""One session with PhysioNet, shared by all threads of a process.
+
+PhysioNet checks a password at every request of a client without cookies, which costs ten times the file itself. So the
+session shakes hands once: an unauthenticated request earns ``testcookie``, an authenticated one with that cookie earns
+``sessionid``, and every later request carries both. Files are read over the connection pool beneath a requests session
+(its TLS, proxy and CA settings hold), without requests' per-request cost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+import threading
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import quote, urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3.response import BaseHTTPResponse
+
+from include.physionet_mirror import PROJECT, PROJECT_URL, __version__
+from include.physionet_mirror.dataset import SUMS, Dataset
+from include.physionet_mirror.errors import (
+    AgreementMissing,
+    Corrupt,
+    CredentialsRefused,
+    InputError,
+    NotFound,
+    NotTheFile,
+    SourceError,
+    SourceUnavailable,
+    Stalled,
+    Throttled,
+    Truncated,
+)
+
+if TYPE_CHECKING:
+    from include.physionet_mirror.pace import Slot
+
+log = logging.getLogger(__name__)
+
+PHYSIONET = "https://physionet.org"
+USER_AGENT = f"Wget/1.21 ({PROJECT}/{__version__}; +{PROJECT_URL})"
+"""PhysioNet honours HTTP Basic only for agents that start with ``Wget/`` or ``libwfdb/``; the comment says who we are."""
+
+ACCEPTED_AGENTS = ("Wget/", "libwfdb/")
+RESUMABLE = 1 << 20
+"""Files above this size in bytes are resumed with Range; smaller ones are cheaper to begin anew."""
+
+_CHUNK = 1 << 18
+_RESUMES = 8  # per file and attempt, each of which must have brought new bytes
+_RENEWALS = 4  # of the session, for one request
+_REDIRECTS = 5
+
+
+@dataclass
+class SourceStats:
+    """Counts of one session: handshakes (password checks asked for), requests, bytes received, resumed files, faults."""
+
+    handshakes: int = 0
+    requests: int = 0
+    received: int = 0
+    resumed: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """The cookies that spare the password check; replaced as a whole, so that threads read it without a lock."""
+
+    number: int
+    headers: Mapping[str, str]
+
+
+class PhysioNet:
+    """PhysioNet as one logged-in client sees it; safe to share between threads.
+
+    Args:
+        base_url: ``https://physionet.org``, or a look-alike.
+        login: PhysioNet user name.
+        password: Its password; never shown by ``repr``, errors or logs.
+        user_agent: Own agent; must begin as PhysioNet wants it.
+        allow_http: Send the password over plain http to a host that is not loopback.
+        connections: The most connections kept open for re-use.
+        connect_timeout: Seconds until a connect counts as throttled.
+        read_timeout: Seconds without a byte until a download counts as stalled.
+
+    Raises:
+        InputError: The address, agent or credentials cannot be used; nothing was sent.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        login: str,
+        password: str,
+        *,
+        user_agent: str | None = None,
+        allow_http: bool = False,
+        connections: int = 8,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 60.0,
+    ) -> None:
+        self.base_url = _checked_address(base_url, allow_http)
+        self.user_agent = _checked_agent(user_agent or USER_AGENT)
+        if not login or not password:
+            raise InputError(
+                "The PhysioNet connection has no login or no password. Nothing was sent. Put your physionet.org user name "
+                "and password into the connection `physionet_default`."
+            )
+        self.stats = SourceStats()
+        self._basic = "Basic " + b64encode(f"{login}:{password}".encode()).decode()
+        self._timeout = urllib3.Timeout(connect=connect_timeout, read=read_timeout)
+        self._read_timeout = read_timeout
+        self._plain = {"User-Agent": self.user_agent, "Accept-Encoding": "identity"}
+        self._lock = threading.Lock()
+        self._shaking = threading.Lock()
+        self._session: _Session | None = None
+        self._refusal: SourceError | None = None
+        self._http = requests.Session()
+        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
+        self._http.mount("https://", adapter)
+        self._http.mount("http://", adapter)
+        self._pools: dict[str, urllib3.HTTPConnectionPool] = {}
+
+    def __repr__(self) -> str:
+        return f"<PhysioNet {self.base_url}>"
+
+    def close(self) -> None:
+        """Close the kept connections."""
+        self._http.close()
+
+    def url(self, dataset: Dataset, path: str) -> str:
+        """Address of a dataset's file."""
+        return f"{self.base_url}/files/{dataset.name}/{quote(path)}"
+
+    # -- the verbs -------------------------------------------------------------------------------------------------
+
+    def check_access(self, dataset: Dataset) -> None:
+        """Ask for the dataset's checksum file without reading it.
+
+        Raises:
+            CredentialsRefused: Wrong user name or password.
+            AgreementMissing: The data use agreement is not signed.
+            NotFound: PhysioNet has no such project version.
+            Throttled, SourceUnavailable: PhysioNet cannot say now.
+        """
+        self._ask("HEAD", dataset, SUMS).drain_conn()
+
+    def fetch(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> bytes:
+        """One file, whole, in memory, proven against ``sha256`` (hex; None only for the checksum file itself).
+
+        One attempt: only an interrupted file above 1 MiB is resumed here, everything else is the caller's to repeat.
+        ``slot`` is told when the answer begins.
+
+        Raises:
+            SourceError: Any of its subclasses.
+        """
+        data = b"".join(self._body(dataset, path, slot))
+        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+            self._fault(Corrupt(_corrupt(path, sha256)))
+        return data
+
+    def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
+        """One file of any size in chunks, in bounded memory, resumed with Range where it broke.
+
+        Its last act is to compare the hash of all bytes with ``sha256``: a consumer that keeps nothing unless the
+        iteration ends without an exception never keeps a wrong byte.
+
+        Raises:
+            SourceError: Any of its subclasses.
+        """
+        digest = hashlib.sha256()
+        for chunk in self._body(dataset, path):
+            digest.update(chunk)
+            yield chunk
+        if sha256 is not None and digest.hexdigest() != sha256:
+            self._fault(Corrupt(_corrupt(path, sha256)))
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def _body(self, dataset: Dataset, path: str, slot: Slot | None = None) -> Iterator[bytes]:
+        """The file's bytes; resumes an interrupted file above 1 MiB as long as every piece brings it further."""
+        response = self._ask("GET", dataset, path)
+        if slot is not None:
+            slot.began = True
+        etag, total, received, resumes = response.headers.get("ETag"), _length(response), 0, 0
+        while True:
+            begun = received
+            try:
+                for chunk in self._read(response, path, None if total is None else total - received):
+                    received += len(chunk)
+                    yield chunk
+                return
+            except (Truncated, Stalled):
+                if received == begun or total is None or total <= RESUMABLE or etag is None or resumes == _RESUMES:
+                    raise
+            resumes += 1
+            with self._lock:
+                self.stats.resumed += 1
+            log.debug("resuming %s at byte %d of %d", path, received, total)
+            response = self._ask("GET", dataset, path, {"Range": f"bytes={received}-", "If-Range": etag})
+            if response.status != 206 or not _continues(response, received, total):
+                response.close()
+                self._fault(Truncated(f"{path} changed at PhysioNet while it was read. It is fetched anew."))
+
+    def _read(self, response: BaseHTTPResponse, path: str, expected: int | None) -> Iterator[bytes]:
+        """The chunks of one response. Raises Truncated or Stalled, after having yielded what came."""
+        received = 0
+        try:
+            while chunk := response.read(_CHUNK):
+                received += len(chunk)
+                with self._lock:
+                    self.stats.received += len(chunk)
+                yield chunk
+        except GeneratorExit:
+            response.close()
+            raise
+        except ReadTimeoutError:
+            response.close()
+            self._fault(
+                Stalled(
+                    f"{path} stalled: no byte came for {self._read_timeout:g} s. It is tried again; if this goes on, "
+                    "PhysioNet is overloaded: use fewer connections."
+                )
+            )
+        except (HTTPError, OSError):
+            response.close()
+            self._fault(Truncated(_truncated(path, received, expected)))
+        if expected is not None and received != expected:
+            response.close()
+            self._fault(Truncated(_truncated(path, received, expected)))
+        response.release_conn()
+
+    # -- asking ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, method: str, dataset: Dataset, path: str, more: Mapping[str, str] | None = None) -> BaseHTTPResponse:
+        """An answer whose status is 200 or 206, with the body unread; renews an expired session."""
+        url = self.url(dataset, path)
+        for _ in range(_RENEWALS):
+            session = self._session or self._shake_hands(dataset, url, None)
+            response = self._send(method, url, {**session.headers, **more} if more else session.headers)
+            if response.status != 401:
+                self._check(response, dataset, path)
+                return response
+            response.drain_conn()
+            self._shake_hands(dataset, url, session)
+        self._fault(_refused())
+
+    def _shake_hands(self, dataset: Dataset, url: str, expired: _Session | None) -> _Session:
+        """A new session, made by one thread for all that hold the ``expired`` one.
+
+        Raises:
+            CredentialsRefused: PhysioNet does not take the password. Later calls raise it again without asking.
+            SourceError: Whatever else PhysioNet answered.
+        """
+        with self._shaking:
+            if self._refusal is not None:
+                raise self._refusal
+            if self._session is not None and self._session is not expired:
+                return self._session
+            number = (expired.number if expired else 0) + 1
+            greeting = self._send("HEAD", url, self._plain)
+            greeting.drain_conn()
+            if greeting.status in (200, 206, 404):  # a server that asks for no password
+                self._session = _Session(number, self._plain)
+                return self._session
+            if greeting.status not in (401, 403):
+                self._check(greeting, dataset, url)
+            cookies = _cookies(greeting)
+            headers = {**self._plain, "Authorization": self._basic}
+            with self._lock:
+                self.stats.handshakes += 1
+            answer = self._send("HEAD", url, {**headers, "Cookie": _cookie_header(cookies)} if cookies else headers)
+            answer.drain_conn()
+            if answer.status == 401:
+                self._refusal = _refused()
+                self._fault(self._refusal)
+            if answer.status != 404:  # whether the one file is there is not the handshake's to judge
+                self._check(answer, dataset, url)
+            cookies |= _cookies(answer)
+            self._session = _Session(number, {**headers, "Cookie": _cookie_header(cookies)} if cookies else headers)
+            if expired is not None:
+                log.info("PhysioNet's session had expired; logged in again (%d. time).", number)
+            return self._session
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        """One request, redirects followed; credentials go to PhysioNet's own address only.
+
+        Raises:
+            Throttled: The connect timed out.
+            Stalled: No headers came.
+            SourceUnavailable: No connection, or one that broke before an answer.
+        """
+        for _ in range(_REDIRECTS):
+            with self._lock:
+                self.stats.requests += 1
+            try:
+                response = self._pool(url).urlopen(
+                    method,
+                    _target(url),
+                    headers=headers,
+                    timeout=self._timeout,
+                    retries=False,
+                    redirect=False,
+                    assert_same_host=False,
+                    preload_content=False,
+                    decode_content=False,
+                )
+            except (HTTPError, OSError) as error:
+                self._fault(self._unreachable(error))
+            location = response.headers.get("Location") if response.status in (301, 302, 303, 307, 308) else None
+            if location is None:
+                return response
+            response.drain_conn()
+            url = urljoin(url, location)
+            if not self._is_ours(url):
+                headers = {name: headers[name] for name in headers if name not in ("Authorization", "Cookie")}
+        self._fault(SourceUnavailable(f"{self.base_url} redirects in a circle. Nothing was fetched; try again later."))
+
+    def _is_ours(self, url: str) -> bool:
+        return urlsplit(url)[:2] == urlsplit(self.base_url)[:2]
+
+    def _pool(self, url: str) -> urllib3.HTTPConnectionPool:
+        """The connection pool that the requests session keeps for an address, with its TLS and proxy settings."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}"
+        if origin not in self._pools:
+            settings = self._http.merge_environment_settings(origin, {}, False, None, None)
+            request = requests.Request("GET", origin).prepare()
+            adapter = self._http.get_adapter(origin)
+            assert isinstance(adapter, HTTPAdapter)
+            pool = adapter.get_connection_with_tls_context(request, settings["verify"], settings["proxies"])
+            adapter.cert_verify(pool, origin, settings["verify"], None)  # type: ignore[no-untyped-call]
+            assert isinstance(pool, urllib3.HTTPConnectionPool)
+            self._pools[origin] = pool
+        return self._pools[origin]
+
+    # -- errors ----------------------------------------------------------------------------------------------------
+
+    def _fault(self, error: SourceError) -> NoReturn:
+        with self._lock:
+            self.stats.faults[error.reason] += 1
+        raise error from None  # what lies beneath may quote headers
+
+    def _unreachable(self, error: Exception) -> SourceError:
+        host = urlsplit(self.base_url).netloc
+        kept = "What is stored stays stored."
+        if isinstance(error, NameResolutionError):
+            return SourceUnavailable(f"The name {host} cannot be resolved. {kept} Check the worker's DNS and network.")
+        if isinstance(error, ConnectTimeoutError) and not isinstance(error, NewConnectionError):
+            return Throttled(
+                f"{host} did not take the connection within {self._timeout.connect_timeout:g} s, as it does when one "
+                f"client opens too many. {kept} Fewer connections are used from now on."
+            )
+        if isinstance(error, ReadTimeoutError | TimeoutError):
+            return Stalled(f"{host} sent no answer within {self._read_timeout:g} s. {kept} The request is tried again.")
+        if isinstance(error, SSLError):
+            return SourceUnavailable(
+                f"No trusted TLS connection to {host} ({type(error).__name__}). {kept} Check the worker's clock and CA "
+                "certificates (REQUESTS_CA_BUNDLE), and whether a proxy stands between."
+            )
+        return SourceUnavailable(
+            f"The connection to {host} was refused or broke ({type(error).__name__}). {kept} It is tried again; "
+            "https://physionet.org shows whether the site is up."
+        )
+
+    def _check(self, response: BaseHTTPResponse, dataset: Dataset, path: str) -> None:
+        """Raise what a status means for the person who must act; the body of such an answer is of no use."""
+        status = response.status
+        if status in (200, 206):
+            if response.headers.get("Content-Type", "").startswith("text/html") and not path.endswith(".html"):
+                response.close()
+                self._fault(
+                    NotTheFile(
+                        f"PhysioNet sent an HTML page in place of {path} (a login or maintenance page). Nothing of it was "
+                        f"kept. Open {dataset.page} in a browser to see what it says."
+                    )
+                )
+            return
+        retry_after = _retry_after(response)
+        response.drain_conn()
+        if status == 403:
+            self._fault(
+                AgreementMissing(
+                    f"PhysioNet refused {dataset.name} (403): this user has not signed the data use agreement of this "
+                    f"project, or it was revoked. What is stored stays stored. Sign it at {dataset.agreement_page} "
+                    f"(the project's page is {dataset.page}), then trigger the run again."
+                )
+            )
+        if status == 404:
+            self._fault(
+                NotFound(
+                    f"PhysioNet has no file {path} in {dataset.name} (404). Nothing else is affected. If the file is listed "
+                    f"at {dataset.page}, report it to PhysioNet."
+                )
+            )
+        if status == 429 or (status == 503 and retry_after is not None):
+            wait = "" if retry_after is None else f" and to wait {retry_after:.0f} s"
+            self._fault(
+                Throttled(
+                    f"PhysioNet asks for fewer requests{wait} ({status}). What is stored stays stored. The run slows down by "
+                    "itself.",
+                    retry_after,
+                )
+            )
+        self._fault(
+            SourceUnavailable(
+                f"PhysioNet answered {status}"
+                + (" (maintenance)" if status == 503 else "")
+                + ". What is stored stays stored. It is tried again; https://physionet.org shows whether the site is up."
+            )
+        )
+
+
+# -- small parts ---------------------------------------------------------------------------------------------------
+
+
+def _checked_address(base_url: str, allow_http: bool) -> str:
+    parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+        raise InputError(
+            "The host of the PhysioNet connection must look like https://physionet.org (user name and password go into "
+            "their own fields). Nothing was sent."
+        )
+    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
+        raise InputError(
+            f"Refusing to send the PhysioNet password to {parts.hostname} over plain http. Nothing was sent. Use https://, "
+            'or set {"allow_http": true} in the connection\'s extra if this is a test server of yours.'
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _checked_agent(agent: str) -> str:
+    if not agent.startswith(ACCEPTED_AGENTS) or not agent.isprintable():
+        raise InputError(
+            f"PhysioNet ignores the password of a client that calls itself {agent[:60]!r} and answers 403. Nothing was sent. "
+            "Let `user_agent` in the connection's extra begin with Wget/ or libwfdb/, and say who you are in the comment "
+            f"behind it, or leave it out: {USER_AGENT}"
+        )
+    return agent
+
+
+def _target(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.path}?{parts.query}" if parts.query else parts.path
+
+
+def _refused() -> CredentialsRefused:
+    return CredentialsRefused(
+        "PhysioNet refused the user name or password (401). What is stored stays stored. Try the same pair at "
+        "https://physionet.org/login/ and correct the connection `physionet_default`; then trigger the run again."
+    )
+
+
+def _corrupt(path: str, sha256: str) -> str:
+    return (
+        f"{path} does not hash to PhysioNet's checksum {sha256[:12]}…. The wrong bytes were thrown away. If this goes on, "
+        "the file is damaged at PhysioNet: report it there."
+    )
+
+
+def _truncated(path: str, received: int, expected: int | None) -> str:
+    return (
+        f"{path} ended early, after {received:,} of {'an unknown number of' if expected is None else f'{expected:,}'} "
+        "bytes. Nothing of it was kept; it is fetched again."
+    )
+
+
+def _length(response: BaseHTTPResponse) -> int | None:
+    length = response.headers.get("Content-Length")
+    return int(length) if length is not None and length.isdigit() else None
+
+
+def _continues(response: BaseHTTPResponse, offset: int, total: int) -> bool:
+    return response.headers.get("Content-Range", "") == f"bytes {offset}-{total - 1}/{total}"
+
+
+def _retry_after(response: BaseHTTPResponse) -> float | None:
+    """Seconds that the server asks us to wait, given as a number or as an HTTP date."""
+    value = response.headers.get("Retry-After")
+    if value is None:
+        return None
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+
+
+def _cookies(response: BaseHTTPResponse) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in response.headers.getlist("Set-Cookie"):
+        try:
+            found |= {name: morsel.value for name, morsel in SimpleCookie(line).items()}
+        except CookieError:
+            continue
+    return found
+
+
+def _cookie_header(cookies: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}={value}" for name, value in cookies.items())

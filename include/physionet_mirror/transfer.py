@@ -1,0 +1,396 @@
+"""Streams a shard: PhysioNet → memory → SHA-256 → S3, many images at once, each tried again until it is there or named.
+
+An image's life is short: wait for a download slot, fetch, prove, give the slot back, store. What goes wrong is either
+the image's own fault (it is tried three times, then named), the server's (everybody waits, nobody loses a try) or final
+(the shard stops at once). Whatever was stored stays; whoever runs the shard again goes on from there.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import random
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from include.physionet_mirror.dataset import Dataset
+from include.physionet_mirror.errors import (
+    DestinationUnavailable,
+    FileError,
+    ImagesFailed,
+    MirrorError,
+    SourceUnavailable,
+    Stalled,
+    Throttled,
+)
+from include.physionet_mirror.pace import Pace, Slot
+from include.physionet_mirror.shards import Image
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""Tries of an image whose own fault it is."""
+
+REFUSALS = 12
+"""Times that an image may meet throttling while others go through."""
+
+PATIENCE = 300.0
+"""Seconds for which a server that serves nobody is waited for, before the task gives up and is retried later."""
+
+LOG_EVERY = 10.0
+PUBLISH_EVERY = 5.0
+_POINTS = 120  # of the series, before neighbours are merged
+
+
+class Fetcher(Protocol):
+    """What the transfer needs of a source."""
+
+    def fetch(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> bytes:
+        """One file, proven."""
+        ...
+
+
+class Putter(Protocol):
+    """What the transfer needs of a destination."""
+
+    def put(self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD") -> str:
+        """Store one file, atomically."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image that is not stored: its path, a short reason for grouping, and the whole story."""
+
+    path: str
+    reason: str
+    detail: str
+
+
+@dataclass(slots=True)
+class _Job:
+    image: Image
+    tries: int = 0
+    refusals: int = 0
+
+
+@dataclass
+class Tally:
+    """What has been done so far; ``series`` holds (seconds, images, bytes, connections) for each stretch of time."""
+
+    images: int
+    todo: int
+    stored: int = 0
+    bytes: int = 0
+    retries: int = 0
+    connections: int = 0
+    seconds: float = 0.0
+    state: str = "running"  # then done, failed or drained
+    error: Failure | None = None  # what ended the shard early
+    failed: list[Failure] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+    series: list[tuple[float, int, int, int]] = field(default_factory=list)
+    started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The part of ``results/NNNN.json`` that the transfer knows."""
+        return {
+            "state": self.state,
+            "started": self.started,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 1),
+            "images": self.images,
+            "todo": self.todo,
+            "stored": self.stored,
+            "bytes": self.bytes,
+            "failed": [asdict(failure) for failure in self.failed],
+            "error": asdict(self.error) if self.error else None,
+            "connections": self.connections,
+            "retries": self.retries,
+            "faults": dict(self.faults),
+            "series": [list(point) for point in self.series],
+        }
+
+
+class Transfer:
+    """One shard on its way.
+
+    Args:
+        images: What is to be stored.
+        source: Where it comes from.
+        bucket: Where it goes.
+        dataset: Whose images they are.
+        pace: The download slots; its limit bounds the threads.
+        total: Images of the shard, those already there included.
+        storage_class: S3 storage class.
+        publish: Called every few seconds, and once in the end, with the tally as a dict.
+        attempts: Tries of an image.
+        patience: Seconds to wait for a server that is down.
+        stop: Set it to drain: running images finish, the rest is left.
+    """
+
+    def __init__(
+        self,
+        images: Iterable[Image],
+        *,
+        source: Fetcher,
+        bucket: Putter,
+        dataset: Dataset,
+        pace: Pace,
+        total: int | None = None,
+        storage_class: str = "STANDARD",
+        publish: Callable[[dict[str, Any]], None] = lambda _: None,
+        attempts: int = ATTEMPTS,
+        patience: float = PATIENCE,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self._ready = deque(_Job(image) for image in images)
+        self._source, self._bucket, self._dataset, self._pace = source, bucket, dataset, pace
+        self._storage_class, self._publish = storage_class, publish
+        self._attempts, self._patience = attempts, patience
+        self._stop = stop or threading.Event()
+        self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
+        self._running = 0
+        self._served = 0  # images that the source gave
+        self._down_since: float | None = None  # when the source was first asked in vain and served nobody since
+        self._hold_until = 0.0
+        self._fatal: MirrorError | None = None
+        self._changed = threading.Condition()
+        self.tally = Tally(images=total or len(self._ready), todo=len(self._ready))
+
+    def run(self) -> Tally:
+        """Store everything; returns the tally when all is stored or when it was drained.
+
+        Raises:
+            ImagesFailed: Some images could not be had, by their own fault; the others are stored.
+            Throttled, SourceUnavailable, DestinationUnavailable: A server served nobody for longer than patience lasts.
+            MirrorError: What makes going on senseless (credentials, agreement, bucket).
+        """
+        count = min(self.tally.todo, self._pace.limit + max(2, self._pace.limit // 2))  # the surplus stores meanwhile
+        threads = [threading.Thread(target=self._work, name=f"image-{n}", daemon=True) for n in range(count)]
+        begun = time.monotonic()
+        for thread in threads:
+            thread.start()
+        try:
+            self._watch(begun)
+        finally:
+            self._stop.set()
+            with self._changed:
+                self._changed.notify_all()
+                self._conclude(time.monotonic() - begun)
+                result = self.tally.as_dict()
+            self._publish(result)
+        if self._fatal is not None:
+            raise self._fatal
+        if self.tally.failed:
+            raise self._images_failed()
+        return self.tally
+
+    def _conclude(self, seconds: float) -> None:
+        tally = self.tally
+        tally.seconds = seconds
+        if self._fatal is not None:
+            tally.error = Failure("", self._fatal.reason, str(self._fatal))
+        if tally.stored == tally.todo:
+            tally.state = "done"
+        else:
+            tally.state = "failed" if self._fatal is not None or tally.failed else "drained"
+
+    def _images_failed(self) -> ImagesFailed:
+        failed, tally = self.tally.failed, self.tally
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(f.reason for f in failed).most_common())
+        return ImagesFailed(
+            f"{len(failed)} of {tally.todo} images could not be had ({reasons}); {tally.stored} are stored and stay. The "
+            f"first one: {failed[0].detail} The report names them all; trigger the run again to try only these."
+        )
+
+    # -- the watch -------------------------------------------------------------------------------------------------
+
+    def _watch(self, begun: float) -> None:
+        """Wait for the end; log, publish and sample meanwhile."""
+        next_log = next_publish = begun + 1.0
+        sampled = begun, 0, 0
+        while True:
+            with self._changed:
+                over = self._is_over()
+                if not over:
+                    self._changed.wait(0.5)
+                    over = self._is_over()
+            now = time.monotonic()
+            with self._changed:
+                self.tally.seconds = now - begun
+                self.tally.connections = self._pace.slots
+                at, images, received = sampled
+                if over or now - at >= 1.0:
+                    self._sample(now - begun, self.tally.stored - images, self.tally.bytes - received)
+                    sampled = now, self.tally.stored, self.tally.bytes
+                if over:
+                    return
+                snapshot = self.tally.as_dict()
+            if now >= next_log:
+                log.info("%s", progress_line(snapshot))
+                next_log = now + LOG_EVERY
+            if now >= next_publish:
+                self._publish(snapshot)
+                next_publish = now + PUBLISH_EVERY
+
+    def _sample(self, at: float, images: int, received: int) -> None:
+        series = self.tally.series
+        series.append((round(at, 1), images, received, self._pace.slots))
+        if len(series) > _POINTS:
+            pairs = zip(series[::2], series[1::2], strict=False)
+            series[: len(series) // 2 * 2] = [(b[0], a[1] + b[1], a[2] + b[2], b[3]) for a, b in pairs]
+
+    def _is_over(self) -> bool:
+        if self._fatal is not None:
+            return True
+        return not self._running and (self._stop.is_set() or not (self._ready or self._later))
+
+    # -- the work --------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """A thread: one image after the other."""
+        while (job := self._take()) is not None:
+            served = self._served
+            try:
+                size = self._move(job)
+            except MirrorError as error:
+                self._missed(job, error, others_served=self._served > served)
+            except Exception as error:  # a defect of ours must end the task, not hang it
+                log.exception("unexpected error at %s", job.image.path)
+                self._missed(job, MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."))
+            else:
+                self._moved(job, size)
+
+    def _take(self) -> _Job | None:
+        """The next image that is due, or None when there will be none."""
+        with self._changed:
+            while not self._is_stopping():
+                now = time.monotonic()
+                while self._later and self._later[0][0] <= now:
+                    self._ready.append(heapq.heappop(self._later)[2])
+                if self._ready and now >= self._hold_until:
+                    self._running += 1
+                    return self._ready.popleft()
+                if not (self._ready or self._later or self._running):
+                    return None
+                self._changed.wait(0.2)
+            return None
+
+    def _move(self, job: _Job) -> int | None:
+        """Fetch, prove and store one image; gives its size in bytes, or None when draining came first."""
+        with self._pace.slot(self._is_stopping) as slot:
+            if slot is None:
+                return None
+            try:
+                data = self._source.fetch(self._dataset, job.image.path, job.image.sha256, slot)
+            except Throttled as error:
+                self._pace.congested(slot, error.reason, error.retry_after and min(error.retry_after, self._patience))
+                raise
+            except Stalled as error:
+                self._pace.congested(slot, error.reason)
+                raise
+        with self._changed:
+            self._served += 1
+            self._down_since = None
+        self._store(job.image.path, data)
+        return len(data)
+
+    def _store(self, path: str, data: bytes) -> None:
+        """PUT, and again for as long as S3 is away: what was fetched is not thrown away."""
+        begun, wait = time.monotonic(), 0.5
+        while True:
+            try:
+                self._bucket.put(path, data, content_type=self._dataset.image_type, storage_class=self._storage_class)
+                return
+            except DestinationUnavailable as error:
+                if time.monotonic() - begun + wait > self._patience or self._is_stopping():
+                    raise
+                with self._changed:
+                    self.tally.faults[error.reason] += 1
+                    self.tally.retries += 1
+            time.sleep(wait * random.uniform(0.5, 1.5))
+            wait = min(2 * wait, 15.0)
+
+    def _is_stopping(self) -> bool:
+        return self._stop.is_set() or self._fatal is not None
+
+    # -- what became of it -----------------------------------------------------------------------------------------
+
+    def _moved(self, job: _Job, size: int | None) -> None:
+        with self._changed:
+            self._running -= 1
+            if size is None:
+                self._ready.appendleft(job)
+            else:
+                self.tally.stored += 1
+                self.tally.bytes += size
+            if self._is_over():
+                self._changed.notify_all()
+
+    def _missed(self, job: _Job, error: MirrorError, *, others_served: bool = False) -> None:
+        """Decide at whose expense an image failed: the shard's, everybody's or its own."""
+        with self._changed:
+            self._running -= 1
+            self.tally.faults[error.reason] += 1
+            if isinstance(error, Throttled | SourceUnavailable) and not others_served:
+                self._wait_for_source(job, error)
+            elif isinstance(error, Throttled | SourceUnavailable | FileError):
+                self._try_again(job, error)
+            else:
+                self._fatal = self._fatal or error
+            self._changed.notify_all()
+
+    def _wait_for_source(self, job: _Job, error: MirrorError) -> None:
+        """It serves nobody: nobody asks for a while, longer each time, until patience runs out."""
+        now = time.monotonic()
+        if self._down_since is None:
+            self._down_since = now
+            log.warning("%s", error)
+        down = now - self._down_since
+        if down > self._patience:
+            self._fatal = self._fatal or error
+            return
+        self._hold_until = max(self._hold_until, now + random.uniform(0.5, 1.5) * min(0.5 + down / 4, 20.0))
+        self._ready.append(job)
+        self.tally.retries += 1
+
+    def _try_again(self, job: _Job, error: MirrorError) -> None:
+        """Later, exponentially and with jitter, and never before the server's own wish; or never."""
+        if isinstance(error, Throttled):
+            job.refusals += 1
+            wait = max(min(2.0 ** (job.refusals - 1), 30.0) * random.uniform(0.5, 1.5), error.retry_after or 0.0)
+        else:
+            job.tries += 1
+            wait = 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5)
+        if job.tries >= self._attempts or job.refusals >= REFUSALS:
+            self.tally.failed.append(Failure(job.image.path, error.reason, str(error)))
+            log.warning("gave up: %s", error)
+            return
+        self.tally.retries += 1
+        heapq.heappush(self._later, (time.monotonic() + wait, id(job), job))
+
+
+def progress_line(done: dict[str, Any]) -> str:
+    """``done/total, images/s, MB/s, failures, time left`` of a tally's dict, for the log."""
+    seconds = max(done["seconds"], 1e-9)
+    recent = [point for point in done["series"] if point[0] > done["seconds"] - 60]
+    span = seconds if len(recent) == len(done["series"]) else recent[-1][0] - recent[0][0] or seconds
+    images, received = sum(point[1] for point in recent), sum(point[2] for point in recent)
+    left = done["todo"] - done["stored"] - len(done["failed"])
+    eta = f"{_clock(left * span / images)} left" if images else "waiting"
+    return (
+        f"{done['stored']:,}/{done['todo']:,} images  {images / span:.1f} images/s  {received / span / 1e6:.1f} MB/s  "
+        f"{done['connections']} connections  {len(done['failed'])} failed  {eta}"
+    )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
