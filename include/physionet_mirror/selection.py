@@ -158,7 +158,7 @@ def _sample(frame: pd.DataFrame, selection: Selection, notes: list[str]) -> pd.D
     if selection.sample_size < 1:
         raise InputError(f"sample_size is {selection.sample_size}; it must be at least 1, or select must be 'all'.")
     column = UNITS[selection.sample_by]
-    units = sorted(frame[column].unique().tolist())
+    unit_of_row, units = frame[column].factorize()
     unit = {"image": "images", "study": "studies", "patient": "patients"}[selection.sample_by]
     if selection.sample_size >= len(units):
         if selection.sample_size > len(units):
@@ -166,9 +166,9 @@ def _sample(frame: pd.DataFrame, selection: Selection, notes: list[str]) -> pd.D
                 f"{selection.sample_size:,} {unit} were asked for, {len(units):,} match: all of them are taken"
             )
         return frame
-    ranks = rank(units, selection.seed)
-    smallest = np.argsort(ranks, kind="stable")[: selection.sample_size]
-    chosen = frame[frame[column].isin([units[i] for i in smallest])]
+    is_chosen = np.zeros(len(units), dtype=bool)
+    is_chosen[np.argsort(rank(units.tolist(), selection.seed))[: selection.sample_size]] = True
+    chosen: pd.DataFrame = frame[is_chosen[unit_of_row]]
     if selection.file_list is not None:
         notes.append(
             f"the file list is sampled: {len(chosen):,} of {len(frame):,} images are taken; "
@@ -181,7 +181,7 @@ def rank(units: Iterable[object], seed: int) -> np.ndarray[tuple[int], np.dtype[
     """A pseudo-random rank for each unit that depends on the seed and the unit alone.
 
     Neither the machine nor the order nor the other units matter, so the n units of smallest rank contain the n-1 of
-    smallest rank: samples are nested.
+    smallest rank: samples are nested. (Of 377,110 units, two share a 64-bit rank once in 250 million datasets.)
     """
     key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
     keyed = hashlib.blake2b(key=key, digest_size=8)
