@@ -49,10 +49,10 @@ NEXT_STEPS: Mapping[str, str] = {
     "empty": f"{_AGAIN}: it fetches these images anew and replaces the empty objects.",
     "wrong bytes": f"{_AGAIN}: it fetches these images anew and replaces the wrong objects. "
     "If it comes back, find out what else writes below this prefix.",
-    "not found": "PhysioNet lists these files in its checksums but does not serve them. Trigger the run again in a day; "
+    "not found": "PhysioNet lists these files in its checksums but does not serve them. Run it again in a day; "
     "if it stays, tell PhysioNet's support and go on without them.",
-    "corrupt": "In several attempts, PhysioNet's bytes did not hash to PhysioNet's checksum. Trigger the run again in a "
-    "day; if it stays, tell PhysioNet's support: the file there is damaged.",
+    "corrupt": "In several attempts, PhysioNet's bytes did not hash to PhysioNet's checksum. Run it again in a day; "
+    "if it stays, tell PhysioNet's support: the file there is damaged.",
     "not the file": f"PhysioNet answered with a web page, as it does in maintenance. {_AGAIN} later.",
     "truncated": f"The connection ended early in every attempt. {_AGAIN}, with fewer connections if it comes back.",
     "stalled": f"PhysioNet stopped sending. {_AGAIN}, with fewer connections if it comes back.",
