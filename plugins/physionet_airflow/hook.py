@@ -1,0 +1,120 @@
+"""The connection to PhysioNet."""
+
+from __future__ import annotations
+
+import ipaddress
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.log import mask_secret
+
+from include.physionet_mirror.errors import InputError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Connection
+
+    from include.physionet_mirror.source import PhysioNet
+
+PHYSIONET = "https://physionet.org"
+
+_HOW = (
+    "Set it under Admin > Connections, or as the environment variable AIRFLOW_CONN_PHYSIONET_DEFAULT="
+    '\'{"conn_type": "http", "host": "https://physionet.org", "login": "<user name>", "password": "<password>"}\'.'
+)
+
+
+class PhysioNetHook(BaseHook):
+    """A PhysioNet account, from a connection of type ``http`` (or ``physionet``).
+
+    The connection's fields:
+
+    - host: ``https://physionet.org`` when empty. Plain ``http://`` only to loopback, or with extra ``allow_http``.
+    - login, password: the credentialed PhysioNet account.
+    - extra (all optional): ``allow_http`` (bool), ``user_agent`` (must begin with ``Wget/`` or ``libwfdb/``: PhysioNet
+      reads a password from no other agent), ``connect_timeout`` and ``read_timeout`` (seconds).
+
+    Args:
+        physionet_conn_id: The connection's id.
+    """
+
+    conn_name_attr = "physionet_conn_id"
+    default_conn_name = "physionet_default"
+    conn_type = "physionet"
+    hook_name = "PhysioNet"
+
+    def __init__(self, physionet_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.physionet_conn_id = physionet_conn_id
+
+    def source(self, connections: int = 1) -> PhysioNet:
+        """PhysioNet as the engine sees it, with this account; makes no request.
+
+        Args:
+            connections: The most connections that it may hold at once.
+
+        Raises:
+            InputError: There is no such connection, or it has no login or password, or an extra that cannot be read.
+        """
+        from include.physionet_mirror.source import PhysioNet
+
+        connection = self._connection()
+        login, password = connection.login or "", connection.password or ""
+        if not login or not password:
+            raise InputError(
+                f"The connection {self.physionet_conn_id} has no {'password' if login else 'login'}. Nothing was "
+                f"asked of PhysioNet. {_HOW} The account is the one you use at {PHYSIONET}/login/."
+            )
+        # Airflow masks the password by itself; what goes over the wire is this form of it.
+        mask_secret(password)
+        mask_secret(b64encode(f"{login}:{password}".encode()).decode())
+        return PhysioNet(_base_url(connection), login, password, connections=connections, **self._extra(connection))
+
+    def _connection(self) -> Connection:
+        try:
+            return self.get_connection(self.physionet_conn_id)
+        except AirflowNotFoundException:
+            raise InputError(
+                f"There is no connection {self.physionet_conn_id}. Nothing was asked of PhysioNet. {_HOW}"
+            ) from None
+
+    def _extra(self, connection: Connection) -> dict[str, Any]:
+        extra = connection.extra_dejson
+        found: dict[str, Any] = {}
+        try:
+            if agent := extra.get("user_agent"):
+                found["user_agent"] = str(agent)
+            if "allow_http" in extra:
+                found["allow_http"] = str(extra["allow_http"]).lower() in {"true", "1", "yes"}
+            for name in ("connect_timeout", "read_timeout"):
+                if extra.get(name) is not None:
+                    found[name] = float(extra[name])
+                    if found[name] <= 0:
+                        raise ValueError
+        except (TypeError, ValueError):
+            raise InputError(
+                f"The extra of the connection {self.physionet_conn_id} has a {name} that is no number of seconds. "
+                "Nothing was asked of PhysioNet. Correct it under Admin > Connections."
+            ) from None
+        return found
+
+
+def _base_url(connection: Connection) -> str:
+    """``https://physionet.org`` unless the connection says otherwise."""
+    host = (connection.host or PHYSIONET).strip().rstrip("/")
+    if "://" not in host:
+        scheme = connection.schema if connection.schema in {"http", "https"} else None
+        host = f"{scheme or ('http' if _is_loopback(host) else 'https')}://{host}"
+    if connection.port and ":" not in host.partition("://")[2]:
+        host += f":{connection.port}"
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,38 @@
+"""The part of a graph that DAGs share: one mapped group a shard, {missing? → stream}."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import task_group
+
+from physionet_airflow.operators import StreamShardOperator
+from physionet_airflow.run import pool, streams
+from physionet_airflow.sensors import MissingSensor
+
+if TYPE_CHECKING:
+    from airflow.sdk import TaskGroup, XComArg
+
+_NAME = "{{ shard_name }}"  # set in the context by the task itself, see Airflow's map_index_template
+
+
+def mirror_shards(shards: XComArg) -> TaskGroup:
+    """Map over a plan's shards: skip each that is complete, stream the others, at most ``PHYSIONET_STREAMS`` at once.
+
+    Args:
+        shards: The output of `PlanShardsOperator`.
+    """
+
+    @task_group(group_id="mirror_shard", tooltip="One shard: what is missing of it is streamed")
+    def mirror_shard(shard: Any) -> None:
+        missing = MissingSensor(task_id="missing", task_display_name="missing?", shard=shard, map_index_template=_NAME)
+        StreamShardOperator(
+            task_id="stream",
+            shard=missing.output,
+            map_index_template=_NAME,
+            pool=pool(),
+            pool_slots=1,
+            max_active_tis_per_dagrun=streams(),
+        )
+
+    return mirror_shard.expand(shard=shards)

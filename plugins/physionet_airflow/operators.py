@@ -1,0 +1,337 @@
+"""Operators: metadata, plan, approval, stream, verify. Each is a thin shell around one step of the engine."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import AssetAlias, BaseOperator
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from include.physionet_mirror.errors import VerificationFailed
+from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.run import Run, engine_errors, streams
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk import Context
+
+    from physionet_airflow.steps import Stop
+
+PLAN = "plan"
+"""Task id of the plan, and the key of its XCom with the few figures that later tasks need."""
+
+TABLES = AssetAlias("mimic_cxr_jpg_tables")
+IMAGES = AssetAlias("mimic_cxr_jpg_images")
+INDEX = AssetAlias("mimic_cxr_jpg_index")
+"""What a run produces; each becomes the asset of its S3 URI, which is only known when the run is."""
+
+
+class FetchMetadataOperator(BaseOperator):
+    """Brings tables, lists and SHA256SUMS.txt into the bucket, each proven, and builds the manifest.
+
+    Args:
+        physionet_conn_id: The PhysioNet account.
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `steps.Metadata`.
+    """
+
+    ui_color = "#e4ecf4"
+
+    def __init__(
+        self,
+        *,
+        physionet_conn_id: str = PhysioNetHook.default_conn_name,
+        aws_conn_id: str = AWS_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(outlets=[TABLES], **kwargs)
+        self.physionet_conn_id = physionet_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Fetch what is not there yet."""
+        from physionet_airflow import steps
+
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            source = PhysioNetHook(self.physionet_conn_id).source()
+            found = steps.fetch_metadata(source, run.bucket, run.request.dataset)
+        figures = {
+            "images": found.images,
+            "files": list(found.files),
+            "fetched": found.fetched,
+            "changed": found.changed,
+            "sums_sha256": found.sums_sha256,
+        }
+        if found.fetched or found.changed:
+            _add_asset(context, TABLES, run.bucket.uri("SHA256SUMS.txt"), figures)
+        return figures
+
+
+class PlanShardsOperator(BaseOperator):
+    """Chooses the images, cuts them into shards, and estimates what it takes.
+
+    Args:
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        The shards (``Shard.to_dict()``) to map over; none in a dry run. Under the key ``plan``: ``images``, ``shards``,
+        ``dry_run``, ``estimate`` (``Estimate.to_dict()``), ``table`` (text), ``uri`` of plan.json.
+    """
+
+    ui_color = "#e4ecf4"
+
+    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Plan; a dry run hands on no shard."""
+        from physionet_airflow import steps
+
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            made = steps.make_plan(
+                run.request,
+                run.bucket,
+                run.layout,
+                streams=streams(),
+                params=run.params,
+                file_list=self._file_list(run),
+            )
+        context["ti"].xcom_push(
+            key=PLAN,
+            value={
+                "images": made.estimate.images,
+                "shards": len(made.shards),
+                "dry_run": run.request.dry_run,
+                "estimate": made.estimate.to_dict(),
+                "table": made.table(),
+                "uri": run.bucket.uri(run.layout.plan),
+            },
+        )
+        if run.request.dry_run:
+            self.log.info("Dry run: it ends here. No image is fetched. The plan: %s", run.bucket.uri(run.layout.plan))
+            return []
+        return [shard.to_dict() for shard in made.shards]
+
+    def _file_list(self, run: Run) -> list[str] | None:
+        from physionet_airflow import steps
+
+        if run.request.file_list is None:
+            return None
+        name, _, path = run.request.file_list.removeprefix("s3://").partition("/")
+        return steps.read_list(open_bucket(name, "", self.aws_conn_id), path)
+
+
+class ApproveLargePlanOperator(ApprovalOperator):
+    """Lets a plan pass that is no larger than the param ``approve_above_gb``; asks a person about any other.
+
+    A refusal skips everything that follows, and the run ends green; nobody answering fails it, with a message.
+
+    Args:
+        response_timeout: How long to wait for an answer.
+    """
+
+    ui_color = "#f7f0dc"
+
+    def __init__(self, *, response_timeout: timedelta = timedelta(days=3), **kwargs: Any) -> None:
+        super().__init__(
+            subject="A large plan waits for your approval",
+            body="The plan is not made yet.",
+            response_timeout=response_timeout,
+            ignore_downstream_trigger_rules=True,
+            **kwargs,
+        )
+
+    def execute(self, context: Context) -> Any:
+        """Pass on at once, or wait for a person."""
+        from include.physionet_mirror.plan import Estimate
+
+        plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
+        estimate = Estimate.from_dict(plan["estimate"])
+        limit = float(context["params"].get("approve_above_gb") or 0)
+        if plan["dry_run"] or not limit or estimate.gigabytes <= limit:
+            self.log.info("%.1f GB to fetch: no approval needed (limit: %g GB).", estimate.gigabytes, limit)
+            return None
+        self.body = _question(plan, estimate, limit)
+        self.log.info("%.1f GB to fetch: waiting for approval under Required Actions.", estimate.gigabytes)
+        return super().execute(context)
+
+    def process_trigger_event_error(self, event: dict[str, Any]) -> None:
+        """Nobody answered."""
+        if event.get("error_type") == "timeout":
+            raise AirflowFailException(
+                f"Nobody approved the plan within {self.response_timeout}. No image was fetched. Trigger the run again, "
+                "with a smaller selection or a higher approve_above_gb, or answer under Required Actions in time."
+            )
+        super().process_trigger_event_error(event)
+
+
+def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
+    """The approval page, in Markdown."""
+    from include.physionet_mirror.plan import money, readable_bytes, readable_hours
+
+    return "\n".join(
+        [
+            f"This plan fetches **{estimate.gigabytes:,.1f} GB**, more than the {limit:g} GB of `approve_above_gb`.",
+            "",
+            "| | |",
+            "|---|---|",
+            f"| Images selected | {estimate.images:,} ({readable_bytes(estimate.bytes)}) |",
+            f"| To be fetched | {estimate.missing:,} ({readable_bytes(estimate.missing_bytes)}) |",
+            f"| Time | {readable_hours(estimate.hours)} ({estimate.connections} connections) |",
+            f"| Storage a month, {estimate.storage_class} | {money(estimate.monthly_cost)} |",
+            f"| S3 requests, once | {money(estimate.put_cost + estimate.check_cost)} |",
+            f"| Shards | {plan['shards']:,} |",
+            "",
+            "**Approve** starts the transfer. **Reject** ends the run: everything that follows is skipped, and nothing is "
+            f"fetched. The plan in full: `{plan['uri']}`",
+        ]
+    )
+
+
+class StreamShardOperator(BaseOperator):
+    """Brings what is missing of one shard into the bucket.
+
+    Args:
+        shard: What `MissingSensor` hands on.
+        physionet_conn_id: The PhysioNet account.
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        ``shard``, ``stored``, ``bytes``, ``seconds``, ``retries``; the rest is in the shard's result file in S3.
+    """
+
+    template_fields = ("shard",)
+    ui_color = "#dcebf7"
+
+    def __init__(
+        self,
+        *,
+        shard: Mapping[str, Any],
+        physionet_conn_id: str = PhysioNetHook.default_conn_name,
+        aws_conn_id: str = AWS_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.shard = shard
+        self.physionet_conn_id = physionet_conn_id
+        self.aws_conn_id = aws_conn_id
+        self._stop: Stop | None = None
+        self._killed = False
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Stream until all is stored, or named."""
+        context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
+        from include.physionet_mirror.shards import Shard
+        from physionet_airflow import steps
+
+        self._stop = steps.Stop()
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            run.check_source()
+            connections = run.request.share(streams())
+            result = steps.stream_shard(
+                Shard.from_dict(self.shard),
+                run.request,
+                PhysioNetHook(self.physionet_conn_id).source(connections),
+                run.bucket,
+                run.layout,
+                connections=connections,
+                stop=self._stop,
+                try_number=context["ti"].try_number,
+            )
+        if self._killed:
+            raise AirflowException(
+                f"Told to stop after {result['stored']:,} of {result['todo']:,} images, which are stored. "
+                "The next try goes on from there."
+            )
+        return {key: result[key] for key in ("shard", "stored", "bytes", "seconds", "retries")}
+
+    def on_kill(self) -> None:
+        """Finish what is under way, begin nothing new, and end."""
+        self._killed = True
+        if self._stop is not None:
+            self._stop()
+
+
+class VerifyOperator(BaseOperator):
+    """Compares the whole selection with the bucket, writes report and index, and fails when anything is not there or wrong.
+
+    To be used with ``trigger_rule="all_done"``: it judges whatever the shards came to, and is therefore what the run's
+    colour rests on. An earlier task that failed, it names.
+
+    Args:
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        The figures that the asset event carries.
+    """
+
+    ui_color = "#e8f0e4"
+
+    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(outlets=[IMAGES, INDEX], **kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any] | None:
+        """Verify, report, judge."""
+        from include.physionet_mirror import report
+        from include.physionet_mirror.layout import INDEX as INDEX_PATH
+        from physionet_airflow import steps
+
+        self._check_earlier_tasks(context)
+        plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
+        if plan["dry_run"]:
+            self.log.info("Dry run: nothing was fetched, so nothing is verified.\n%s", plan["table"])
+            return None
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            verdict, written = steps.verify_run(
+                run.request,
+                run.bucket,
+                run.layout,
+                params=run.params,
+                started=run.started,
+                software=_software(),
+            )
+            figures = report.figures(written)
+            verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
+        _add_asset(context, IMAGES, run.bucket.uri(), figures)
+        _add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)
+        return figures
+
+    def _check_earlier_tasks(self, context: Context) -> None:
+        """Raise where the run never came to its shards: then there is nothing to verify, and that is no success."""
+        ti = context["ti"]
+        before = sorted(_unmapped_upstream(self))
+        states = ti.get_task_states(dag_id=ti.dag_id, task_ids=before, run_ids=[ti.run_id]).get(ti.run_id, {})
+        failed = [name for name in before if str(states.get(name)) == "failed"]
+        if failed:
+            raise VerificationFailed(
+                f"The run did not come to its images: the task {failed[0]} failed, and its log says why and what to do. "
+                "No image was fetched in this run; what was stored before is untouched."
+            )
+
+
+def _unmapped_upstream(task: BaseOperator) -> set[str]:
+    return {t.task_id for t in task.get_flat_relatives(upstream=True) if t.get_closest_mapped_task_group() is None}
+
+
+def _add_asset(context: Context, alias: AssetAlias, uri: str, figures: Mapping[str, Any]) -> None:
+    from airflow.sdk import Asset
+
+    context["outlet_events"][alias].add(Asset(uri.rstrip("/")), extra=dict(figures))
+
+
+def _software() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"Airflow": version("apache-airflow"), "amazon provider": version("apache-airflow-providers-amazon")}

@@ -1,0 +1,221 @@
+"""The trigger forms: every param with its JSON schema, section, title and one line of description.
+
+Two traits of Airflow's form shape the schemas: a multi-select is an array with ``examples``, and clearing one sends null,
+so every list also takes null; an array of free text is a box with one entry a line.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from airflow.sdk import Param
+
+from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR_JPG, SPLITS
+
+BUCKET_VARIABLE = "MIMIC_CXR_BUCKET"
+
+VIEWS = ("AP", "PA", "LATERAL", "LL", "XTABLE LATERAL", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD")
+"""ViewPosition codes to pick from; rarer ones can be given as JSON."""
+
+STORAGE_CLASSES = {
+    "STANDARD": "STANDARD",
+    "INTELLIGENT_TIERING": "INTELLIGENT_TIERING",
+    "STANDARD_IA": "STANDARD_IA: read now and then",
+    "ONEZONE_IA": "ONEZONE_IA: in one zone only",
+    "GLACIER_IR": "GLACIER_IR: read rarely, at once",
+    "GLACIER": "GLACIER: must be restored before it can be read",
+    "DEEP_ARCHIVE": "DEEP_ARCHIVE: must be restored before it can be read",
+}
+"""S3 storage classes and what the form calls them."""
+
+_WHERE, _WHICH, _HOW, _SAFE = "Where to", "Which images", "How", "Before it starts"
+
+_SUBJECT = {
+    "anyOf": [
+        {"type": "string", "pattern": r"^(p?1\d{7})?$"},
+        {"type": "integer", "minimum": 10_000_000, "maximum": 19_999_999},
+    ]
+}
+
+
+def mirror_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_jpg``."""
+    return {
+        **where_params(),
+        "select": Param(
+            "sample",
+            type="string",
+            enum=["sample", "all"],
+            values_display={"sample": "A sample", "all": "Everything that the filters leave"},
+            title="Select",
+            description="A sample, or every image that the filters below leave.",
+            section=_WHICH,
+        ),
+        "sample_size": Param(
+            1000,
+            type="integer",
+            minimum=1,
+            title="Sample size",
+            description="How many images, studies or patients; more than there are takes all and says so.",
+            section=_WHICH,
+        ),
+        "sample_by": Param(
+            "image",
+            type="string",
+            enum=["image", "study", "patient"],
+            title="Sample by",
+            description="What is drawn: whole studies or patients stay together.",
+            section=_WHICH,
+        ),
+        "seed": Param(
+            42,
+            type="integer",
+            title="Seed",
+            description="Same seed, same sample on any machine; a sample is contained in every larger one.",
+            section=_WHICH,
+        ),
+        **filter_params(),
+        "file_list": Param(
+            None,
+            type=["string", "null"],
+            pattern=r"^(s3://[^/\s]+/\S.*)?$",
+            title="File list",
+            description="S3 URI of a text file of image paths, such as an earlier run's failed_images.txt.",
+            section=_WHICH,
+        ),
+        **transfer_params(),
+        "shard_size": Param(
+            None,
+            type=["integer", "null"],
+            minimum=1,
+            maximum=10_000,
+            title="Images a shard",
+            description="Empty = chosen by the plan: a few minutes of work each.",
+            section=_HOW,
+        ),
+        "verify": Param(
+            "checksum",
+            type="string",
+            enum=["count", "checksum", "content"],
+            values_display={
+                "count": "count: the object is there, above zero bytes",
+                "checksum": "checksum: and S3's SHA-256 equals PhysioNet's",
+                "content": "content: and the bytes read back hash to it",
+            },
+            title="Verification",
+            description="What is proven of every selected image before the run is green.",
+            section=_HOW,
+        ),
+        "source": Param(
+            "physionet",
+            type="string",
+            enum=["physionet", "s3"],
+            values_display={"physionet": "physionet.org over HTTPS", "s3": "PhysioNet's S3 access point"},
+            title="Source",
+            description="Download from PhysioNet, or copy inside S3 from its access point (needs cloud access there).",
+            section=_HOW,
+        ),
+        "approve_above_gb": Param(
+            50,
+            type="number",
+            minimum=0,
+            title="Ask above (GB)",
+            description="A plan larger than this waits for a person's approval; 0 = never wait.",
+            section=_SAFE,
+        ),
+        "dry_run": Param(
+            False,
+            type="boolean",
+            title="Dry run",
+            description="Plan and estimate only: no image is fetched.",
+            section=_SAFE,
+        ),
+    }
+
+
+def where_params(*, required: bool = True) -> dict[str, Param]:
+    """Bucket and prefix.
+
+    Args:
+        required: False for a scheduled DAG, whose params must all have a default: the bucket may then be null, and the
+            run says that it is missing.
+    """
+    default = os.environ.get(BUCKET_VARIABLE) or None
+    bucket: dict[str, Any] = {
+        "type": "string" if required else ["string", "null"],
+        "minLength": 3,
+        "maxLength": 63,
+        "pattern": r"^[a-z0-9][a-z0-9.\-]*[a-z0-9]$",
+        "title": "Bucket",
+        "description": f"Destination bucket (its default is the environment variable {BUCKET_VARIABLE}).",
+        "section": _WHERE,
+    }
+    return {
+        "bucket": Param(default, **bucket) if default or not required else Param(**bucket),
+        "prefix": Param(
+            MIMIC_CXR_JPG.name,
+            type="string",
+            minLength=1,
+            maxLength=500,
+            pattern=r"^/?[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*/?$",
+            title="Key prefix",
+            description="Below it the keys equal PhysioNet's paths.",
+            section=_WHERE,
+        ),
+    }
+
+
+def filter_params() -> dict[str, Param]:
+    """Which images of the dataset; an empty list means any."""
+
+    def pick(title: str, description: str, examples: tuple[str, ...], *, only: bool = True) -> Param:
+        return Param(
+            [],
+            type=["array", "null"],
+            items={"type": "string", "enum": list(examples)} if only else {"type": "string", "maxLength": 40},
+            examples=list(examples),
+            uniqueItems=True,
+            title=title,
+            description=description,
+            section=_WHICH,
+        )
+
+    return {
+        "views": pick("Views", "ViewPosition of the image; none picked = any.", VIEWS, only=False),
+        "splits": pick("Splits", "The dataset's own split; none picked = any.", SPLITS),
+        "labels": pick("Labels", "CheXpert labels, at least one of them positive; none picked = any.", LABELS),
+        "groups": pick("Patient groups", "The folders p10 to p19; none picked = all.", GROUPS),
+        "subjects": Param(
+            [],
+            type=["array", "null"],
+            items=_SUBJECT,
+            title="Patients",
+            description="Subject ids, one a line, such as 10000032; empty = any.",
+            section=_WHICH,
+        ),
+    }
+
+
+def transfer_params() -> dict[str, Param]:
+    """How images are carried over."""
+    return {
+        "connections": Param(
+            8,
+            type="integer",
+            minimum=4,
+            maximum=64,
+            title="Connections",
+            description="The most PhysioNet connections that this run may hold at once, over all its streams.",
+            section=_HOW,
+        ),
+        "storage_class": Param(
+            "STANDARD",
+            type="string",
+            enum=list(STORAGE_CLASSES),
+            values_display=STORAGE_CLASSES,
+            title="Storage class",
+            description="S3 storage class of the images.",
+            section=_HOW,
+        ),
+    }

@@ -1,0 +1,95 @@
+"""What every operator needs of its run: the validated request, the bucket, and errors that are safe to log."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from include.physionet_mirror.errors import InputError, MirrorError
+from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from include.physionet_mirror.destination import Bucket
+    from include.physionet_mirror.layout import RunLayout
+    from include.physionet_mirror.request import Request
+
+
+def streams() -> int:
+    """Shards streamed at once: the environment variable ``PHYSIONET_STREAMS``, default 4.
+
+    Raises:
+        InputError: It is no whole number above zero.
+    """
+    text = os.environ.get("PHYSIONET_STREAMS") or "4"
+    if not text.isdigit() or not int(text):
+        raise InputError(
+            f"The environment variable PHYSIONET_STREAMS is {text!r}; it must be a whole number above zero."
+        )
+    return int(text)
+
+
+def pool() -> str:
+    """The pool of the stream tasks, one slot a stream: ``PHYSIONET_POOL``; Airflow's default pool always exists."""
+    return os.environ.get("PHYSIONET_POOL") or "default_pool"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One DAG run, as its tasks see it.
+
+    Attributes:
+        params: The params as given; plain values.
+        request: The same, validated.
+        bucket: The destination; no request is made until it is used.
+        layout: Where the run's files lie.
+        started: When the run began.
+    """
+
+    params: Mapping[str, Any]
+    request: Request
+    bucket: Bucket
+    layout: RunLayout
+    started: datetime
+
+    @classmethod
+    def of(cls, context: Context, aws_conn_id: str = AWS_CONN_ID, **overrides: Any) -> Run:
+        """The run of a task's context. ``overrides`` replace params.
+
+        Raises:
+            InputError: A param that cannot be worked with.
+        """
+        from include.physionet_mirror.layout import RunLayout
+        from include.physionet_mirror.request import Request
+
+        params = {**dict(context["params"]), **overrides}
+        request = Request.from_params(params)
+        return cls(
+            params,
+            request,
+            open_bucket(request.bucket, request.prefix, aws_conn_id),
+            RunLayout(context["run_id"]),
+            context["dag_run"].start_date or datetime.now(UTC),
+        )
+
+    def check_source(self) -> None:
+        """Raise InputError where images cannot be had from ``source``."""
+        if self.request.source != "physionet":
+            raise InputError(
+                f"source: {self.request.source} is not built in yet. Nothing was done. Leave it at physionet."
+            )
+
+
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """Let the engine's errors through without what lies beneath them: such causes may quote addresses and headers."""
+    try:
+        yield
+    except MirrorError as error:
+        error.__cause__ = error.__context__ = None
+        raise error from None

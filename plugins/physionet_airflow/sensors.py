@@ -1,0 +1,111 @@
+"""Sensors: is PhysioNet (and the bucket) open to us? is anything of this shard missing?"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+
+from include.physionet_mirror.errors import DestinationUnavailable, MirrorError, SourceUnavailable, Throttled
+from physionet_airflow.bucket import AWS_CONN_ID
+from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.run import Run, engine_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk import Context
+
+_PASSING = (SourceUnavailable, Throttled, DestinationUnavailable)
+
+
+class AccessCheckSensor(BaseSensorOperator):
+    """Waits until PhysioNet serves the dataset to this account and the bucket is in reach.
+
+    What only a person can put right (password, agreement, bucket, params) fails at once, without a retry, with the text
+    that this person needs. Maintenance and broken connections are waited for without holding a worker slot.
+
+    Args:
+        physionet_conn_id: The PhysioNet account.
+        aws_conn_id: The bucket's account.
+    """
+
+    ui_color = "#e8f0e4"
+
+    def __init__(
+        self,
+        *,
+        physionet_conn_id: str = PhysioNetHook.default_conn_name,
+        aws_conn_id: str = AWS_CONN_ID,
+        poke_interval: timedelta | float = timedelta(minutes=2),
+        timeout: timedelta | float = timedelta(hours=12),
+        mode: str = "reschedule",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, mode=mode, **kwargs)
+        self.physionet_conn_id = physionet_conn_id
+        self.aws_conn_id = aws_conn_id
+        self._last = ""
+
+    def execute(self, context: Context) -> Any:
+        """Poke, and say in plain words when the time is over."""
+        try:
+            return super().execute(context)
+        except AirflowSensorTimeout:
+            raise AirflowSensorTimeout(
+                f"Waited {timedelta(seconds=self.timeout)} in vain; nothing was fetched. The last answer was: {self._last} "
+                "Trigger the run again when https://physionet.org is up."
+            ) from None
+
+    def poke(self, context: Context) -> bool:
+        """Whether both sides are open to us."""
+        try:
+            with engine_errors():
+                run = Run.of(context, self.aws_conn_id)
+                run.check_source()
+                run.bucket.check()
+                source = PhysioNetHook(self.physionet_conn_id).source()
+                source.check_access(run.request.dataset)
+        except _PASSING as error:
+            self._last = str(error)
+            self.log.info("Not yet: %s Asking again in %.0f s.", error, self.poke_interval)
+            return False
+        except MirrorError as error:
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+        self.log.info("PhysioNet serves %s, and %s is in reach.", run.request.dataset.name, run.bucket.uri())
+        return True
+
+
+class MissingSensor(BaseSensorOperator):
+    """Compares one shard with the bucket; skips it when nothing is missing, else hands on what is.
+
+    Args:
+        shard: ``Shard.to_dict()``, one of the plan's.
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        The shard with ``missing``, the number of images to fetch; their list is in S3.
+    """
+
+    template_fields = ("shard",)
+    ui_color = "#e8f0e4"
+
+    def __init__(self, *, shard: Mapping[str, Any], aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.shard = shard
+        self.aws_conn_id = aws_conn_id
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Look once: there is always an answer."""
+        context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
+        from include.physionet_mirror.shards import Shard
+        from physionet_airflow import steps
+
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            found = steps.find_missing(Shard.from_dict(self.shard), run.request, run.bucket, run.layout)
+        if not found.images:
+            raise AirflowSkipException(f"Nothing is missing: all {found.present:,} images are there.")
+        return PokeReturnValue(is_done=True, xcom_value={**self.shard, "missing": len(found.images)})
