@@ -1,0 +1,111 @@
+"""What the tests share: a small dataset, a PhysioNet look-alike, an S3 server, an Airflow home. Nothing of it is mocked."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import subprocess
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+
+from demo import stack, synthetic
+from demo.lookalike import Lookalike, User
+
+READER = ("reader", "correct horse battery staple")
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a dataset of 60 small images: holds mimic-cxr-jpg/2.1.0 and mimic-cxr/2.0.0. Read only; copy it to change it."""
+    root = tmp_path_factory.mktemp("dataset") / "physionet"
+    synthetic.write(root, synthetic.cohort(60, seed=7, long_side=96))
+    return root
+
+
+@pytest.fixture
+def reader() -> tuple[str, str]:
+    """Login and password of the user whom ``physionet`` knows, who has signed every agreement."""
+    return READER
+
+
+@pytest.fixture
+def physionet(tiny_dataset: Path) -> Iterator[Lookalike]:
+    """A PhysioNet look-alike that serves ``tiny_dataset``, with fresh counters and no faults."""
+    login, password = READER
+    with Lookalike(tiny_dataset, users={login: User(password)}, check_seconds=0.01) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.S3Server]:
+    """An S3 server: objects are plain files in ``s3_server.folder / <bucket> / <key>``."""
+    folder = tmp_path_factory.mktemp("s3") / "buckets"
+    with stack.s3_server(folder) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket_name(s3_server: stack.S3Server) -> str:
+    """An empty bucket of this test's own."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    s3_server.make_bucket(name)
+    return name
+
+
+@pytest.fixture
+def boto_session(s3_server: stack.S3Server) -> boto3.Session:
+    """A session with the keys of ``s3_server``; clients need ``endpoint_url=s3_server.endpoint`` too."""
+    return s3_server.session()
+
+
+@dataclass(frozen=True)
+class AirflowHome:
+    """An AIRFLOW_HOME with a migrated database; ``env`` is what ``airflow`` needs to work with it."""
+
+    path: Path
+    env: Mapping[str, str]
+
+    def run(self, *arguments: str, timeout: float = 240, **more_env: str) -> subprocess.CompletedProcess[str]:
+        """Run ``airflow <arguments>``; stdout and stderr together in ``stdout``. Does not raise on a failure."""
+        return subprocess.run(
+            stack.airflow_command(*arguments),
+            env={**self.env, **more_env},
+            cwd=self.path,
+            timeout=timeout,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="session")
+def migrated_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """An Airflow home whose database has been migrated, once for all xdist workers; copied, never used."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base if worker_id == "master" else base.parent) / "migrated-airflow"
+    home.mkdir(exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stack.migrate(home, stack.airflow_environment(home, connections={}))
+    return home
+
+
+@pytest.fixture
+def airflow_home(tmp_path: Path, migrated_home: Path, physionet: Lookalike, s3_server: stack.S3Server) -> AirflowHome:
+    """A fresh Airflow with this project's DAGs and plugins, connected to ``physionet`` and ``s3_server``."""
+    home = tmp_path / "airflow"
+    home.mkdir()
+    for name in ("airflow.db", "keys.json", "passwords.json", "migrated"):
+        shutil.copy(migrated_home / name, home / name)
+    login, password = READER
+    connections = {
+        "physionet_default": {"conn_type": "http", "host": physionet.url, "login": login, "password": password},
+        "aws_default": s3_server.connection(),
+    }
+    return AirflowHome(home, stack.airflow_environment(home, connections=connections))
