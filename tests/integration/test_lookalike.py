@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from demo.lookalike import Fault, Kind, Lookalike, Profile, User, as_users_repor
 PROJECT = "mimic-cxr-jpg/2.1.0"
 IMAGE = f"{PROJECT}/files/p10/image.jpg"
 BYTES = bytes(range(256)) * 400  # 102,400 bytes, each of which tells its place
+BIG, BIG_SIZE = f"{PROJECT}/files/p10/big.dcm", 1_300_000
 AGENT = "Wget/1.21 (test/1; +https://example.org)"
 USERS = {
     "alice": User("open sesame"),
@@ -44,6 +46,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / project / "table.csv.gz").write_bytes(b"\x1f\x8b not really")
     for n in range(200):
         (root / PROJECT / f"files/p10/{n:03}.jpg").write_bytes(BYTES[:5000])
+    (root / BIG).write_bytes(bytes(BIG_SIZE))
     (root / "secret.txt").write_text("outside every project")
     return root
 
@@ -222,12 +225,12 @@ class TestFiles:
         assert b'<a href="table.csv.gz">' in answer.body
         assert Client(physionet).get(PROJECT).headers["Location"] == f"/files/{PROJECT}/"
 
-    def test_connections_are_kept_alive_and_hundreds_of_files_go_over_one_in_a_second(self, physionet):
+    def test_connections_are_kept_alive_and_hundreds_of_files_go_over_one_in_a_second_of_cpu(self, physionet):
         client = Client(physionet).shake_hands()
-        begin, files = time.monotonic(), 400
+        cpu, files = time.process_time(), 400
         for n in range(files):
             assert client.get(f"{PROJECT}/files/p10/{n % 200:03}.jpg").status == 200
-        assert files / (time.monotonic() - begin) > 400
+        assert files / (time.process_time() - cpu) > 400, "server and client together"
         assert physionet.counters.accepted == 1
 
 
@@ -443,37 +446,40 @@ class TestEvents:
 class TestPace:
     def test_a_round_trip_before_each_answer_and_another_on_a_fresh_connection(self, physionet):
         physionet.profile = Profile(round_trip=0.06)
-        client = Client(physionet, None)
-        times = [time.monotonic()]
-        for _ in range(4):
-            client.get()
-            times.append(time.monotonic())
-        fresh, *rest = (end - begin for begin, end in pairwise(times))
-        assert 0.12 <= fresh < 0.16
-        assert all(0.06 <= kept < 0.09 for kept in rest)
+        fresh, kept = [], []
+        for _ in range(3):
+            client = Client(physionet, None)
+            times = [time.monotonic()]
+            for _ in range(3):
+                client.get()
+                times.append(time.monotonic())
+            first, *rest = (end - begin for begin, end in pairwise(times))
+            fresh.append(first)
+            kept.extend(rest)
+        # Never sooner; later only when the machine is busy, which the quickest of several is spared.
+        assert 0.12 <= min(fresh) < 0.15
+        assert 0.06 <= min(kept) < 0.08
 
     def test_32_connections_each_get_the_rate_smoothly_and_with_little_cpu(self, physionet):
         physionet.profile = as_users_report_it(connections=32)
-        rate, seconds = 650_000, 2.0
+        due = BIG_SIZE / 650_000 + 2 * 0.06
         cookies = Client(physionet).shake_hands().cookies
-        ends: list[float] = []
+        seconds: list[float] = []
 
         def fetch() -> None:
-            client = Client(physionet, cookies=cookies)
-            left = int(rate * seconds)
-            while left > 0:  # 102,400 bytes at a time; the round trips are what a client would pay too
-                left -= len(client.get(Range=f"bytes=0-{min(left, len(BYTES)) - 1}").body)
-            ends.append(time.monotonic())
+            begin = time.monotonic()
+            assert len(Client(physionet, cookies=cookies).get(BIG).body) == BIG_SIZE
+            seconds.append(time.monotonic() - begin)
 
         threads = [threading.Thread(target=fetch) for _ in range(32)]
-        begin, cpu = time.monotonic(), time.process_time()
+        cpu = time.process_time()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        answers = -(-int(rate * seconds) // len(BYTES))
-        due = seconds + (answers + 1) * 0.06
-        assert all(due <= end - begin < due * 1.1 for end in ends)
+        assert len(seconds) == 32
+        assert min(seconds) >= due - 0.01, "never faster"
+        assert median(seconds) < due * 1.05
         assert time.process_time() - cpu < 0.6 * due, "server and 32 client threads together"
         assert physionet.counters.peak_connections == 32
 
