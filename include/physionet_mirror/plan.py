@@ -102,6 +102,10 @@ ENOUGH_SECONDS = 60
 """A shorter run says more about its start than about PhysioNet."""
 
 
+HELD_BACK = 0.75
+"""A run that used less than this share of the connections it was allowed was slowed down by PhysioNet, not by us."""
+
+
 @dataclass(frozen=True, slots=True)
 class Throughput:
     """How fast it will go.
@@ -109,10 +113,12 @@ class Throughput:
     Attributes:
         bytes_per_second: Of one connection.
         basis: Where the number comes from, for people.
+        most_connections: More than these do not help; None = not known.
     """
 
     bytes_per_second: float
     basis: str
+    most_connections: float | None = None
 
 
 FROM_FACTS = Throughput(
@@ -124,34 +130,38 @@ def learn(reports: Iterable[Mapping[str, Any]]) -> Throughput:
     """The throughput of earlier runs to the same bucket; what users report where there is none.
 
     Args:
-        reports: ``report.json`` documents, newest first. Of each, ``transfer`` is read: ``bytes`` stored, ``seconds``
-            of wall time, and the ``connections`` that the run was allowed. A run that fetched next to nothing does not
+        reports: ``report.json`` documents, newest first. Of each, ``transfer`` is read (``bytes`` stored, ``seconds`` of
+            wall time, mean ``connections`` in use) and ``params.connections``. A run of less than a minute does not
             count.
 
     Returns:
-        The total over the newest five, so that a long run weighs more than a short one.
+        The rate over the newest five runs together, so that a long one weighs more than a short one; and the connections
+        that the newest one came to, where PhysioNet held it back.
     """
     total_bytes = 0.0
     connection_seconds = 0.0
     runs = 0
+    most: float | None = None
     for report in reports:
-        moved = report.get("transfer")
+        moved, params = (report.get(name) for name in ("transfer", "params"))
         if not isinstance(moved, Mapping):
             continue
-        size, seconds, connections = (_number(moved.get(name)) for name in ("bytes", "seconds", "connections"))
-        if seconds < ENOUGH_SECONDS or size <= 0 or connections < 1:
+        size, seconds, used = (_number(moved.get(name)) for name in ("bytes", "seconds", "connections"))
+        if seconds < ENOUGH_SECONDS or size <= 0 or used <= 0:
             continue
         total_bytes += size
-        connection_seconds += seconds * connections
+        connection_seconds += seconds * used
+        allowed = _number(params.get("connections")) if isinstance(params, Mapping) else 0.0
+        if not runs and used < HELD_BACK * allowed:
+            most = used
         runs += 1
         if runs == RUNS_TO_LEARN_FROM:
             break
     if not runs:
         return FROM_FACTS
     rate = total_bytes / connection_seconds
-    return Throughput(
-        rate, f"{rate / 1e6:.2f} MB/s a connection, as in the last {runs} run{'s' if runs > 1 else ''} here"
-    )
+    basis = f"{rate / 1e6:.2g} MB/s a connection, as in the last {f'{runs} runs' if runs > 1 else 'run'} to this bucket"
+    return Throughput(rate, basis if most is None else f"{basis}, which came to {most:.0f} at once", most)
 
 
 def _number(value: object) -> float:
@@ -261,7 +271,7 @@ def estimate(
     missing = images if missing is None else min(max(missing, 0), images)
     speed = learn(reports)
     # Fewer images than connections leave connections idle.
-    busy = max(min(connections, missing), 1)
+    busy = max(min(connections, missing, speed.most_connections or math.inf), 1)
     prices = prices_of(region)
     size = round(images * mean_bytes)
     fetched = round(missing * mean_bytes)

@@ -82,11 +82,12 @@ class Shard:
 
 def _range_name(first: str, last: str) -> str:
     ours, theirs = first.split("/"), last.split("/")
-    for mine, other in zip(ours[1:-1], theirs[1:-1], strict=False):
-        if mine != other:
-            return f"{mine} … {other}"
-    # One folder holds all of it: name the patient (or whatever folder the dataset has at that depth).
-    return (ours[2] if len(ours) > 3 else ours[-1]) if ours[:3] == theirs[:3] else f"{ours[-1]} … {theirs[-1]}"
+    for depth in (1, 2):  # files/<group>/<patient>/…: the first that tells the ends apart
+        if depth < min(len(ours), len(theirs)) - 1 and ours[depth] != theirs[depth]:
+            return f"{ours[depth]} … {theirs[depth]}"
+    if len(ours) > 3:
+        return ours[2]  # one patient
+    return ours[-1] if first == last else f"{ours[-1]} … {theirs[-1]}"
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
