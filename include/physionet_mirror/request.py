@@ -9,7 +9,6 @@ from typing import Any, Literal, get_args
 
 from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
 from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.selection import Selection
 
 Level = Literal["count", "checksum", "content"]
 Source = Literal["physionet", "s3"]
@@ -34,6 +33,35 @@ _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!xn--)[a-z0-9](?:[a-z0-9-]|\.(?!
 _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(?:/[A-Za-z0-9!_.*'()=-]+)*")
 _S3_URI = re.compile(r"s3://([^/]+)/(.+)")
 _UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f]|\{\{|\{%")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a person asks for; an empty filter means any.
+
+    Attributes:
+        select: ``sample`` or ``all``.
+        sample_size: Number of units, with ``select="sample"``.
+        sample_by: The unit: ``image``, ``study`` or ``patient``; whole studies or patients stay together.
+        seed: Same seed, same sample, on any machine and in any order of the manifest.
+        views: ViewPosition values.
+        splits: train, validate, test.
+        labels: CheXpert labels; an image matches when any of them is positive (1).
+        groups: Patient groups, p10 … p19.
+        subjects: Subject ids, as numbers or as text with or without the ``p`` (``10000032``, ``p10000032``).
+        file_list: Lines of a list of image paths (see ``selection.listed_paths``), or None for no list.
+    """
+
+    select: str = "sample"
+    sample_size: int = 1000
+    sample_by: str = "image"
+    seed: int = 42
+    views: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    subjects: tuple[int | str, ...] = ()
+    file_list: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -11,41 +11,13 @@ import numpy as np
 
 from include.physionet_mirror.errors import InputError
 from include.physionet_mirror.manifest import label_columns, path_fault
+from include.physionet_mirror.request import Selection
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {"image": "dicom_id", "study": "study_id", "patient": "subject_id"}
 """What can be sampled, and the column that tells one unit from another."""
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a person asks for; an empty filter means any.
-
-    Attributes:
-        select: ``sample`` or ``all``.
-        sample_size: Number of units, with ``select="sample"``.
-        sample_by: The unit: ``image``, ``study`` or ``patient``; whole studies or patients stay together.
-        seed: Same seed, same sample, on any machine and in any order of the manifest.
-        views: ViewPosition values.
-        splits: train, validate, test.
-        labels: CheXpert labels; an image matches when any of them is positive (1).
-        groups: Patient groups, p10 … p19.
-        subjects: Subject ids, as numbers or as text with or without the ``p`` (``10000032``, ``p10000032``).
-        file_list: Lines of a list of image paths (see ``listed_paths``), or None for no list.
-    """
-
-    select: str = "sample"
-    sample_size: int = 1000
-    sample_by: str = "image"
-    seed: int = 42
-    views: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    subjects: tuple[int | str, ...] = ()
-    file_list: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
