@@ -130,10 +130,10 @@ class PlanShardsOperator(BaseOperator):
         return steps.read_list(open_bucket(name, "", self.aws_conn_id), path)
 
 
-class ApproveLargePlanOperator(ApprovalOperator):
-    """Lets a plan pass that is no larger than the param ``approve_above_gb``; asks a person about any other.
+class AskOperator(ApprovalOperator):
+    """Asks a person under Required Actions; a refusal skips all that follows, and the run ends green.
 
-    A refusal skips everything that follows, and the run ends green; nobody answering fails it, with a message.
+    Nobody answering in time fails the task, with a message. Subclasses say what is asked, and whether at all.
 
     Args:
         response_timeout: How long to wait for an answer.
@@ -143,15 +143,43 @@ class ApproveLargePlanOperator(ApprovalOperator):
 
     def __init__(self, *, response_timeout: timedelta = timedelta(days=3), **kwargs: Any) -> None:
         super().__init__(
-            subject="A large plan waits for your approval",
-            body="The plan is not made yet.",
+            body="What is asked is known when the tasks before this one are done.",
             response_timeout=response_timeout,
             ignore_downstream_trigger_rules=True,
             **kwargs,
         )
 
+    def question(self, context: Context) -> str | None:
+        """The approval page in Markdown, or None where there is nothing to ask."""
+        raise NotImplementedError
+
     def execute(self, context: Context) -> Any:
         """Pass on at once, or wait for a person."""
+        question = self.question(context)
+        if question is None:
+            return None
+        self.body = question  # set here, after templates were rendered: nothing in it is a template
+        self.log.info("Waiting for an answer under Required Actions, at most %s.", self.response_timeout)
+        return super().execute(context)
+
+    def process_trigger_event_error(self, event: dict[str, Any]) -> None:
+        """Nobody answered."""
+        if event.get("error_type") == "timeout":
+            raise AirflowFailException(
+                f"Nobody answered within {self.response_timeout}, so nothing was done after the question. Trigger the run "
+                "again and answer under Required Actions in time."
+            )
+        super().process_trigger_event_error(event)
+
+
+class ApproveLargePlanOperator(AskOperator):
+    """Lets a plan pass that is no larger than the param ``approve_above_gb``; asks a person about any other."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(subject="A large plan waits for your approval", **kwargs)
+
+    def question(self, context: Context) -> str | None:
+        """Images, GB, hours and dollars of a plan above the limit."""
         from include.physionet_mirror.plan import Estimate
 
         plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
@@ -160,18 +188,7 @@ class ApproveLargePlanOperator(ApprovalOperator):
         if plan["dry_run"] or not limit or estimate.gigabytes <= limit:
             self.log.info("%.1f GB to fetch: no approval needed (limit: %g GB).", estimate.gigabytes, limit)
             return None
-        self.body = _question(plan, estimate, limit)
-        self.log.info("%.1f GB to fetch: waiting for approval under Required Actions.", estimate.gigabytes)
-        return super().execute(context)
-
-    def process_trigger_event_error(self, event: dict[str, Any]) -> None:
-        """Nobody answered."""
-        if event.get("error_type") == "timeout":
-            raise AirflowFailException(
-                f"Nobody approved the plan within {self.response_timeout}. No image was fetched. Trigger the run again, "
-                "with a smaller selection or a higher approve_above_gb, or answer under Required Actions in time."
-            )
-        super().process_trigger_event_error(event)
+        return _question(plan, estimate, limit)
 
 
 def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:

@@ -219,3 +219,70 @@ def transfer_params() -> dict[str, Param]:
             section=_HOW,
         ),
     }
+
+
+def audit_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_audit``."""
+    return {
+        **where_params(required=False),
+        "level": Param(
+            "checksum",
+            type="string",
+            enum=["count", "checksum", "content"],
+            values_display={
+                "count": "count: the object is there, above zero bytes",
+                "checksum": "checksum: and S3's SHA-256 equals PhysioNet's",
+                "content": "content: and the bytes read back hash to it",
+            },
+            title="Level",
+            description="What is asked of every image.",
+            section=_HOW,
+        ),
+        "share": Param(
+            "1/1",
+            type="string",
+            pattern=r"^(\*|[1-9]\d{0,2})/[1-9]\d{0,2}$",
+            examples=["1/1", "*/8", "2/8"],
+            title="Share",
+            description="Which part of the dataset: 2/8 is the second eighth; */8 is another eighth each week.",
+            section=_HOW,
+        ),
+        "repair": Param(
+            False,
+            type="boolean",
+            title="Repair",
+            description="Trigger mimic_cxr_jpg for the images that are missing or wrong.",
+            section=_HOW,
+        ),
+    }
+
+
+def cleanup_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_cleanup``."""
+    return {
+        **where_params(),
+        "what": Param(
+            "run",
+            type="string",
+            enum=["run", "prefix"],
+            values_display={"run": "The images that a run selected", "prefix": "Everything below the prefix"},
+            title="What",
+            description="Whose images go; the reports of runs are kept in any case.",
+            section=_WHICH,
+        ),
+        "run_id": Param(
+            None,
+            type=["string", "null"],
+            pattern=r"^([A-Za-z0-9_.~:+-]+)?$",
+            title="Run id",
+            description="Of the run of mimic_cxr_jpg whose images go, as its page shows it.",
+            section=_WHICH,
+        ),
+        "dry_run": Param(
+            False,
+            type="boolean",
+            title="Dry run",
+            description="List and count only: nothing is asked and nothing is deleted.",
+            section=_SAFE,
+        ),
+    }

@@ -427,8 +427,6 @@ def stream_shard(
     )
     try:
         tally = transfer.run()
-        if not images:
-            publish(tally.as_dict())
     finally:
         source.close()
     bucket.write_json(run.pace, {"connections": pace.held})

@@ -1,0 +1,45 @@
+"""Compare the bucket with PhysioNet's checksums, week by week, and name whatever differs.
+
+Looked at is every image that was ever verified (so that a lost one is missed) and every image that lies in the bucket.
+
+| task | what it does |
+|---|---|
+| `audit` | Asks S3 anew about every image of the share: listed (`count`), its SHA-256 (`checksum`), or its bytes read back (`content`). |
+| `repair` | With `repair=true`, triggers `mimic_cxr_jpg` for exactly the images that are missing or wrong. Skipped otherwise. |
+| `judge` | Turns the run red when anything differs, with the counts and where the list is. |
+
+`content` reads every byte, which costs time and GET requests: let it roll. With `share` set to `*/8`, each weekly run reads
+another eighth, and eight weeks see the whole bucket. `2/8` is the second eighth, whenever it runs.
+
+Nothing is changed in the bucket but the audit's own files under `_mirror/`. Scheduled runs need the environment variable
+`MIMIC_CXR_BUCKET`, or an edited default.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG
+
+from physionet_airflow.audit import AuditOperator, JudgeAuditOperator, RepairOperator
+from physionet_airflow.params import audit_params
+from physionet_airflow.retry import TASK_DEFAULTS
+
+with DAG(
+    dag_id="mimic_cxr_audit",
+    dag_display_name="MIMIC-CXR audit",
+    description="Is everything in the bucket still what PhysioNet publishes?",
+    doc_md=__doc__,
+    schedule="@weekly",
+    start_date=datetime(2025, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    params=audit_params(),
+    default_args=TASK_DEFAULTS,
+    tags=["physionet", "mimic-cxr"],
+):
+    audit = AuditOperator(task_id="audit")
+    repair = RepairOperator(task_id="repair")
+    judge = JudgeAuditOperator(task_id="judge", trigger_rule="all_done")
+
+    audit >> repair >> judge

@@ -1,0 +1,132 @@
+"""The audit of a bucket: is all that was ever verified, or lies there, still what PhysioNet publishes?
+
+Knows nothing of Airflow; its imports are heavy, so it is itself imported only where a task runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from typing import Any
+
+from include.physionet_mirror import manifest
+from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.errors import InputError, MetadataError
+from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
+from include.physionet_mirror.shards import Image, slice_of
+from include.physionet_mirror.verification import Verdict, verify
+
+log = logging.getLogger(__name__)
+
+_NAMED = 10  # images named in the log; failed_images.txt names all
+
+
+@dataclass(frozen=True)
+class Share:
+    """Part ``number`` (from 1) of ``of`` nearly equal, contiguous parts of the dataset."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @classmethod
+    def parse(cls, text: str, day: datetime) -> Share:
+        """``2/8`` is that part; ``*/8`` is another part each week, so that eight weeks see everything.
+
+        Raises:
+            InputError: It is neither.
+        """
+        number, slash, of = str(text).partition("/")
+        if slash and of.isdigit() and int(of) >= 1:
+            if number == "*":
+                return cls((day.toordinal() - 1) // 7 % int(of) + 1, int(of))
+            if number.isdigit() and 1 <= int(number) <= int(of):
+                return cls(int(number), int(of))
+        raise InputError(f"share: {str(text)[:40]!r} is neither like 2/8 nor like */8. Nothing was done.")
+
+
+def audit(bucket: Bucket, level: str, share: Share, started: datetime) -> Verdict:
+    """Compare one share of the bucket with PhysioNet's checksums, asking S3 anew for every image.
+
+    Looked at is what the training index holds (so that a lost image is missed) and every image of the manifest that lies
+    in the bucket (so that a strange one is noticed). Neither index nor images are changed.
+
+    Raises:
+        MetadataError: There is no manifest: nothing was mirrored here.
+    """
+    try:
+        known = manifest.read(BytesIO(bucket.read(MANIFEST)), ["path", "sha256"])
+    except FileNotFoundError:
+        raise MetadataError(
+            f"{bucket.uri(MANIFEST)} is not there, so there is nothing to compare with. Nothing was done. Check bucket and "
+            "prefix; a run of mimic_cxr_jpg (a dry run is enough) writes it."
+        ) from None
+    part = known.iloc[slice_of(len(known), share.number - 1, share.of)]
+    if part.empty:
+        return Verdict(level=level)  # type: ignore[arg-type]
+    paths, sums = part["path"].tolist(), part["sha256"].tolist()
+    expected = _indexed(bucket)
+    expected.update(entry.path for entry in bucket.list("files/", start_after=paths[0][:-1], last=paths[-1]))
+    images = [Image(path, digest) for path, digest in zip(paths, sums, strict=True) if path in expected]
+    log.info("Share %s: %s images to compare by %s.", share, f"{len(images):,}", level)
+    return verify(images, bucket, level, since=started, on_progress=_log_progress)
+
+
+def _indexed(bucket: Bucket) -> set[str]:
+    import pyarrow.parquet as pq
+
+    try:
+        data = bucket.read(INDEX)
+    except FileNotFoundError:
+        return set()
+    return set(pq.read_table(BytesIO(data), columns=["path"])["path"].to_pylist())
+
+
+def _log_progress(done: int, total: int) -> None:
+    if done % 20_000 == 0 or done == total:
+        log.info("%s of %s compared.", f"{done:,}", f"{total:,}")
+
+
+def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, started: datetime) -> dict[str, Any]:
+    """Write ``audit.json`` and, where something differs, ``failed_images.txt``; returns the former."""
+    failed = "".join(f"{problem.path}\t{problem.reason}\n" for problem in verdict.problems)
+    if failed:
+        bucket.write_text(run.failed_images, failed)
+    document = {
+        "format": "physionet-mirror/audit",
+        "version": 1,
+        "run": run.run_id,
+        "started": started.isoformat(timespec="seconds"),
+        "destination": bucket.uri(),
+        "level": verdict.level,
+        "share": str(share),
+        "looked_at": verdict.selected,
+        "verified": verdict.verified,
+        "differing": dict(Counter(problem.reason for problem in verdict.problems)),
+        "bytes": verdict.bytes,
+        "seconds": round(verdict.seconds, 1),
+        "requests": verdict.requests,
+        "cost_usd": round(verdict.cost, 6),
+        "notes": verdict.notes,
+        "failed_images": bucket.uri(run.failed_images) if failed else None,
+    }
+    bucket.write_json(run.root + "audit.json", document)
+    for problem in verdict.problems[:_NAMED]:
+        log.warning("%s: %s. %s", problem.path, problem.reason, problem.detail)
+    log.info(
+        "%s of %s images are what PhysioNet publishes (%s, share %s); %s differ. %.0f s, %s S3 requests, $%.4f.",
+        f"{verdict.verified:,}",
+        f"{verdict.selected:,}",
+        verdict.level,
+        share,
+        f"{len(verdict.problems):,}",
+        verdict.seconds,
+        f"{sum(verdict.requests.values()):,}",
+        verdict.cost,
+    )
+    return document

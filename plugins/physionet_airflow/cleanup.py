@@ -1,0 +1,106 @@
+"""The operators of ``mimic_cxr_cleanup``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+
+from physionet_airflow.bucket import AWS_CONN_ID
+from physionet_airflow.operators import AskOperator
+from physionet_airflow.run import Run, engine_errors
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from include.physionet_mirror.layout import RunLayout
+
+LISTING = "list_objects"
+"""Task id of the listing."""
+
+
+class ListObjectsOperator(BaseOperator):
+    """Lists what would be deleted, with counts and GB; deletes nothing.
+
+    Args:
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        ``objects``, ``bytes``, ``versions``, ``by_kind``, ``listing`` (URI), ``destination``.
+    """
+
+    ui_color = "#e4ecf4"
+
+    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """List."""
+        from physionet_airflow import cleanup_steps
+
+        params = context["params"]
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            doomed = cleanup_steps.list_doomed(run.bucket, params["what"], params["run_id"])
+            return cleanup_steps.write_listing(run.bucket, _layout(run), doomed)
+
+
+class ApproveDeletionOperator(AskOperator):
+    """Asks a person before anything is deleted, always."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(subject="Images are about to be deleted", **kwargs)
+
+    def question(self, context: Context) -> str | None:
+        """Counts and GB of what would go."""
+        found = context["ti"].xcom_pull(task_ids=LISTING)
+        if context["params"]["dry_run"] or not found["objects"]:
+            return None
+        kinds = "".join(f"| {kind} | {count:,} |\n" for kind, count in found["by_kind"].items())
+        versions = ", old versions and delete markers included" if found["versions"] else ""
+        return (
+            f"**{found['objects']:,} objects, {found['bytes'] / 1e9:,.2f} GB** below `{found['destination']}/` will be deleted"
+            f"{versions}. This cannot be undone; PhysioNet has the images still.\n\n| | |\n|---|---|\n{kinds}\n"
+            f"Which ones: `{found['listing']}`. Reports of earlier runs are kept.\n\n"
+            "**Approve** deletes exactly these. **Reject** ends the run; nothing is deleted."
+        )
+
+
+class DeleteListedOperator(BaseOperator):
+    """Deletes exactly what was listed and approved.
+
+    Args:
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        ``deleted`` (objects) and ``bytes``.
+    """
+
+    ui_color = "#f7dcdc"
+
+    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, int]:
+        """Delete, unless this is a dry run or there is nothing."""
+        from physionet_airflow import cleanup_steps
+
+        found = context["ti"].xcom_pull(task_ids=LISTING)
+        if context["params"]["dry_run"] or not found["objects"]:
+            self.log.info("%s. Nothing was deleted.", "Dry run" if context["params"]["dry_run"] else "There is nothing")
+            return {"deleted": 0, "bytes": 0}
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id)
+            done = cleanup_steps.delete_listed(run.bucket, _layout(run))
+        self.log.info(
+            "%s objects deleted, %.2f GB. The list: %s", f"{done['deleted']:,}", done["bytes"] / 1e9, found["listing"]
+        )
+        return done
+
+
+def _layout(run: Run) -> RunLayout:
+    from include.physionet_mirror.layout import RunLayout
+
+    return RunLayout(f"cleanup__{run.layout.run_id}")

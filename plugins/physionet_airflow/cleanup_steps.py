@@ -1,0 +1,200 @@
+"""Deleting: what would go, and then exactly that. Knows nothing of Airflow.
+
+What is to go is listed first and the list kept in the bucket, so that what is deleted is what a person has approved,
+however long that took. Only keys below the prefix can be named, and the reports of earlier runs never are.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from include.physionet_mirror import index, shards
+from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.errors import BucketRefused, DestinationError, InputError
+from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
+from include.physionet_mirror.verification import Problem, Verdict
+
+log = logging.getLogger(__name__)
+
+_A_REQUEST = 1000  # DeleteObjects' limit
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """One object, version or delete marker; ``version`` is None in a bucket that keeps no versions. ``size`` in bytes."""
+
+    path: str
+    size: int
+    version: str | None = None
+
+
+def list_doomed(bucket: Bucket, what: str, run_id: str | None) -> Iterator[Doomed]:
+    """What would be deleted: the images that a run selected, or everything below the prefix but the runs' own files.
+
+    Args:
+        bucket: Where; its prefix must not be empty.
+        what: ``run`` or ``prefix``.
+        run_id: Of the run, for ``run``.
+
+    Raises:
+        InputError: The prefix is empty, or there is no such run.
+    """
+    if not bucket.prefix:
+        raise InputError(
+            "prefix: it is empty, and a whole bucket is never deleted. Nothing was done. Name the folder that is to go."
+        )
+    if what == "prefix":
+        yield from (entry for entry in _everything(bucket) if not entry.path.startswith(RUNS))
+        return
+    wanted = _images_of(bucket, run_id or "")
+    yield from (entry for entry in _everything(bucket, "files/") if entry.path in wanted)
+
+
+def _images_of(bucket: Bucket, run_id: str) -> set[str]:
+    document = bucket.read_json(RunLayout(run_id).plan) if run_id and "/" not in run_id else None
+    if document is None:
+        raise InputError(
+            f"run_id: {bucket.uri(RUNS)} holds no plan of a run {run_id!r}. Nothing was done. Copy the run id of the run of "
+            "mimic_cxr_jpg whose images are to go."
+        )
+    return {image.path for shard in document["shards"] for image in shards.decode(bucket.read(shard["path"]))}
+
+
+def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
+    if not is_versioned(bucket):
+        yield from (Doomed(entry.path, entry.size) for entry in bucket.list(under))
+        return
+    root = len(bucket.key(""))
+    with _refusals(bucket, "s3:ListBucketVersions"):
+        for page in bucket.client.get_paginator("list_object_versions").paginate(
+            Bucket=bucket.name, Prefix=bucket.key(under)
+        ):
+            for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
+                yield Doomed(entry["Key"][root:], entry.get("Size", 0), entry["VersionId"])
+
+
+def is_versioned(bucket: Bucket) -> bool:
+    """Whether the bucket keeps old versions, or has kept them; then these must go too."""
+    from botocore.exceptions import ClientError
+
+    try:
+        status = bucket.client.get_bucket_versioning(Bucket=bucket.name).get("Status")
+    except ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        if code not in {"NotImplemented", "MethodNotAllowed"}:  # a local S3 that knows no versions
+            raise BucketRefused(
+                f"S3 does not say whether s3://{bucket.name} keeps versions ({code}). Nothing was deleted. Give the role "
+                "s3:GetBucketVersioning: without it, old versions would stay behind unseen."
+            ) from None
+        return False
+    return status in {"Enabled", "Suspended"}
+
+
+def write_listing(bucket: Bucket, run: RunLayout, doomed: Iterable[Doomed]) -> dict[str, Any]:
+    """Keep the list of what is to go beside the run's files; returns its counts and bytes."""
+    objects: Counter[str] = Counter()
+    size = versions = 0
+    lines = []
+    for entry in doomed:
+        objects[_kind(entry.path)] += 1
+        size += entry.size
+        versions += entry.version is not None
+        lines.append(json.dumps([entry.path, entry.size, entry.version]))
+    bucket.write(_listing(run), gzip.compress("\n".join(lines).encode()), content_type="application/gzip")
+    log.info("%s objects, %.2f GB: %s", f"{len(lines):,}", size / 1e9, dict(objects))
+    return {
+        "objects": len(lines),
+        "bytes": size,
+        "versions": versions,
+        "by_kind": dict(objects),
+        "listing": bucket.uri(_listing(run)),
+        "destination": bucket.uri(),
+    }
+
+
+def _kind(path: str) -> str:
+    return "images" if path.startswith("files/") else "mirror files" if path.startswith(MIRROR) else "tables"
+
+
+def _listing(run: RunLayout) -> str:
+    return run.root + "deleted.jsonl.gz"
+
+
+def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
+    """Delete what the listing names, 1,000 a request; returns ``deleted`` and ``bytes``. Repeating it does no harm.
+
+    Raises:
+        InputError: The prefix is empty, or the listing names what it must not.
+        DestinationError: S3 did not delete something; what was deleted stays deleted.
+    """
+    entries = [Doomed(*json.loads(line)) for line in gzip.decompress(bucket.read(_listing(run))).splitlines() if line]
+    if not bucket.prefix or any(entry.path.startswith(RUNS) for entry in entries):
+        raise InputError(f"{bucket.uri(_listing(run))} names what must not be deleted. Nothing was done.")
+    deleted = 0
+    # Index and manifest go last: a deletion that is cut short leaves the mirror usable for what is still there.
+    order = sorted(entries, key=lambda entry: (entry.path in (INDEX, MANIFEST), entry.path))
+    rest = iter(order)
+    while batch := list(islice(rest, _A_REQUEST)):
+        _delete(bucket, batch)
+        deleted += len(batch)
+        if deleted % 20_000 < _A_REQUEST:
+            log.info("%s of %s deleted.", f"{deleted:,}", f"{len(entries):,}")
+    _forget(bucket, [entry.path for entry in entries])
+    return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
+
+
+def _delete(bucket: Bucket, batch: list[Doomed]) -> None:
+    if batch[0].version is None:
+        bucket.delete(entry.path for entry in batch)
+        return
+    with _refusals(bucket, "s3:DeleteObjectVersion"):
+        answer: Mapping[str, Any] = bucket.client.delete_objects(
+            Bucket=bucket.name,
+            Delete={
+                "Objects": [{"Key": bucket.key(e.path), "VersionId": e.version or "null"} for e in batch],
+                "Quiet": True,
+            },
+        )
+    if errors := answer.get("Errors"):
+        raise DestinationError(
+            f"S3 did not delete {len(errors)} of {len(batch)} versions, the first one of {errors[0].get('Key')}: "
+            f"{errors[0].get('Code')}. The others are deleted. Check the role's s3:DeleteObjectVersion and try again."
+        )
+
+
+class _refusals:  # noqa: N801
+    """Turn boto3's refusal of one call into ours, without its text."""
+
+    def __init__(self, bucket: Bucket, right: str) -> None:
+        self._bucket, self._right = bucket, right
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        from botocore.exceptions import ClientError
+
+        if isinstance(error, ClientError):
+            code = error.response.get("Error", {}).get("Code", "")
+            raise BucketRefused(
+                f"S3 refused to work on the versions in s3://{self._bucket.name} ({code}). What was deleted stays deleted; "
+                f"all else is there. Give the role {self._right} and try again."
+            ) from None
+
+
+def _forget(bucket: Bucket, paths: list[str]) -> None:
+    """Take deleted images out of the training index, so that no audit misses them."""
+    gone = [path for path in paths if path.startswith("files/")]
+    if not gone or bucket.head(INDEX) is None or bucket.head(MANIFEST) is None:
+        return
+    import io
+
+    verdict = Verdict(level="count", problems=[Problem(path, "missing") for path in dict.fromkeys(gone)])
+    index.update(bucket, verdict, io.BytesIO(bucket.read(MANIFEST)))
