@@ -87,6 +87,12 @@ class Service:
         if self._leash:
             self._leash.wait()
 
+    def wait(self) -> None:
+        """Wait for its end; StackError when that is not a success."""
+        assert self._leash is not None
+        if self._leash.wait():
+            raise StackError(f"{self.name} failed.\n{self._tail()}")
+
     @property
     def running(self) -> bool:
         return self._leash is not None and self._leash.poll() is None
@@ -195,8 +201,9 @@ def s3_server(folder: Path, *, log: Path | None = None) -> Iterator[S3Server]:
         Path(sys.executable).with_name("rclone"), "serve", "s3", folder,
         "--addr", "127.0.0.1:0",
         "--config", os.devnull,
-        # Files are the objects at once, both ways: no cache between the folder and the bucket.
-        "--vfs-cache-mode", "off", "--dir-cache-time", "0s",
+        # Files are the objects at once. The folder listings stay cached (5 min): without, every LIST would hash every
+        # file anew. A file changed by hand is seen at once all the same, one added or removed by hand only later.
+        "--vfs-cache-mode", "off",
     ]  # fmt: skip
     # Not on the command line, which ps shows; quoted, as rclone splits lists in variables at their commas.
     env = plain_environment() | {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
