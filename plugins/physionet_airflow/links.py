@@ -1,0 +1,70 @@
+"""The links on tasks: live progress, report, the images in S3, the dataset's page at PhysioNet.
+
+Each leads to the page (see physionet_airflow/page), which checks the reader's rights and knows where the run's files
+lie. So a link is there as soon as its task is, says nothing by itself, and ends no sooner than the run's record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from airflow.sdk import BaseOperatorLink
+
+if TYPE_CHECKING:
+    from airflow.sdk.types import TaskInstanceKey
+
+
+class PageLink(BaseOperatorLink):
+    """A button on a task that leads to a view of its run.
+
+    Args:
+        name: On the button.
+        view: The last part of the page's address; empty = the live page.
+        classes: Names of the operators in ``physionet_airflow.operators`` whose tasks get it.
+    """
+
+    def __init__(self, name: str, view: str, classes: tuple[str, ...]) -> None:
+        self._name, self._view, self._classes = name, view, classes
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def xcom_key(self) -> str:
+        return f"_link_physionet_{self._view or 'live'}"
+
+    @property
+    def operators(self) -> list[type[Any]]:  # type: ignore[override]
+        """Imported when the API server asks: this module is loaded by every Airflow process."""
+        from physionet_airflow import operators
+
+        return [getattr(operators, name) for name in self._classes]
+
+    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
+        return run_url(ti_key.dag_id, ti_key.run_id, self._view)
+
+
+def root_path() -> str:
+    """The path below which Airflow is served, ``/`` at its end."""
+    from airflow.configuration import conf
+
+    path = urlsplit(conf.get("api", "base_url", fallback="/") or "/").path
+    return path if path.endswith("/") else f"{path}/"
+
+
+def run_url(dag_id: str, run_id: str, view: str = "") -> str:
+    """The address of a view of a run, from the root of Airflow's host."""
+    path = f"{root_path()}physionet/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    return f"{path}/{view}" if view else path
+
+
+_SHARDS = ("PlanShardsOperator", "StreamShardOperator", "VerifyOperator")
+
+LINKS = [
+    PageLink("Live progress", "", _SHARDS),
+    PageLink("Report", "report", ("VerifyOperator",)),
+    PageLink("Images in S3", "s3", _SHARDS),
+    PageLink("Dataset at PhysioNet", "dataset", ("FetchMetadataOperator", *_SHARDS)),
+]

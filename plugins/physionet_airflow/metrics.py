@@ -1,0 +1,90 @@
+"""The figures that operators watch, through Airflow's own stats: StatsD, DogStatsD or OpenTelemetry carry them as configured.
+
+    physionet.images_stored      counter     images that were fetched, proven and stored
+    physionet.bytes_stored       counter     their bytes
+    physionet.images_failed      counter     images given up, by `reason` (not found, corrupt, …)
+    physionet.retries            counter     tries that had to be repeated
+    physionet.faults             counter     what went wrong on the way, by `reason` (throttled, stalled, …)
+    physionet.refused            counter     credentials, agreement or bucket refused, by `reason`
+    physionet.image_seconds      timer       one image from the first request to S3's answer; a histogram at the other end
+    physionet.connections        gauge       connections to PhysioNet that a shard's task holds, by `shard`
+    physionet.images_left        gauge       images that a shard's task has still to store, by `shard`
+
+Names carry the prefix of Airflow's configuration (``airflow.`` by default). With plain StatsD, labels need
+``[metrics] statsd_influxdb_enabled``. docs/monitoring.md shows all of it put to use. Nothing here fails a task.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from include.physionet_mirror.errors import AgreementMissing, BucketRefused, BucketUnsafe, CredentialsRefused, MirrorError
+
+log = logging.getLogger(__name__)
+
+_COUNTERS = {"stored": "images_stored", "bytes": "bytes_stored", "retries": "retries"}
+_REFUSALS = (CredentialsRefused, AgreementMissing, BucketRefused, BucketUnsafe)
+
+
+class ShardMetrics:
+    """Turns a shard's tally, as it grows, into counters and gauges.
+
+    Args:
+        shard: The shard's number.
+    """
+
+    def __init__(self, shard: int) -> None:
+        self._tags = {"shard": str(shard)}
+        self._sent: dict[str, int] = {}
+
+    def publish(self, tally: Mapping[str, Any]) -> None:
+        """Send what was added since the last call. ``tally`` is ``Tally.as_dict()``."""
+        for key, name in _COUNTERS.items():
+            self._add(name, int(tally[key]))
+        failed = tally["failed"]
+        for reason in {failure["reason"] for failure in failed}:
+            self._add("images_failed", sum(failure["reason"] == reason for failure in failed), reason)
+        for reason, count in tally["faults"].items():
+            self._add("faults", count, reason)
+        running = tally["state"] == "running"
+        left = tally["todo"] - tally["stored"] - len(failed)
+        _send("gauge", "connections", tally["connections"] if running else 0, tags=self._tags)
+        _send("gauge", "images_left", left if running else 0, tags=self._tags)
+
+    def image(self, seconds: float) -> None:
+        """One image is stored, and took so long."""
+        _send("timing", "image_seconds", seconds * 1000)  # StatsD's unit
+
+    def _add(self, name: str, total: int, reason: str | None = None) -> None:
+        key = name + (reason or "")
+        more = total - self._sent.get(key, 0)
+        if more > 0:
+            self._sent[key] = total
+            _send("incr", name, more, tags=_tag(reason) if reason else None)
+
+
+@contextmanager
+def refusals_counted() -> Iterator[None]:
+    """Count what only a person can put right, on its way through."""
+    try:
+        yield
+    except MirrorError as error:
+        if isinstance(error, _REFUSALS):
+            _send("incr", "refused", 1, tags=_tag(error.reason))
+        raise
+
+
+def _tag(reason: str) -> dict[str, str]:
+    return {"reason": reason.replace(" ", "_")}
+
+
+def _send(kind: str, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
+    try:
+        from airflow.sdk.observability import stats
+
+        getattr(stats, kind)(f"physionet.{name}", value, tags=dict(tags or {}))
+    except Exception:  # noqa: BLE001 - a figure that cannot be sent is no reason to stop the images
+        log.debug("physionet.%s was not sent", name, exc_info=True)

@@ -1,0 +1,85 @@
+"""Who may see what.
+
+Airflow protects nothing of a plugin's application by itself. Here every route needs a login, and the right to read the
+DAG that it is about (and that DAG's runs and tasks); the routes about no single DAG show what the DAGs that the reader
+may read went to. A bucket is never taken from an address: an address can only choose among the places that runs of
+readable DAGs went to, and what is read there lies below ``_mirror/``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.models.dag import DagModel
+from fastapi import Depends, HTTPException, Path
+
+from physionet_airflow.page import runs
+from physionet_airflow.page.state import Kept
+
+DagId = Annotated[str, Path(max_length=250, pattern=r"^[A-Za-z0-9_.-]+$")]
+RunId = Annotated[str, Path(max_length=250, pattern=r"^[A-Za-z0-9_.~:+-]+$")]
+
+READ_RUN = [
+    Depends(requires_access_dag("GET")),
+    Depends(requires_access_dag("GET", DagAccessEntity.RUN)),
+    Depends(requires_access_dag("GET", DagAccessEntity.TASK_INSTANCE)),
+]
+"""For routes with ``dag_id`` in their path."""
+
+_params: Kept[dict[str, dict[str, object]]] = Kept(seconds=15, most=32)
+
+
+def params_of(session: SessionDep, dag_id: str) -> dict[str, dict[str, object]]:
+    """The DAG's params, kept for a quarter of a minute."""
+    return _params.get(dag_id, lambda _: runs.dag_params(session, dag_id))
+
+
+def defaults_of(session: SessionDep, dag_id: str) -> dict[str, object]:
+    """The values of the DAG's params when nothing is given."""
+    return {name: param["value"] for name, param in params_of(session, dag_id).items()}
+
+
+def readable_dags(user: GetUserDep, session: SessionDep) -> list[str]:
+    """Our DAGs whose runs this user may read, the main one first; 403 where there is none."""
+    manager = get_auth_manager()
+    ids = runs.our_dags(session, manager.get_authorized_dag_ids(user=user, method="GET", session=session))
+    teams = DagModel.get_dag_id_to_team_name_mapping(ids, session=session)
+    found = [
+        dag_id
+        for dag_id in ids
+        if all(
+            manager.is_authorized_dag(
+                method="GET",
+                access_entity=entity,
+                details=DagDetails(id=dag_id, team_name=teams.get(dag_id)),
+                user=user,
+            )
+            for entity in (DagAccessEntity.RUN, DagAccessEntity.TASK_INSTANCE)
+        )
+    ]
+    if not found:
+        raise HTTPException(403, "You may not read any DAG that mirrors a PhysioNet dataset.")
+    return found
+
+
+ReadableDags = Annotated[list[str], Depends(readable_dags)]
+
+
+def run_of(dag_id: DagId, run_id: RunId, session: SessionDep) -> runs.Run:
+    """The run of an address; 404 where there is none, or where its DAG is none of ours."""
+    if not runs.is_ours(session, dag_id):
+        raise HTTPException(404, "This DAG does not mirror a PhysioNet dataset, so there is nothing to show here.")
+    run = runs.find_run(session, dag_id, run_id, defaults_of(session, dag_id))
+    if run is None:
+        raise HTTPException(404, "There is no such run.")
+    if re.fullmatch(r"\.+", run_id):  # a folder's name in S3
+        raise HTTPException(404, "A run of this name cannot be shown.")
+    return run
+
+
+TheRun = Annotated[runs.Run, Depends(run_of)]

@@ -1,0 +1,384 @@
+"""The page's routes, and the headers of every answer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from airflow.api_fastapi.common.db.common import SessionDep
+from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.templating import Jinja2Templates
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from include.physionet_mirror import catalog
+from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
+from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.errors import InputError, MirrorError
+from include.physionet_mirror.layout import RunLayout
+from include.physionet_mirror.plan import money, readable_bytes, readable_hours
+from include.physionet_mirror.progress import Progress, Watch
+from include.physionet_mirror.report import duration, share
+from physionet_airflow.bucket import open_bucket
+from physionet_airflow.page import form, runs, show
+from physionet_airflow.page.access import READ_RUN, DagId, ReadableDags, TheRun, defaults_of, params_of
+from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
+from physionet_airflow.page.state import Kept
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+
+STATIC = {
+    "page.css": "text/css; charset=utf-8",
+    "theme.js": "text/javascript; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+    "charts.js": "text/javascript; charset=utf-8",
+    "live.js": "text/javascript; charset=utf-8",
+    "plan.js": "text/javascript; charset=utf-8",
+    "chart.umd.min.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "icon-dark.svg": "image/svg+xml",
+}
+"""Every file that is served as it is, and its type."""
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; frame-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'self'"
+)
+"""Nothing from another host, nothing inline."""
+
+REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
+    "sandbox allow-popups allow-popups-to-escape-sandbox"
+)
+"""For report.html, which lies in the bucket: no script, no request, and no picture, so that thumbnails of patients'
+images, where a report has them, are never shown here."""
+
+_HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "private, no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+_LATEST = 10  # runs in the overview
+_REPORTS = 5  # that an estimate learns from
+
+
+def _kept_bucket(mirror: Mirror) -> Bucket:
+    return _buckets.get(mirror, lambda _: open_bucket(mirror.bucket, mirror.prefix))
+
+
+_buckets: Kept[Bucket] = Kept(seconds=300, most=16)
+_watches: Kept[Watch] = Kept(seconds=3600, most=64)
+_looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
+_catalogs: Kept[catalog.Catalog | bool] = Kept(seconds=20, most=2)
+_overviews: Kept[tuple[catalog.Catalog, catalog.Overview]] = Kept(seconds=20, most=8)
+_cohorts: Kept[catalog.Cohort] = Kept(seconds=600, most=64)
+_reports: Kept[dict[str, Any] | bool] = Kept(seconds=60, most=200)
+
+
+def make_app() -> FastAPI:
+    """The application that Airflow mounts at ``/physionet``."""
+    app = FastAPI(title="PhysioNet mirror", docs_url=None, redoc_url=None, openapi_url=None)
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": show.number,
+        "size": readable_bytes,
+        "money": money,
+        "hours": readable_hours,
+        "duration": duration,
+        "ago": show.ago,
+        "minute": show.minute,
+        "share": share,
+    }
+    environment.globals |= {"step": show.step, "next_step": show.next_step, "version": _version()}
+    templates = Jinja2Templates(env=environment)
+
+    def page(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
+        root = request.scope.get("root_path", "").removesuffix("/physionet") + "/"
+        values = {"root": root, "here": f"{root}physionet", "page": name, **values}
+        return templates.TemplateResponse(request, f"{name}.html.j2", values, status_code=status)
+
+    # -- every answer ----------------------------------------------------------------------------------------------
+
+    @app.middleware("http")
+    async def headers(request: Request, call_next: Any) -> Response:
+        response: Response = await call_next(request)
+        for name, value in _HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    @app.exception_handler(AnyHTTPException)
+    async def refuse(request: Request, error: AnyHTTPException) -> Response:
+        if "text/html" not in request.headers.get("accept", "") or error.status_code < 400:
+            return PlainTextResponse(str(error.detail), error.status_code, error.headers)
+        return page(request, "refused", error.status_code, code=error.status_code, text=str(error.detail))
+
+    @app.exception_handler(RequestValidationError)
+    async def reject(request: Request, _: RequestValidationError) -> Response:
+        return await refuse(request, HTTPException(422, "This address is not one of ours."))
+
+    @app.exception_handler(MirrorError)
+    async def explain(request: Request, error: MirrorError) -> Response:
+        log.warning("%s: %s", request.url.path, error)
+        return await refuse(request, HTTPException(502, str(error)))
+
+    # -- the bucket ------------------------------------------------------------------------------------------------
+
+    @app.get("/")
+    def overview(
+        request: Request,
+        session: SessionDep,
+        dags: ReadableDags,
+        mirror: Annotated[str, Query(max_length=600)] = "",
+    ) -> Response:
+        return page(request, "overview", **_overview(session, dags, mirror), dag_id=None)
+
+    @app.get("/dags/{dag_id}", dependencies=READ_RUN)
+    def overview_of_dag(request: Request, session: SessionDep, dag_id: DagId, dags: ReadableDags) -> Response:
+        if dag_id not in dags:
+            raise HTTPException(404, "This DAG does not mirror a PhysioNet dataset, so there is nothing to show here.")
+        return page(request, "overview", **_overview(session, [dag_id], ""), dag_id=dag_id)
+
+    # -- a run -----------------------------------------------------------------------------------------------------
+
+    @app.get("/dags/{dag_id}/runs/{run_id}", dependencies=READ_RUN)
+    def live(request: Request, session: SessionDep, run: TheRun) -> Response:
+        tasks, progress = _look(session, run)
+        return page(
+            request,
+            "live",
+            run=run,
+            run_path=show.run_path(run.dag_id, run.run_id),
+            now=show.live(run, tasks, progress),
+            progress=progress,
+            words=show.STATE_WORDS,
+            paths=[show.task_path(run.dag_id, run.run_id, shard) for shard in progress.shards],
+        )
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/progress.json", dependencies=READ_RUN)
+    def progress_json(request: Request, session: SessionDep, run: TheRun) -> Response:
+        tasks, progress = _look(session, run)
+        body = json.dumps(show.live(run, tasks, progress), separators=(",", ":")).encode()
+        tag = f'"{hashlib.sha256(body).hexdigest()[:24]}"'
+        headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, media_type="application/json", headers=headers)
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/failures", dependencies=READ_RUN)
+    def failures(request: Request, session: SessionDep, run: TheRun) -> Response:
+        _, progress = _look(session, run)
+        return page(request, "failures", progress=progress, run=run)
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/report", dependencies=READ_RUN)
+    def report(request: Request, run: TheRun) -> Response:
+        there = run.mirror is not None and _bucket_of(run).head(RunLayout(run.run_id).report_html) is not None
+        return page(request, "report", run=run, there=there, run_path=show.run_path(run.dag_id, run.run_id))
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/report.html", dependencies=READ_RUN)
+    def report_html(run: TheRun) -> Response:
+        body = _file(run, RunLayout(run.run_id).report_html)
+        return HTMLResponse(body, headers={"Content-Security-Policy": REPORT_POLICY})
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/failed_images.txt", dependencies=READ_RUN)
+    def failed_images(run: TheRun) -> Response:
+        body = _file(run, RunLayout(run.run_id).failed_images)
+        return PlainTextResponse(body, headers={"Content-Disposition": 'attachment; filename="failed_images.txt"'})
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/s3", dependencies=READ_RUN)
+    def s3_console(request: Request, run: TheRun) -> Response:
+        url = _console(run.mirror) if run.mirror else None
+        if url:
+            return RedirectResponse(url)
+        return page(request, "s3", run=run, run_path=show.run_path(run.dag_id, run.run_id))
+
+    @app.get("/dags/{dag_id}/runs/{run_id}/dataset", dependencies=READ_RUN)
+    def dataset_page(run: TheRun) -> Response:
+        dataset = DATASETS.get(str(run.params.get("dataset") or MIMIC_CXR_JPG.name), MIMIC_CXR_JPG)
+        return RedirectResponse(dataset.page)
+
+    # -- a plan ----------------------------------------------------------------------------------------------------
+
+    plan_access = [Depends(requires_access_dag("GET", param_dag_id=MAIN_DAG))]
+
+    @app.get("/plan", dependencies=plan_access)
+    def plan(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
+        return page(request, "plan", **_plan(request, session, dags), paused=runs.is_paused(session, MAIN_DAG))
+
+    @app.get("/plan/result", dependencies=plan_access)
+    def plan_result(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
+        return page(request, "plan_result", **_plan(request, session, dags))
+
+    # -- what is served as it is -----------------------------------------------------------------------------------
+
+    @app.get("/static/{name}")
+    def static(name: str, _user: GetUserDep) -> Response:
+        if name not in STATIC:
+            raise HTTPException(404, "There is no such file.")
+        headers = {"Cache-Control": "private, max-age=86400"}
+        return FileResponse(HERE / "static" / name, media_type=STATIC[name], headers=headers)
+
+    return app
+
+
+def _version() -> str:
+    """Changes when a static file does, so that browsers fetch it anew."""
+    digest = hashlib.sha256()
+    for name in STATIC:
+        digest.update((HERE / "static" / name).read_bytes())
+    return digest.hexdigest()[:12]
+
+
+# -- what the routes show ----------------------------------------------------------------------------------------------
+
+
+def _bucket_of(run: Run) -> Bucket:
+    if run.mirror is None:
+        raise HTTPException(404, "This run's params name no bucket, so it has no files.")
+    return _kept_bucket(run.mirror)
+
+
+def _file(run: Run, path: str) -> bytes:
+    try:
+        return _bucket_of(run).read(path)
+    except FileNotFoundError:
+        raise HTTPException(404, "This file is not there (yet): a run writes it at its end, if at all.") from None
+
+
+def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
+    def look(_: Any) -> tuple[RunTasks, Progress]:
+        tasks = runs.tasks_of(session, run)
+        if run.mirror is None:
+            return tasks, Progress()
+        mirror = run.mirror
+        watch = _watches.get(
+            (run.dag_id, run.run_id, mirror), lambda _: Watch(_kept_bucket(mirror), RunLayout(run.run_id))
+        )
+        return tasks, watch.look(tasks.shards)
+
+    # The state belongs to the key: a run that ends is looked at once more, whatever was kept.
+    return _looks.get((run.dag_id, run.run_id, run.state, run.mirror), look)
+
+
+def _console(mirror: Mirror) -> str | None:
+    """The prefix in Amazon's console; None for an S3 that is not Amazon's."""
+    client = _kept_bucket(mirror).client
+    host = client.meta.endpoint_url.partition("://")[2].partition("/")[0].partition(":")[0]
+    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return None
+    region = client.meta.region_name or "us-east-1"
+    return (
+        f"https://{region}.console.aws.amazon.com/s3/buckets/{mirror.bucket}"
+        f"?region={region}&prefix={mirror.prefix}/&showversions=false"
+    )
+
+
+def _catalog_of(mirror: Mirror) -> catalog.Catalog | None:
+    def load(known: catalog.Catalog | bool | None) -> catalog.Catalog | bool:
+        return catalog.load(_kept_bucket(mirror), known if isinstance(known, catalog.Catalog) else None) or False
+
+    found = _catalogs.get(mirror, load)
+    return found if isinstance(found, catalog.Catalog) else None
+
+
+def _places(session: SessionDep, dags: Sequence[str]) -> tuple[list[Run], list[Mirror]]:
+    """The latest runs of these DAGs, and the places that they went to or would go to."""
+    defaults = {dag_id: defaults_of(session, dag_id) for dag_id in dags}
+    latest = runs.latest_runs(session, defaults)
+    return latest, runs.mirrors_of(latest, defaults.values())
+
+
+def _report_of(run: Run) -> Mapping[str, Any] | None:
+    """``report.json`` of a run that is over."""
+    if not run.over or run.mirror is None:
+        return None
+    bucket = _kept_bucket(run.mirror)
+    path = RunLayout(run.run_id).report_json
+
+    def read(_: Any) -> dict[str, Any] | bool:
+        found = bucket.read_json(path)
+        return found if isinstance(found, dict) else False
+
+    found = _reports.get((run.mirror, run.run_id, run.ended), read)
+    return found if isinstance(found, dict) else None
+
+
+def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str, Any]:
+    latest, mirrors = _places(session, dags)
+    mirror = next((m for m in mirrors if m.uri == wanted), mirrors[0] if mirrors else None)
+    shown: dict[str, Any] = {"mirrors": mirrors, "mirror": mirror, "overview": None, "runs": [], "trouble": ""}
+    if mirror is None:
+        return shown
+    here = [run for run in latest if run.mirror == mirror][:_LATEST]
+    try:
+        found = _catalog_of(mirror)
+        if found is not None:
+            bucket = _kept_bucket(mirror)
+
+            def count(old: tuple[catalog.Catalog, catalog.Overview] | None) -> Any:
+                return old if old and old[0] is found else (found, catalog.overview(found, bucket))
+
+            shown["overview"] = _overviews.get(mirror, count)[1]
+        shown["runs"] = [(run, _report_of(run), show.run_path(run.dag_id, run.run_id)) for run in here]
+    except MirrorError as error:
+        shown["trouble"] = str(error)
+        shown["runs"] = [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
+    return shown
+
+
+def _plan(request: Request, session: SessionDep, dags: Sequence[str]) -> dict[str, Any]:
+    params = params_of(session, MAIN_DAG)
+    filled = form.read(params, request.query_params)
+    shown: dict[str, Any] = {"form": filled, "cohort": None, "source": None, "trouble": "", "dag_id": MAIN_DAG}
+    if filled.request is None:
+        return shown
+    latest, mirrors = _places(session, dags)
+    asked = Mirror(filled.request.bucket, filled.request.prefix)
+    try:
+        # The manifest is the same wherever it lies; what is there already is only known of the place that is asked for.
+        for mirror in sorted(mirrors, key=lambda m: m != asked):
+            found = _catalog_of(mirror)
+            if found is not None:
+                shown["cohort"] = _cohort(found, mirror, asked, filled, [run for run in latest if run.mirror == mirror])
+                shown["source"] = mirror
+                break
+    except InputError as error:
+        shown["form"] = form.with_error(filled, error, params)
+    except MirrorError as error:
+        shown["trouble"] = str(error)
+    return shown
+
+
+def _cohort(
+    found: catalog.Catalog, mirror: Mirror, asked: Mirror, filled: form.Form, earlier: Sequence[Run]
+) -> catalog.Cohort:
+    """Count what the form asks for; a question that was asked in the last minutes is answered from memory."""
+    wanted = filled.request
+    assert wanted is not None
+    reports = [report for run in earlier[:_LATEST] if (report := _report_of(run))][:_REPORTS]
+    region = _kept_bucket(mirror).client.meta.region_name
+
+    def count(_: Any) -> catalog.Cohort:
+        known = found if mirror == asked else catalog.without_index(found)
+        return catalog.cohort(known, wanted, region=region, reports=reports)
+
+    question = json.dumps(filled.conf, sort_keys=True)
+    return _cohorts.get((mirror, found.etags, tuple(r["run"]["id"] for r in reports), question), count)

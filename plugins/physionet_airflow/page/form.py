@@ -1,0 +1,183 @@
+"""The trigger form's params, from the address and back: the same names, schemas and sections as in Airflow's own form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jsonschema
+
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.request import Request
+
+SENT = "form"
+"""Set in an address that a form made: there, a box that is not named is a box that is not ticked."""
+
+_LONGEST = 20_000  # characters of one value
+
+
+@dataclass(frozen=True)
+class Field:
+    """One param as the form shows it.
+
+    Attributes:
+        kind: ``text``, ``number``, ``tick``, ``choice`` (one of), ``picks`` (any of) or ``lines``.
+        options: (value, label) of a choice or of picks.
+        error: Why its value cannot be worked with; empty = it can.
+    """
+
+    name: str
+    title: str
+    description: str
+    section: str
+    kind: str
+    value: Any
+    options: Sequence[tuple[str, str]] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    required: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form as it was filled in.
+
+    Attributes:
+        conf: The params for Airflow, all of them.
+        request: The same, validated; None where something is wrong.
+        fields: By section, in the DAG's order.
+        error: What is wrong and belongs to no field.
+    """
+
+    conf: Mapping[str, Any]
+    request: Request | None
+    sections: Mapping[str, Sequence[Field]]
+    errors: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
+    """The form that an address describes.
+
+    Args:
+        params: As `runs.dag_params` gives them.
+        query: The address's query, with ``get`` and ``getlist``. What names no param is ignored.
+    """
+    sent = query.get(SENT) == "1"
+    conf: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for name, param in params.items():
+        try:
+            conf[name] = _value(param, query.getlist(name), sent)
+            jsonschema.validate(conf[name], param["schema"])
+        except jsonschema.ValidationError as error:
+            errors[name] = _sentence(param, error)
+        except ValueError:
+            conf[name] = query.get(name)
+            errors[name] = "This is not a number."
+    request, other = None, ""
+    if not errors:
+        try:
+            request = Request.from_params(conf)
+        except InputError as error:
+            name, _, text = str(error).partition(": ")
+            if name in params:
+                errors[name] = text.replace(" Nothing was done.", "")
+            else:
+                other = str(error)
+    return Form(conf, request, _sections(params, conf, errors), errors, other)
+
+
+def with_error(form: Form, error: InputError, params: Mapping[str, Mapping[str, Any]]) -> Form:
+    """The same form with what was found wrong later, at its field where the message names one."""
+    name, _, text = str(error).partition(": ")
+    text = text.replace("Nothing was done; ", "").replace(" Nothing was done.", "")
+    if name not in params:
+        return Form(form.conf, None, form.sections, form.errors, str(error))
+    errors = {**form.errors, name: text}
+    return Form(form.conf, None, _sections(params, form.conf, errors), errors)
+
+
+def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
+    given = [text[:_LONGEST] for text in given]
+    kinds = _types(param)
+    if "array" in kinds:
+        if not given:
+            return [] if sent else (param["value"] or [])
+        parts = given if _options(param) else [line for text in given for line in text.replace(",", "\n").splitlines()]
+        return [text.strip() for text in parts if text.strip()]
+    if "boolean" in kinds:
+        return given[-1].lower() in ("true", "on", "1") if given else (False if sent else param["value"])
+    if not given:
+        return param["value"]
+    text = given[-1].strip()
+    if not text:
+        return None if "null" in kinds else ("" if "string" in kinds else param["value"])
+    if "integer" in kinds:
+        return int(text)
+    if "number" in kinds:
+        number = float(text)
+        return int(number) if number.is_integer() else number
+    return text
+
+
+def _types(param: Mapping[str, Any]) -> tuple[str, ...]:
+    kinds = param["schema"].get("type", "string")
+    return (kinds,) if isinstance(kinds, str) else tuple(kinds)
+
+
+def _options(param: Mapping[str, Any]) -> list[tuple[str, str]]:
+    schema = param["schema"]
+    values = schema.get("enum") or schema.get("examples") or ()
+    labels = schema.get("values_display") or {}
+    return [(str(value), str(labels.get(value, value))) for value in values]
+
+
+def _sections(
+    params: Mapping[str, Mapping[str, Any]], conf: Mapping[str, Any], errors: Mapping[str, str]
+) -> dict[str, list[Field]]:
+    sections: dict[str, list[Field]] = {}
+    for name, param in params.items():
+        schema, kinds = param["schema"], _types(param)
+        if "array" in kinds:
+            kind = "picks" if _options(param) else "lines"
+        elif "boolean" in kinds:
+            kind = "tick"
+        elif schema.get("enum"):
+            kind = "choice"
+        else:
+            kind = "number" if {"integer", "number"} & set(kinds) else "text"
+        shown = Field(
+            name=name,
+            title=str(schema.get("title") or name),
+            description=param["description"],
+            section=str(schema.get("section") or "Params"),
+            kind=kind,
+            value=conf.get(name),
+            options=_options(param),
+            minimum=schema.get("minimum"),
+            maximum=schema.get("maximum"),
+            required="null" not in kinds and kind in ("text", "number"),
+            error=errors.get(name, ""),
+        )
+        sections.setdefault(shown.section, []).append(shown)
+    return sections
+
+
+def _sentence(param: Mapping[str, Any], error: jsonschema.ValidationError) -> str:
+    """What the schema says, for people."""
+    schema = error.schema if isinstance(error.schema, Mapping) else {}
+    if error.instance in (None, ""):
+        return "This is needed."
+    if error.validator in ("minimum", "maximum"):
+        least, most = param["schema"].get("minimum"), param["schema"].get("maximum")
+        bounds = f"from {least:,} to {most:,}" if most is not None and least is not None else ""
+        return f"It must be {bounds or ('at least' if error.validator == 'minimum' else 'at most')}" + (
+            "." if bounds else f" {error.validator_value:,}."
+        )
+    if error.validator == "enum":
+        return f"{json.dumps(error.instance)[:60]} is none of {', '.join(map(str, schema.get('enum', ())))}."
+    return f"{json.dumps(error.instance)[:60]} does not have the form that is wanted here."

@@ -1,0 +1,170 @@
+"""What Airflow's database knows of our runs: which there are, where they go, and how their tasks are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.models.dag import DagModel, DagTag
+from airflow.models.dagrun import DagRun
+from airflow.models.serialized_dag import SerializedDagModel
+from airflow.models.taskinstance import TaskInstance
+from sqlalchemy import select
+
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.progress import Tasks
+from include.physionet_mirror.request import checked_bucket, checked_prefix
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+TAG = "physionet"
+"""The tag that makes a DAG one of ours."""
+
+MAIN_DAG = "mimic_cxr_jpg"
+"""The DAG that the plan page triggers."""
+
+GROUP = "mirror_shard"
+"""The mapped task group of the shards, {missing → stream}."""
+
+_SEEN = 200
+"""Runs that are looked through for the buckets they went to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A place that a run went to: a bucket below a key prefix."""
+
+    bucket: str
+    prefix: str
+
+    @property
+    def uri(self) -> str:
+        return f"s3://{self.bucket}/{self.prefix}"
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Mirror | None:
+        """Where a run with these params goes; None where they name no valid place."""
+        try:
+            return cls(checked_bucket(params.get("bucket")), checked_prefix(params.get("prefix")))
+        except InputError:
+            return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one of our DAGs.
+
+    Attributes:
+        params: The DAG's defaults with what was given.
+        mirror: Where it goes, None where its params name no valid place.
+        state: In Airflow's words.
+    """
+
+    dag_id: str
+    run_id: str
+    state: str
+    params: Mapping[str, Any]
+    mirror: Mirror | None
+    queued: datetime | None
+    started: datetime | None
+    ended: datetime | None
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("success", "failed")
+
+
+@dataclass(frozen=True)
+class RunTasks:
+    """The states of a run's tasks: ``shards`` by map index, ``others`` by task id in no particular order."""
+
+    shards: Mapping[int, Tasks]
+    others: Mapping[str, str | None]
+
+
+def our_dags(session: Session, readable: Iterable[str]) -> list[str]:
+    """Our DAGs among those that somebody may read, the main one first."""
+    tagged = set(session.scalars(select(DagTag.dag_id).where(DagTag.name == TAG)))
+    return sorted(tagged & set(readable), key=lambda dag_id: (dag_id != MAIN_DAG, dag_id))
+
+
+def is_ours(session: Session, dag_id: str) -> bool:
+    """Whether the DAG has our tag."""
+    return session.scalar(select(DagTag.dag_id).where(DagTag.name == TAG, DagTag.dag_id == dag_id)) is not None
+
+
+def is_paused(session: Session, dag_id: str) -> bool:
+    """Whether the DAG is paused: then no run of it begins."""
+    return bool(session.scalar(select(DagModel.is_paused).where(DagModel.dag_id == dag_id)))
+
+
+def dag_params(session: Session, dag_id: str) -> dict[str, dict[str, Any]]:
+    """The DAG's params as its trigger form has them: by name ``value``, ``description``, ``schema``."""
+    dag = SerializedDagModel.get_dag(dag_id, session=session)
+    if dag is None:
+        return {}
+    specs = {name: param.dump() for name, param in dag.params.items()}
+    return {
+        name: {"value": spec["value"], "description": spec["description"] or "", "schema": dict(spec["schema"])}
+        for name, spec in specs.items()
+    }
+
+
+def find_run(session: Session, dag_id: str, run_id: str, defaults: Mapping[str, Any]) -> Run | None:
+    """One run; ``defaults`` are its DAG's params by name."""
+    found = session.execute(_runs().where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)).first()
+    return _run(found, defaults) if found else None
+
+
+def latest_runs(session: Session, defaults: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+    """The latest runs of these DAGs (by id: their params' defaults), the newest first."""
+    rows = session.execute(
+        _runs().where(DagRun.dag_id.in_(defaults)).order_by(DagRun.run_after.desc(), DagRun.id.desc()).limit(_SEEN)
+    )
+    return [_run(row, defaults[row.dag_id]) for row in rows]
+
+
+def tasks_of(session: Session, run: Run) -> RunTasks:
+    """The states of a run's tasks, in one query of a few short columns."""
+    rows = session.execute(
+        select(TaskInstance.task_id, TaskInstance.map_index, TaskInstance.state, TaskInstance.try_number).where(
+            TaskInstance.dag_id == run.dag_id, TaskInstance.run_id == run.run_id
+        )
+    )
+    missing: dict[int, tuple[str | None, bool]] = {}
+    stream: dict[int, str | None] = {}
+    others: dict[str, str | None] = {}
+    for task_id, map_index, state, tries in rows:
+        text = None if state is None else str(getattr(state, "value", state))
+        if task_id == f"{GROUP}.missing" and map_index >= 0:
+            missing[map_index] = (text, bool(tries))
+        elif task_id == f"{GROUP}.stream" and map_index >= 0:
+            stream[map_index] = text
+        elif not task_id.startswith(f"{GROUP}."):
+            others[task_id] = text
+    shards = {
+        index: Tasks(*(missing.get(index, (None, True))[:1]), stream.get(index), missing.get(index, (None, True))[1])
+        for index in missing.keys() | stream.keys()
+    }
+    return RunTasks(shards, others)
+
+
+def _runs() -> Any:
+    return select(
+        DagRun.dag_id, DagRun.run_id, DagRun.state, DagRun.conf, DagRun.queued_at, DagRun.start_date, DagRun.end_date
+    )
+
+
+def _run(row: Any, defaults: Mapping[str, Any]) -> Run:
+    params = {**defaults, **(row.conf if isinstance(row.conf, Mapping) else {})}
+    state = str(getattr(row.state, "value", row.state))
+    return Run(row.dag_id, row.run_id, state, params, Mirror.of(params), row.queued_at, row.start_date, row.end_date)
+
+
+def mirrors_of(runs: Sequence[Run], defaults: Iterable[Mapping[str, Any]]) -> list[Mirror]:
+    """The places that these runs went to, the latest first, and those that the DAGs' defaults name; each once."""
+    named = [run.mirror for run in runs] + [Mirror.of(params) for params in defaults]
+    return list(dict.fromkeys(mirror for mirror in named if mirror))

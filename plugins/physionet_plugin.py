@@ -1,0 +1,44 @@
+"""Tells Airflow of the page and of the links on tasks; see physionet_airflow/page and docs/page.md."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from airflow.plugins_manager import AirflowPlugin
+
+from physionet_airflow.links import LINKS
+
+
+class LazyPage:
+    """The page's web application, built when it is first asked for.
+
+    Every Airflow process loads this plugin; only the API server needs FastAPI's routes and all that they import.
+    """
+
+    def __init__(self) -> None:
+        self._app: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if self._app is None:
+            from physionet_airflow.page.app import make_app
+
+            self._app = make_app()
+        await self._app(scope, receive, send)
+
+
+def _view(name: str, route: str, href: str, destination: str) -> dict[str, Any]:
+    icons = {"icon": "physionet/static/icon.svg", "icon_dark_mode": "physionet/static/icon-dark.svg"}
+    return {"name": name, "url_route": route, "href": href, "destination": destination, **icons}
+
+
+class PhysioNetPlugin(AirflowPlugin):
+    """The mirror at a glance: overview, live run and planning, as a nav entry and as tabs of DAG and run."""
+
+    name = "physionet"
+    fastapi_apps: ClassVar[list[Any]] = [{"app": LazyPage(), "url_prefix": "/physionet", "name": "PhysioNet mirror"}]
+    external_views: ClassVar[list[Any]] = [
+        _view("PhysioNet mirror", "physionet", "physionet/", "nav"),
+        _view("Mirror", "physionet_dag", "physionet/dags/{DAG_ID}", "dag"),
+        _view("Live progress", "physionet_run", "physionet/dags/{DAG_ID}/runs/{RUN_ID}", "dag_run"),
+    ]
+    operator_extra_links: ClassVar[list[Any]] = LINKS

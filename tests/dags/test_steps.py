@@ -1,0 +1,267 @@
+"""The steps behind the tasks, against the look-alike and a real S3 process, without Airflow."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from demo import stack
+from demo.lookalike import Lookalike, Profile, User
+from include.physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
+from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.errors import InputError, MetadataError, MirrorError
+from include.physionet_mirror.layout import RunLayout
+from include.physionet_mirror.request import Request
+from include.physionet_mirror.source import PhysioNet
+from physionet_airflow import audit_steps, cleanup_steps, steps
+
+SPLIT = MIMIC_CXR_JPG.tables["split"]
+RUN = RunLayout("test__1")
+
+
+@pytest.fixture
+def bucket(boto_session: boto3.Session, s3_server: stack.S3Server, bucket_name: str) -> Bucket:
+    return Bucket.open(boto_session, bucket_name, MIMIC_CXR_JPG.name, endpoint_url=s3_server.endpoint)
+
+
+def request(bucket: Bucket, **params: Any) -> Request:
+    return Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, **params})
+
+
+def client_of(server: Lookalike, reader: tuple[str, str]) -> PhysioNet:
+    return PhysioNet(server.url, *reader, connections=4)
+
+
+def keys(bucket: Bucket) -> list[str]:
+    return [entry.path for entry in bucket.list()]
+
+
+# -- metadata ----------------------------------------------------------------------------------------------------------
+
+
+def sum_again(version: Path, *names: str) -> None:
+    """Let SHA256SUMS.txt vouch for files that were changed."""
+    lines = dict(reversed(line.split(" ", 1)) for line in (version / SUMS).read_text().splitlines())
+    lines |= {name: hashlib.sha256((version / name).read_bytes()).hexdigest() for name in names}
+    (version / SUMS).write_text("".join(f"{lines[path]} {path}\n" for path in sorted(lines)))
+
+
+def html_for_a_table(version: Path) -> None:
+    (version / SPLIT).write_bytes(b"<!DOCTYPE html><html>Please log in</html>")
+    sum_again(version, SPLIT)
+
+
+def truncated_gzip(version: Path) -> None:
+    (version / SPLIT).write_bytes((version / SPLIT).read_bytes()[:-20])
+    sum_again(version, SPLIT)
+
+
+def table_that_differs_from_its_sum(version: Path) -> None:
+    (version / SPLIT).write_bytes(gzip.compress(b"dicom_id,study_id,subject_id,split\n"))
+
+
+def malformed_sums(version: Path) -> None:
+    (version / SUMS).write_text((version / SUMS).read_text() + "not a checksum  LICENSE.txt\n")
+
+
+def climbing_path(version: Path) -> None:
+    (version / SUMS).write_text("0" * 64 + " ../../etc/passwd\n" + (version / SUMS).read_text())
+
+
+def table_left_out(version: Path) -> None:
+    lines = (version / SUMS).read_text().splitlines(keepends=True)
+    (version / SUMS).write_text("".join(line for line in lines if SPLIT not in line))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (html_for_a_table, SPLIT),
+        (truncated_gzip, SPLIT),
+        (table_that_differs_from_its_sum, SPLIT),
+        (malformed_sums, "not a SHA-256"),
+        (climbing_path, ".."),
+        (table_left_out, SPLIT),
+    ],
+)
+def test_metadata_that_is_not_what_it_should_be_is_named_and_nothing_is_written(
+    spoil: Callable[[Path], None],
+    named: str,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    reader: tuple[str, str],
+    bucket: Bucket,
+) -> None:
+    version = tmp_path / MIMIC_CXR_JPG.name
+    shutil.copytree(tiny_dataset / MIMIC_CXR_JPG.name, version)
+    spoil(version)
+    login, password = reader
+    with (
+        Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as server,
+        pytest.raises(MirrorError) as error,
+    ):
+        steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+    assert named in str(error.value)
+    assert keys(bucket) == []
+
+
+def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
+    tiny_dataset: Path, tmp_path: Path, reader: tuple[str, str], bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    version = tmp_path / MIMIC_CXR_JPG.name
+    shutil.copytree(tiny_dataset / MIMIC_CXR_JPG.name, version)
+    login, password = reader
+    with Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as server:
+        first = steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        again = steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        assert (first.fetched, first.changed) == (len(first.files) - 1, False)
+        assert (again.fetched, again.changed, again.images) == (0, False, first.images)
+        image = next(version.glob("files/**/*.jpg"))
+        image.write_bytes(image.read_bytes() + b"\0")
+        sum_again(version, str(image.relative_to(version)))
+        with caplog.at_level("INFO"):
+            changed = steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+    assert (changed.fetched, changed.changed) == (0, True)
+    assert "1 images replaced, 0 added, 0 withdrawn" in caplog.text
+
+
+# -- plan, stream, verify ----------------------------------------------------------------------------------------------
+
+
+def plan_of(bucket: Bucket, wish: Request, run: RunLayout = RUN) -> steps.Plan:
+    return steps.make_plan(wish, bucket, run, streams=2, params={})
+
+
+def test_a_shard_is_drained_in_seconds_when_told_to_stop(
+    physionet: Lookalike, reader: tuple[str, str], bucket: Bucket
+) -> None:
+    steps.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    wish = request(bucket, select="all", shard_size=100)
+    (shard,) = plan_of(bucket, wish).shards
+    steps.find_missing(shard, wish, bucket, RUN)
+    physionet.profile = Profile(round_trip=0.3)
+    stop = steps.Stop()
+    threading.Timer(1.5, stop).start()
+    begun = time.monotonic()
+    result = steps.stream_shard(shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=stop)
+    assert time.monotonic() - begun < 5
+    assert result["state"] == "drained"
+    assert 0 < result["stored"] < shard.images
+    assert bucket.read_json(RUN.result(shard.index))["state"] == "drained"
+
+    physionet.profile = Profile()
+    rest = steps.stream_shard(
+        shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=steps.Stop(), try_number=2
+    )
+    assert rest["todo"] == rest["stored"] == shard.images - result["stored"]
+
+
+def test_a_plan_that_cannot_be_writes_nothing(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
+    steps.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    before = keys(bucket)
+    with pytest.raises(InputError, match="subjects"):
+        plan_of(bucket, request(bucket, subjects=[19999999]))
+    with pytest.raises(InputError, match="share"):
+        steps.make_plan(request(bucket, connections=4), bucket, RUN, streams=5, params={})
+    assert keys(bucket) == before
+
+
+def test_a_plan_without_metadata_says_which_task_is_to_run(bucket: Bucket) -> None:
+    with pytest.raises(MetadataError, match="fetch_metadata"):
+        plan_of(bucket, request(bucket))
+
+
+def test_a_file_list_that_is_not_there_is_no_empty_list(bucket: Bucket) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        steps.read_list(bucket, "failed_images.txt")
+
+
+# -- audit -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "week", "share"), [("2/8", 0, "2/8"), ("*/4", 0, "1/4"), ("*/4", 5, "2/4"), ("1/1", 9, "1/1")]
+)
+def test_a_share_rolls_by_the_week(text: str, week: int, share: str) -> None:
+    monday = datetime.fromordinal(1 + 7 * (4 * 26_400 + week)).replace(tzinfo=UTC)
+    assert str(audit_steps.Share.parse(text, monday)) == share
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "a/4", "1/0", "1", "*/*", ""])
+def test_a_share_that_is_none(text: str) -> None:
+    with pytest.raises(InputError, match="share"):
+        audit_steps.Share.parse(text, datetime(2025, 1, 1, tzinfo=UTC))
+
+
+def test_an_audit_of_nothing_says_so(bucket: Bucket) -> None:
+    with pytest.raises(MetadataError, match="nothing to compare"):
+        audit_steps.audit(bucket, "count", audit_steps.Share(1, 1), datetime.now(UTC))
+
+
+# -- clean-up ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bucket_root_is_never_listed_for_deletion(
+    boto_session: boto3.Session, s3_server: stack.S3Server, bucket_name: str
+) -> None:
+    root = Bucket.open(boto_session, bucket_name, "", endpoint_url=s3_server.endpoint)
+    root.write("a.jpg", b"x")
+    with pytest.raises(InputError, match="whole bucket"):
+        list(cleanup_steps.list_doomed(root, "prefix", None))
+
+
+@pytest.mark.parametrize("run_id", [None, "", "no-such-run", "../../etc"])
+def test_a_run_that_is_not_there_cannot_be_cleaned_up(bucket: Bucket, run_id: str | None) -> None:
+    with pytest.raises(InputError, match="run_id"):
+        list(cleanup_steps.list_doomed(bucket, "run", run_id))
+
+
+def test_a_runs_images_go_and_all_else_stays(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
+    steps.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    made = plan_of(bucket, request(bucket, select="sample", sample_size=3))
+    ours = set(bucket.read_text(made.shards[0].path).split()[1::2])
+    for path in [*ours, "files/p10/p10000000/other.jpg"]:
+        bucket.write(path, b"x")
+    before = set(keys(bucket))
+    listed = cleanup_steps.write_listing(bucket, RUN, cleanup_steps.list_doomed(bucket, "run", RUN.run_id))
+    assert listed["by_kind"] == {"images": len(ours)}
+    cleanup_steps.delete_listed(bucket, RUN)
+    after = set(keys(bucket))
+    assert before - after == ours
+    assert cleanup_steps.delete_listed(bucket, RUN)["deleted"] == len(ours)  # once more does no harm
+
+
+def test_old_versions_and_delete_markers_go_too() -> None:
+    moto = pytest.importorskip("moto")
+    with moto.mock_aws():
+        session = boto3.Session("testing", "testing-secret", region_name="us-east-1")
+        client = session.client("s3")
+        client.create_bucket(Bucket="versioned")
+        client.put_bucket_versioning(Bucket="versioned", VersioningConfiguration={"Status": "Enabled"})
+        bucket = Bucket.open(session, "versioned", "mine")
+        for content in (b"old", b"new"):
+            bucket.write("files/a.jpg", content)
+        bucket.write("files/b.jpg", b"b")
+        bucket.delete(["files/b.jpg"])
+        bucket.write("_mirror/runs/r/report.html", b"kept")
+        client.put_object(Bucket="versioned", Key="mine-not/files/a.jpg", Body=b"kept")
+        listed = cleanup_steps.write_listing(bucket, RUN, cleanup_steps.list_doomed(bucket, "prefix", None))
+        assert (listed["objects"], listed["versions"]) == (4, 4)
+        cleanup_steps.delete_listed(bucket, RUN)
+        left = client.list_object_versions(Bucket="versioned")
+    assert {entry["Key"] for entry in left.get("Versions", [])} == {
+        "mine/_mirror/runs/r/report.html",
+        f"mine/{RUN.root}deleted.jsonl.gz",
+        "mine-not/files/a.jpg",
+    }
+    assert not left.get("DeleteMarkers")
