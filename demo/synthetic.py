@@ -32,6 +32,8 @@ FULL_SIZE = 377_110
 STUDIES_PER_IMAGE = 227_835 / FULL_SIZE
 PATIENTS_PER_IMAGE = 65_379 / FULL_SIZE
 UNLABELLED_STUDIES = 8
+MARKER = ".synthetic.json"
+"""Names what was asked for, once all of it is written."""
 PA_SHARE = 96_161 / 227_835
 """Share of studies with a PA image; nearly all of the laterals are theirs."""
 
@@ -174,12 +176,14 @@ def write(root: Path, drawn: Cohort, *, with_images: bool = True, dicoms: int = 
 def ensure(
     root: Path, images: int = 600, *, seed: int = 1, long_side: int | None = 896, with_images: bool = True
 ) -> bool:
-    """Have the dataset under ``root``; False when it was there already, written with the same arguments."""
+    """Have the dataset under ``root``, in place of any other; False when it was there already, written with the same arguments."""
     wanted = {"images": images, "seed": seed, "long_side": long_side, "with_images": with_images, "format": 1}
-    marker = root / ".synthetic.json"
+    marker = root / MARKER
     if marker.exists() and json.loads(marker.read_text()) == wanted:
         return False
-    shutil.rmtree(root, ignore_errors=True)
+    marker.unlink(missing_ok=True)
+    for project in (MIMIC_CXR_JPG, MIMIC_CXR):
+        shutil.rmtree(root / project.name, ignore_errors=True)
     write(root, cohort(images, seed=seed, long_side=long_side), with_images=with_images)
     marker.write_text(json.dumps(wanted))
     return True
@@ -346,10 +350,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--long-side", type=int, default=896, help="pixels; default %(default)s")
     parser.add_argument("--tables-only", action="store_true", help="no images, random checksums: for planning")
+    parser.add_argument("--if-missing", action="store_true", help="do nothing if the same dataset is there already")
     given = parser.parse_args(arguments)
+    if not given.if_missing:
+        (given.root / MARKER).unlink(missing_ok=True)
     size = None if given.tables_only else given.long_side
-    drawn = cohort(given.images, seed=given.seed, long_side=size)
-    print(write(given.root, drawn, with_images=not given.tables_only))
+    new = ensure(given.root, given.images, seed=given.seed, long_side=size, with_images=not given.tables_only)
+    print(f"{given.images} images, {'drawn just now' if new else 'there already'}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,206 @@
+"""``make demo``: the main job, from PhysioNet to a verified bucket, on parts that all run here.
+
+Starts the embedded stack (stack.py), triggers the DAG mimic_cxr_jpg through Airflow's REST API, shows its progress and its
+report, and stops everything. The exit status is the run's result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from demo import stack
+
+if TYPE_CHECKING:
+    from include.physionet_mirror.destination import Bucket
+    from include.physionet_mirror.layout import RunLayout
+
+STATE = stack.ROOT / ".state" / "demo"
+DAG = "mimic_cxr_jpg"
+BUCKET = "mimic-demo"
+PREFIX = "mimic-cxr-jpg/2.1.0"
+
+console = Console(highlight=False)
+
+
+def main() -> int:
+    """Run the demo; 0 when the DAG run succeeded, 1 when it or the stack failed, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description="PhysioNet to S3 on embedded parts.")
+    parser.add_argument("--images", type=int, default=200, help="sample size (default %(default)s of 600)")
+    parser.add_argument("--keep", action="store_true", help="leave Airflow's UI up until Ctrl-C")
+    options = parser.parse_args()
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda *_: sys.exit(143))
+    try:
+        with _only_one(), _stack() as (running, bucket, folder):
+            run, state = _mirror(running, bucket, options.images)
+            _show_result(running, bucket, folder, run)
+            if options.keep:
+                _keep(running)
+            else:
+                console.print("\nTo look around in Airflow's UI: [bold]make demo KEEP=1[/]")
+    except KeyboardInterrupt:
+        console.print(
+            "\nInterrupted; every process of the demo is stopped. What is stored stays: run it again to go on."
+        )
+        return 130
+    except stack.StackError as error:
+        console.print(f"[red]{error}[/]")
+        return 1
+    return 0 if state == "success" else 1
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    """Two demos would share one database."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise stack.StackError(f"Another demo is running in {STATE}; stop it first (Ctrl-C there).") from None
+        yield
+
+
+@contextmanager
+def _stack() -> Iterator[tuple[stack.Airflow, Bucket, Path]]:
+    """Everything that the run needs; yields Airflow, the destination and the folder in which its objects are files."""
+    from include.physionet_mirror.destination import Bucket
+
+    dataset = STATE / "physionet"
+    dataset.mkdir(exist_ok=True)
+    generator = stack.Service(
+        "The generator of the synthetic dataset",
+        [sys.executable, "-m", "demo.synthetic", "--root", dataset, "--if-missing"],
+        log=STATE / "logs" / "synthetic.log",
+        env=stack.plain_environment(),
+    )
+    logs = STATE / "logs"
+    with (
+        console.status("") as status,
+        generator,
+        stack.s3_server(STATE / "s3", log=logs / "s3.log") as s3,
+        stack.physionet(dataset, log=logs / "physionet.log") as source,
+    ):
+        folder = s3.make_bucket(BUCKET)
+        _done("S3 server", f"{s3.endpoint}, its objects are files in {_short(s3.folder)}")
+        _done("PhysioNet look-alike", source.url)
+        status.update("Starting Airflow, and drawing the dataset where it is not there …")
+        with stack.airflow(STATE / "airflow", connections=stack.connections(s3, source)) as running:
+            _done("Airflow", running.url)
+            status.update("Drawing the dataset …")
+            generator.wait()
+            _done("Synthetic MIMIC-CXR-JPG", generator.output().strip())
+            running.api.wait_for_dag(DAG)
+            status.stop()
+            yield running, Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint), folder / PREFIX
+            status.update("Stopping Airflow, the look-alike and the S3 server …")
+            status.start()
+    console.print("Every process of the demo is stopped.")
+
+
+def _mirror(running: stack.Airflow, bucket: Bucket, images: int) -> tuple[RunLayout, str]:
+    """Trigger the DAG and show its progress, as its tasks publish it in the bucket; the run and its final state."""
+    from include.physionet_mirror.layout import RunLayout
+
+    run = RunLayout(f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    conf = {"bucket": BUCKET, "prefix": PREFIX, "sample_size": images}
+    running.api.trigger(DAG, conf, run_id=run.run_id)
+    console.print(f"\nTriggered the DAG [bold]{DAG}[/] with {images} images, run {run.run_id}")
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(40),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+    )
+    state, asked = "queued", time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("waiting for the scheduler", total=images, text="")
+        while state not in ("success", "failed"):
+            time.sleep(0.3)
+            progress.update(bar, **_progress(bucket, run))
+            if time.monotonic() - asked > 1:
+                state, asked = running.api.state(DAG, run.run_id), time.monotonic()
+        progress.update(bar, description="done" if state == "success" else "failed")
+        if state == "success":
+            progress.update(bar, completed=progress.tasks[0].total)
+    return run, state
+
+
+def _progress(bucket: Bucket, run: RunLayout) -> dict[str, Any]:
+    """What to show in the bar, from plan.json and results/*.json of the run."""
+    plan = bucket.read_json(run.plan)
+    if plan is None:
+        return {"description": "tables, checksums, plan"}
+    results = [bucket.read_json(found.path) or {} for found in bucket.list(run.results)]
+    stored, size = (sum(result.get(key, 0) for result in results) for key in ("stored", "bytes"))
+    at_work = [result for result in results if result.get("state") == "running"]
+    connections = sum(result.get("connections", 0) for result in at_work)
+    return {
+        "description": f"streaming, {connections} connections" if at_work else "shards and verification",
+        "total": plan["selection"]["images"],
+        "completed": sum(result["images"] - result["todo"] + result["stored"] for result in results if result),
+        "text": f"{stored} images, {size / 1e6:.1f} MB" if results else "",
+    }
+
+
+def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunLayout) -> None:
+    report = bucket.read_json(run.report_json)
+    if report is None:
+        console.print("[red]The run ended before its verification.[/]")
+    else:
+        result, transfer = report["result"], report["transfer"]
+        table = Table(title=f"Verification, level {result['level']}", title_justify="left", show_header=False)
+        table.add_column()
+        table.add_column(justify="right")
+        for name in ("selected", "present", "verified", "missing", "wrong", "empty"):
+            bad = result[name] and name in ("missing", "wrong", "empty")
+            table.add_row(name, f"[red]{result[name]:,}[/]" if bad else f"{result[name]:,}")
+        table.add_row("size", f"{result['bytes'] / 1e6:,.1f} MB")
+        table.add_row("fetched by this run", f"{transfer['images']:,}")
+        console.print(table)
+        if result["passed"] and not transfer["images"]:
+            console.print(f"All {result['selected']} images were there from an earlier run: nothing was fetched.")
+        console.print(f"Images  {_short(folder / 'files')}")
+        console.print(f"Report  {_short(folder / run.report_html)}")
+    for task in running.api.task_instances(DAG, run.run_id):
+        if task["state"] == "failed":
+            log = running.api.log(
+                DAG, run.run_id, task["task_id"], map_index=task["map_index"], attempt=task["try_number"]
+            )
+            console.print(f"\n[red]The task {task['task_id']} failed.[/] The end of its log:")
+            console.print("\n".join(log.splitlines()[-12:]), markup=False)
+
+
+def _keep(running: stack.Airflow) -> None:
+    console.print("\nAirflow stays up until you press Ctrl-C:")
+    console.print(f"  {running.url}\n  user      {running.user}\n  password  {running.password}", markup=False)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        console.print()
+
+
+def _done(what: str, detail: str) -> None:
+    console.print(f"[green]✓[/] {what}: {detail}")
+
+
+def _short(path: Path) -> str:
+    """A path as seen from the project's folder."""
+    return str(path.relative_to(stack.ROOT)) if path.is_relative_to(stack.ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
