@@ -1,0 +1,259 @@
+"""What of the dataset is in the bucket, and who would be in a cohort: the manifest with what the index says of it.
+
+Both files are read whole, once, and again only when their ETag has changed; no image is asked for. For all 377,110
+images of MIMIC-CXR-JPG a catalog holds about 90 MB in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from include.physionet_mirror import manifest, plan
+from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR
+from include.physionet_mirror.selection import choose
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from include.physionet_mirror.destination import Bucket
+    from include.physionet_mirror.request import Request
+
+NOT_GIVEN = "not given"
+"""What a missing view or split is called."""
+
+_UNUSED = frozenset({"path", "sha256", "height", "width"})
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The manifest beside what is known of each image.
+
+    Attributes:
+        frame: The manifest without the columns that nothing here needs.
+        sizes: Bytes of each row's image where it is verified, else 0.
+        verified: Whether each row's image is verified.
+        etags: Of manifest and index when they were read; empty for an index that is not there.
+    """
+
+    frame: pd.DataFrame
+    sizes: np.ndarray[Any, np.dtype[np.int64]]
+    verified: np.ndarray[Any, np.dtype[np.bool_]]
+    etags: tuple[str, str]
+
+    @property
+    def mean_bytes(self) -> float | None:
+        """Mean size of a verified image; None where there are too few to tell."""
+        count = int(self.verified.sum())
+        return float(self.sizes.sum() / count) if count >= 100 else None
+
+
+def load(bucket: Bucket, known: Catalog | None = None) -> Catalog | None:
+    """The bucket's catalog: two HEADs, and a GET of what has changed since ``known``; None = no manifest yet.
+
+    Raises:
+        MetadataError: The manifest cannot be read.
+        DestinationError: S3 cannot be asked.
+    """
+    stored, indexed = bucket.head(MANIFEST), bucket.head(INDEX)
+    if stored is None:
+        return None
+    etags = (stored.etag, indexed.etag if indexed else "")
+    if known is not None and known.etags == etags:
+        return known
+    if known is not None and known.etags[0] == etags[0]:
+        frame = known.frame
+    else:
+        data = bucket.read(MANIFEST)
+        columns = [name for name in pq.read_schema(BytesIO(data)).names if name not in _UNUSED]
+        frame = manifest.read(BytesIO(data), columns)
+    sizes = np.zeros(len(frame), np.int64)
+    if indexed is not None:
+        table = pq.read_table(BytesIO(bucket.read(INDEX)), columns=["dicom_id", "bytes"])
+        ours = pa.array(frame["dicom_id"]).cast(pa.large_string())
+        if isinstance(ours, pa.ChunkedArray):
+            ours = ours.combine_chunks()
+        rows = pc.index_in(ours, value_set=table["dicom_id"].cast(pa.large_string()).combine_chunks())
+        sizes = np.asarray(pc.fill_null(table["bytes"].take(rows), 0).to_numpy(), np.int64)
+    return Catalog(frame, sizes, sizes > 0, etags)
+
+
+def without_index(catalog: Catalog) -> Catalog:
+    """The same images, none of them there: what another bucket's manifest says of a bucket that has none."""
+    return replace(catalog, sizes=np.zeros_like(catalog.sizes), verified=np.zeros_like(catalog.verified))
+
+
+# -- the bucket --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the dataset: how many images it has, how many of them are in the bucket and verified, their bytes."""
+
+    name: str
+    images: int
+    verified: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """How much of the dataset is in the bucket.
+
+    Attributes:
+        whole: All of it.
+        groups, splits: By patient group and by split.
+        cells: By group, then split (in the order of ``splits``).
+        last_verified: When the memory of verified objects was last written to, in all and by group.
+    """
+
+    whole: Part
+    groups: Sequence[Part]
+    splits: Sequence[Part]
+    cells: Mapping[str, Sequence[Part]]
+    last_verified: datetime | None
+    group_verified: Mapping[str, datetime]
+
+    @property
+    def complete(self) -> list[Part]:
+        """The groups of which every image is verified."""
+        return [group for group in self.groups if group.verified == group.images]
+
+
+def overview(catalog: Catalog, bucket: Bucket) -> Overview:
+    """Count the catalog; one LIST for the times of verification.
+
+    Raises:
+        DestinationError: S3 cannot be asked.
+    """
+    folder = f"{MIRROR}verified/"
+    times = {e.path.removeprefix(folder).partition(".")[0]: e.last_modified for e in bucket.list(folder)}
+    group, groups = _codes(catalog.frame["group"])
+    split, splits = _codes(catalog.frame["split"], ("train", "validate", "test"))
+    cells: dict[str, list[Part]] = {}
+    code = group * len(splits) + split
+    counts = _counts(code, len(groups) * len(splits), catalog)
+    for number, name in enumerate(groups):
+        row = counts[:, number * len(splits) : (number + 1) * len(splits)]
+        cells[name] = [_part(other, row[:, n]) for n, other in enumerate(splits)]
+    by_group, by_split = _counts(group, len(groups), catalog), _counts(split, len(splits), catalog)
+    return Overview(
+        whole=_part("", by_group.sum(axis=1)),
+        groups=[_part(name, by_group[:, n]) for n, name in enumerate(groups)],
+        splits=[_part(name, by_split[:, n]) for n, name in enumerate(splits)],
+        cells=cells,
+        last_verified=max(times.values(), default=None),
+        group_verified=times,
+    )
+
+
+def _codes(column: pd.Series, first: Sequence[str] = ()) -> tuple[np.ndarray[Any, np.dtype[np.intp]], list[str]]:
+    """Each row's value as a number, and the values: ``first`` in its order, then others, sorted."""
+    filled = column.astype("string").fillna(NOT_GIVEN)
+    found = set(filled.unique().tolist())
+    names = [name for name in first if name in found] + sorted(found - set(first))
+    numbers = {name: n for n, name in enumerate(names)}
+    return filled.map(numbers).to_numpy(dtype=np.intp), names
+
+
+def _counts(code: np.ndarray[Any, np.dtype[np.intp]], size: int, catalog: Catalog) -> np.ndarray[Any, Any]:
+    return np.stack(
+        [
+            np.bincount(code, minlength=size),
+            np.bincount(code[catalog.verified], minlength=size),
+            np.bincount(code, weights=catalog.sizes, minlength=size),
+        ]
+    )
+
+
+def _part(name: str, counts: np.ndarray[Any, Any]) -> Part:
+    return Part(name, int(counts[0]), int(counts[1]), int(counts[2]))
+
+
+# -- a cohort ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who would be in a selection, and what it would take.
+
+    Attributes:
+        images, studies, patients: Chosen.
+        matched: Images that the filters leave, before the sample.
+        there: Chosen images that are in the bucket and verified.
+        views, splits: (value, images), the most frequent first.
+        labels: (label, images whose study has it positive, … uncertain), in the dataset's order.
+        estimate: What it would take.
+        notes: Sentences of the selection.
+    """
+
+    images: int
+    studies: int
+    patients: int
+    matched: int
+    there: int
+    views: Sequence[tuple[str, int]]
+    splits: Sequence[tuple[str, int]]
+    labels: Sequence[tuple[str, int, int]]
+    estimate: plan.Estimate
+    notes: Sequence[str]
+
+    @property
+    def positive(self) -> list[tuple[str, int]]:
+        """(label, images whose study has it positive), the most frequent first."""
+        return sorted(((name, positive) for name, positive, _ in self.labels), key=lambda pair: -pair[1])
+
+
+def cohort(
+    catalog: Catalog, request: Request, *, region: str | None = None, reports: Iterable[Mapping[str, Any]] = ()
+) -> Cohort:
+    """Choose as a run would, and count. A ``file_list`` is not read.
+
+    Args:
+        catalog: Of the request's bucket.
+        request: What would be asked for.
+        region: Of the bucket, for the prices.
+        reports: Earlier runs' ``report.json``, newest first, for the speed.
+
+    Raises:
+        InputError: A filter that matches nothing; the message names it.
+    """
+    chosen = choose(catalog.frame, request.selection)
+    frame, rows = chosen.frame, chosen.frame.index.to_numpy()
+    there = int(catalog.verified[rows].sum())
+    return Cohort(
+        images=len(frame),
+        studies=int(frame["study_id"].nunique()),
+        patients=int(frame["subject_id"].nunique()),
+        matched=chosen.matched,
+        there=there,
+        views=_frequencies(frame["view"]),
+        splits=_frequencies(frame["split"]),
+        labels=[
+            (name, int(frame[name].eq(1).sum()), int(frame[name].eq(-1).sum()))
+            for name in manifest.label_columns(frame.columns)
+        ],
+        estimate=plan.estimate(
+            len(frame),
+            catalog.mean_bytes or request.dataset.image_bytes,
+            request.connections,
+            missing=len(frame) - there,
+            region=region,
+            storage_class=request.storage_class,
+            reports=reports,
+        ),
+        notes=chosen.notes,
+    )
+
+
+def _frequencies(column: pd.Series) -> list[tuple[str, int]]:
+    counts = column.astype("string").fillna(NOT_GIVEN).value_counts()
+    return [(str(name), int(count)) for name, count in counts.items()]

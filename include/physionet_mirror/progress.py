@@ -1,0 +1,433 @@
+"""How a run is getting on, from the few small files that it publishes below ``_mirror/runs/<run_id>/``.
+
+One LIST says which of these files changed, and only those are read again: with four shards on their way that is one
+LIST and at most four GETs, however many shards the run has and however many people watch.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from include.physionet_mirror.layout import RunLayout
+
+if TYPE_CHECKING:
+    from include.physionet_mirror.destination import Bucket
+
+MOST_POINTS = 120
+"""Of the series; a run of 20 hours then has one for each ten minutes."""
+
+SHORTEST_STRETCH = 5.0
+"""Seconds; stream tasks publish as often."""
+
+RECENT = 30.0
+"""Seconds over which the present speed is measured."""
+
+MOST_NAMED = 200
+"""Failed images that are named for each reason; failed_images.txt has all of them."""
+
+THERE, DONE, RUNNING, CHECKING, RETRYING, FAILED, STOPPED, SKIPPED, WAITING = STATES = (
+    "there",
+    "done",
+    "running",
+    "checking",
+    "retrying",
+    "failed",
+    "stopped",
+    "skipped",
+    "waiting",
+)
+"""What a shard can be up to. ``there``: it was complete before. ``stopped``: drained, the rest is for the next run.
+``skipped``: nobody looked at it, because the plan was refused."""
+
+_ENDED = frozenset({THERE, DONE, FAILED, STOPPED, SKIPPED})
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """The states of one shard's two task instances, in Airflow's words; None = there is no such task instance yet.
+
+    Attributes:
+        missing: Of the ``missing?`` sensor.
+        stream: Of the stream task.
+        looked: Whether the sensor ever ran.
+    """
+
+    missing: str | None = None
+    stream: str | None = None
+    looked: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ShardProgress:
+    """One shard now.
+
+    Attributes:
+        index, name, images: As planned.
+        state: One of `STATES`.
+        there: Images that are in the bucket, those that were there before included.
+        stored: Images that this run stored.
+        failed: Images that could not be had.
+        left: Images that are still to be streamed; None = not known before ``missing?`` has looked.
+        connections: PhysioNet connections in use.
+        try_number: Of the stream task; 0 = it has not begun.
+    """
+
+    index: int
+    name: str
+    images: int
+    state: str
+    there: int = 0
+    stored: int = 0
+    failed: int = 0
+    left: int | None = None
+    connections: int = 0
+    try_number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failures:
+    """Images that could not be had for one reason; ``named`` holds up to `MOST_NAMED` of them as (path, detail)."""
+
+    reason: str
+    count: int
+    named: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A run now. Sizes in bytes, times in seconds.
+
+    Attributes:
+        planned: Whether there is a plan yet; without one the rest is empty.
+        params: What was asked for.
+        notes: Sentences of the selection.
+        estimate: ``Estimate.to_dict()`` of the plan.
+        shards: In order.
+        images: Selected.
+        there: In the bucket, as far as is known.
+        stored, bytes: Stored by this run.
+        failed: Images that could not be had.
+        left: Images still to be streamed, an upper bound while shards have not been looked at.
+        images_per_second, bytes_per_second: Over the last `RECENT` seconds of a run that is on its way, over all of a
+            run that is not.
+        connections: PhysioNet connections in use now.
+        seconds_left: None where it cannot be told.
+        seconds: From the first shard's start to the last sign of life.
+        series: (seconds since the start, images/s, bytes/s, connections), each for the stretch that ends there.
+        failures: By reason, the most frequent first.
+        retries, handshakes: Of all shards.
+        faults: Faults met on the way, by kind.
+        updated: The last sign of life of any shard.
+        report: ``report.json``, once it is there.
+        files: Which of the run's files are there: ``report.html``, ``report.json``, ``failed_images.txt``.
+    """
+
+    planned: bool = False
+    params: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    shards: Sequence[ShardProgress] = ()
+    images: int = 0
+    there: int = 0
+    stored: int = 0
+    bytes: int = 0
+    failed: int = 0
+    left: int = 0
+    images_per_second: float = 0.0
+    bytes_per_second: float = 0.0
+    connections: int = 0
+    seconds_left: float | None = None
+    seconds: float = 0.0
+    series: Sequence[tuple[float, float, float, float]] = ()
+    failures: Sequence[Failures] = ()
+    retries: int = 0
+    handshakes: int = 0
+    faults: Mapping[str, int] = field(default_factory=dict)
+    updated: datetime | None = None
+    report: Mapping[str, Any] | None = None
+    files: frozenset[str] = frozenset()
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many shards are in which state, in the order of `STATES`."""
+        counts = Counter(shard.state for shard in self.shards)
+        return {state: counts[state] for state in STATES if counts[state]}
+
+
+class Watch:
+    """Follows one run; what did not change is not read again. Safe to share between threads.
+
+    Args:
+        bucket: Where the run goes.
+        run: Which run.
+    """
+
+    def __init__(self, bucket: Bucket, run: RunLayout) -> None:
+        self._bucket, self._run = bucket, run
+        self._known: dict[str, tuple[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def look(self, tasks: Mapping[int, Tasks] | None = None, *, now: datetime | None = None) -> Progress:
+        """The run now.
+
+        Args:
+            tasks: Task states by shard; None = not known, then only what the shards publish counts.
+            now: The time; for tests.
+
+        Raises:
+            DestinationError: S3 cannot be asked.
+        """
+        run = self._run
+        with self._lock:
+            found = {e.path: e.etag for e in self._bucket.list(run.root, last=run.results + "~")}
+            results = [r for path in sorted(found) if path.startswith(run.results) and (r := self._read(path, found))]
+            plan, report = self._read(run.plan, found), self._read(run.report_json, found)
+            self._known = {path: known for path, known in self._known.items() if path in found}
+        return progress(
+            plan,
+            results,
+            tasks,
+            report=report,
+            files=[path.removeprefix(run.root) for path in found],
+            now=now,
+        )
+
+    def _read(self, path: str, found: Mapping[str, str]) -> dict[str, Any] | None:
+        etag = found.get(path)
+        if etag is None:
+            return None
+        known = self._known.get(path)
+        if known is None or known[0] != etag:
+            try:
+                value = self._bucket.read_json(path)
+            except ValueError:  # not ours, or damaged: the run itself will say so
+                value = None
+            known = self._known[path] = (etag, value if isinstance(value, dict) else None)
+        content: dict[str, Any] | None = known[1]
+        return content
+
+
+def progress(
+    plan: Mapping[str, Any] | None,
+    results: Iterable[Mapping[str, Any]],
+    tasks: Mapping[int, Tasks] | None = None,
+    *,
+    report: Mapping[str, Any] | None = None,
+    files: Iterable[str] = (),
+    now: datetime | None = None,
+) -> Progress:
+    """Put together what plan, stream tasks and Airflow say.
+
+    Args:
+        plan: ``plan.json``; None = there is none yet.
+        results: ``results/NNNN.json``, those that are there.
+        tasks: As in `Watch.look`.
+        report: ``report.json``; None = there is none yet.
+        files: Names of files in the run's folder.
+        now: The time; for tests.
+    """
+    files = frozenset(files) & {"report.html", "report.json", "failed_images.txt"}
+    if plan is None:
+        return Progress(files=files, report=report)
+    by_shard = {int(result["shard"]): result for result in results if "shard" in result}
+    shards = [
+        _shard(planned, by_shard.get(int(planned["index"])), None if tasks is None else tasks.get(planned["index"]))
+        for planned in plan["shards"]
+    ]
+    results = list(by_shard.values())
+    estimate = plan.get("estimate") or {}
+    running = any(shard.state not in _ENDED for shard in shards)
+    spans = _spans(results)
+    started, updated = min((s[0] for s in spans), default=0.0), max((s[1] for s in spans), default=0.0)
+    stored, sent = sum(shard.stored for shard in shards), sum(int(result.get("bytes") or 0) for result in results)
+    if running:
+        clock = (now or datetime.now(UTC)).timestamp()
+        speed = _recent(results, max(updated, clock - 2 * SHORTEST_STRETCH))
+    else:
+        seconds = max(updated - started, 1.0)
+        speed = (stored / seconds, sent / seconds)
+    left = _left(shards, estimate)
+    return Progress(
+        planned=True,
+        params=plan.get("request") or {},
+        notes=(plan.get("selection") or {}).get("notes") or (),
+        estimate=estimate,
+        shards=shards,
+        images=sum(shard.images for shard in shards),
+        there=sum(shard.there for shard in shards),
+        stored=stored,
+        bytes=sent,
+        failed=sum(shard.failed for shard in shards),
+        left=left,
+        images_per_second=speed[0],
+        bytes_per_second=speed[1],
+        connections=sum(shard.connections for shard in shards),
+        seconds_left=left / speed[0] if running and speed[0] > 0 else None,
+        seconds=updated - started,
+        series=_series(results, started, updated),
+        failures=_failures(results),
+        retries=sum(int(result.get("retries") or 0) for result in results),
+        handshakes=sum(int(result.get("handshakes") or 0) for result in results),
+        faults=dict(sum((Counter(result.get("faults") or {}) for result in results), Counter()).most_common()),
+        updated=datetime.fromtimestamp(updated, UTC) if updated else None,
+        report=report,
+        files=files,
+    )
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def _shard(planned: Mapping[str, Any], result: Mapping[str, Any] | None, tasks: Tasks | None) -> ShardProgress:
+    images = int(planned["images"])
+    state = _state(result, tasks)
+    failed = len(result.get("failed") or ()) if result else 0
+    stored = int(result.get("stored") or 0) if result else 0
+    todo = int(result.get("todo") or 0) if result else None
+    there = images - todo + stored if todo is not None else 0
+    left = None if todo is None else max(todo - stored - failed, 0)
+    if state == THERE:
+        there, left = images, 0
+    elif state in _ENDED:
+        left = 0
+    return ShardProgress(
+        index=int(planned["index"]),
+        name=str(planned["name"]),
+        images=images,
+        state=state,
+        there=min(there, images),
+        stored=stored,
+        failed=failed,
+        left=left,
+        connections=int(result.get("connections") or 0) if result and state == RUNNING else 0,
+        try_number=int(result.get("try_number") or 0) if result else 0,
+    )
+
+
+_RESULT_STATES = {"running": RUNNING, "done": DONE, "failed": FAILED, "drained": STOPPED}
+_STREAM_STATES = {
+    "success": DONE,
+    "running": RUNNING,
+    "failed": FAILED,
+    "upstream_failed": FAILED,
+    "up_for_retry": RETRYING,
+    "restarting": RETRYING,
+}
+
+
+def _state(result: Mapping[str, Any] | None, tasks: Tasks | None) -> str:
+    published = _RESULT_STATES.get(str(result.get("state")), RUNNING) if result else None
+    if tasks is None or (tasks.missing is None and tasks.stream is None):
+        return published or WAITING
+    if tasks.missing == "skipped":
+        return THERE if tasks.looked else SKIPPED
+    if tasks.stream == "skipped":
+        return SKIPPED
+    if tasks.stream == "success":
+        return STOPPED if published == STOPPED else DONE
+    if tasks.stream in _STREAM_STATES:
+        return _STREAM_STATES[tasks.stream]
+    if tasks.missing == "failed":
+        return FAILED
+    if tasks.missing in ("running", "up_for_retry", "restarting"):
+        return CHECKING
+    return WAITING
+
+
+def _left(shards: Sequence[ShardProgress], estimate: Mapping[str, Any]) -> int:
+    """Images to be streamed; of shards that nobody has looked at yet no more than the plan expects."""
+    known = sum(shard.left for shard in shards if shard.left is not None)
+    unknown = sum(shard.images for shard in shards if shard.left is None)
+    expected = estimate.get("missing")
+    if isinstance(expected, int):
+        seen = sum(shard.stored + shard.failed + (shard.left or 0) for shard in shards)
+        unknown = min(unknown, max(expected - seen, 0))
+    return known + unknown
+
+
+def _failures(results: Sequence[Mapping[str, Any]]) -> list[Failures]:
+    by_reason: dict[str, list[tuple[str, str]]] = {}
+    for result in results:
+        for failed in result.get("failed") or ():
+            named = by_reason.setdefault(str(failed.get("reason") or "unknown"), [])
+            named.append((str(failed.get("path") or ""), str(failed.get("detail") or "")))
+    most_first = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [Failures(reason, len(named), sorted(named)[:MOST_NAMED]) for reason, named in most_first]
+
+
+# -- speed -------------------------------------------------------------------------------------------------------------
+
+
+def _spans(results: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Start and last sign of life of each shard, in seconds since 1970."""
+    spans = []
+    for result in results:
+        if started := _seconds(result.get("started")):
+            last = [point[0] for point in (result.get("series") or ())[-1:]]
+            spans.append((started, started + max([float(result.get("seconds") or 0), *last])))
+    return spans
+
+
+def _recent(results: Iterable[Mapping[str, Any]], until: float) -> tuple[float, float]:
+    """Images and bytes a second in the last `RECENT` seconds before ``until``, of the shards that are on their way."""
+    images = sent = 0.0
+    first = until
+    for began, ended, many, size, _ in _stretches(results):
+        first = min(first, began)
+        overlap = min(ended, until) - max(began, until - RECENT)
+        if overlap > 0:
+            images += many * overlap / (ended - began)
+            sent += size * overlap / (ended - began)
+    seconds = min(RECENT, max(until - first, 1.0))
+    return images / seconds, sent / seconds
+
+
+def _series(
+    results: Sequence[Mapping[str, Any]], started: float, updated: float
+) -> list[tuple[float, float, float, float]]:
+    """The shards' series laid over each other, each stretch spread evenly over the bins that it touches."""
+    if updated <= started:
+        return []
+    bins = max(1, min(MOST_POINTS, math.ceil((updated - started) / SHORTEST_STRETCH)))
+    width = (updated - started) / bins
+    totals = [[0.0, 0.0, 0.0] for _ in range(bins)]
+    for began, ended, many, size, connections in _stretches(results):
+        left, right = (began - started) / width, (ended - started) / width
+        for number in range(max(0, int(left)), min(bins, math.ceil(right))):
+            part = min(right, number + 1) - max(left, number)  # of this bin
+            if part > 0:
+                share = part / (right - left)  # of the stretch
+                total = totals[number]
+                total[0] += many * share
+                total[1] += size * share
+                total[2] += connections * part
+    return [
+        (round((n + 1) * width, 1), round(images / width, 3), round(sent / width), round(connections, 2))
+        for n, (images, sent, connections) in enumerate(totals)
+    ]
+
+
+def _stretches(results: Iterable[Mapping[str, Any]]) -> Iterable[tuple[float, float, float, float, float]]:
+    """Every point of every series as (began, ended, images, bytes, connections), in seconds since 1970."""
+    for result in results:
+        started = _seconds(result.get("started"))
+        if not started:
+            continue
+        since = 0.0
+        for until, images, sent, connections in result.get("series") or ():
+            if until > since:
+                yield started + since, started + until, images, sent, connections
+            since = until
+
+
+def _seconds(text: object) -> float:
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return 0.0

@@ -1,0 +1,164 @@
+"""Overview and cohort count what manifest and index say, and read neither again while it is unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from types import SimpleNamespace
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from include.physionet_mirror import catalog, manifest
+from include.physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.layout import INDEX, MANIFEST, verified
+from include.physionet_mirror.request import Request
+
+COUNT = 300
+
+
+def frame():
+    rows = []
+    for n in range(COUNT):
+        subject, study = 10_000_000 + (n // 10) * 300_000, 50_000_000 + n // 2
+        dicom = f"{n:08x}-00000000-00000000-00000000-00000000"
+        rows.append(
+            {
+                "path": f"files/p{str(subject)[:2]}/p{subject}/s{study}/{dicom}.jpg",
+                "sha256": f"{n:064x}",
+                "group": f"p{str(subject)[:2]}",
+                "subject_id": subject,
+                "study_id": study,
+                "dicom_id": dicom,
+                "view": ["PA", "AP", None][n % 3],
+                "split": ["train", "train", "train", "validate", "test"][n // 10 % 5],
+                "height": 100,
+                "width": 100,
+                **{label: [1, 0, -1, None][(n // 2 + i) % 4] for i, label in enumerate(LABELS)},
+            }
+        )
+    table = pd.DataFrame(rows).sort_values("path", ignore_index=True)
+    types = {"subject_id": "int32", "study_id": "int32", "height": "Int32", "width": "Int32"}
+    return table.astype(types | dict.fromkeys(LABELS, "Int8"))
+
+
+class Files:
+    def __init__(self):
+        self.content, self.requests = {}, []
+
+    def head(self, path):
+        self.requests.append(("HEAD", path))
+        return SimpleNamespace(etag=str(hash(self.content[path]))) if path in self.content else None
+
+    def read(self, path):
+        self.requests.append(("GET", path))
+        return self.content[path]
+
+    def list(self, under=""):
+        self.requests.append(("LIST", under))
+        at = pd.Timestamp("2026-03-01T22:00:00Z").to_pydatetime()
+        return [SimpleNamespace(path=path, last_modified=at) for path in self.content if path.startswith(under)]
+
+
+def index_of(table):
+    out = BytesIO()
+    pq.write_table(pa.table({"dicom_id": table["dicom_id"].tolist(), "bytes": [1000] * len(table)}), out)
+    return out.getvalue()
+
+
+@pytest.fixture
+def table():
+    return frame()
+
+
+@pytest.fixture
+def bucket(table):
+    files = Files()
+    out = BytesIO()
+    manifest.write(table, out, dataset=MIMIC_CXR_JPG, sums_sha256="0" * 64)
+    files.content[MANIFEST] = out.getvalue()
+    return files
+
+
+def ask(**params):
+    return Request.from_params({"bucket": "lab-bucket", **params})
+
+
+def test_a_bucket_without_manifest_has_no_catalog():
+    assert catalog.load(Files()) is None
+
+
+def test_without_index_nothing_is_there(bucket):
+    seen = catalog.overview(catalog.load(bucket), bucket)
+    assert (seen.whole.images, seen.whole.verified, seen.whole.bytes) == (COUNT, 0, 0)
+    assert seen.last_verified is None
+
+
+def test_groups_splits_and_cells_count_what_the_index_has(bucket, table):
+    there = table[table["group"].eq("p10") | table["split"].eq("test")]
+    bucket.content[INDEX] = index_of(there)
+    bucket.content[verified("p10")] = b"x"
+    seen = catalog.overview(catalog.load(bucket), bucket)
+    assert (seen.whole.verified, seen.whole.bytes) == (len(there), 1000 * len(there))
+    assert {part.name: (part.images, part.verified) for part in seen.groups} == {
+        name: (len(rows), int(rows.index.isin(there.index).sum())) for name, rows in table.groupby("group")
+    }
+    assert [part.name for part in seen.splits] == ["train", "validate", "test"]
+    assert "p10" in [part.name for part in seen.complete]
+    for group in seen.groups:
+        assert sum(cell.images for cell in seen.cells[group.name]) == group.images
+        assert sum(cell.verified for cell in seen.cells[group.name]) == group.verified
+    assert set(seen.group_verified) == {"p10"}
+
+
+def test_what_did_not_change_is_not_read_again(bucket, table):
+    bucket.content[INDEX] = index_of(table[:10])
+    first = catalog.load(bucket)
+    bucket.requests.clear()
+    assert catalog.load(bucket, first) is first
+    assert bucket.requests == [("HEAD", MANIFEST), ("HEAD", INDEX)]
+    bucket.content[INDEX] = index_of(table[:20])
+    bucket.requests.clear()
+    second = catalog.load(bucket, first)
+    assert [path for kind, path in bucket.requests if kind == "GET"] == [INDEX]
+    assert second.frame is first.frame
+    assert int(second.verified.sum()) == 20
+
+
+def test_an_index_with_images_that_the_manifest_lacks_is_no_trouble(bucket, table):
+    bucket.content[INDEX] = index_of(table.assign(dicom_id=lambda f: f["dicom_id"].str.replace("0", "f")))
+    assert int(catalog.load(bucket).verified.sum()) == 0
+
+
+def test_a_cohort_is_the_one_that_a_run_would_choose(bucket, table):
+    bucket.content[INDEX] = index_of(table[table["group"].eq("p10")])
+    known = catalog.load(bucket)
+    seen = catalog.cohort(known, ask(select="all", groups=["p10"], views=["PA"]))
+    wanted = table[table["group"].eq("p10") & table["view"].eq("PA")]
+    assert seen.images == seen.there == seen.matched == len(wanted)
+    assert seen.patients == wanted["subject_id"].nunique()
+    assert seen.views == [("PA", len(wanted))]
+    assert seen.estimate.missing == 0
+    assert dict(seen.positive) == {label: int(wanted[label].eq(1).sum()) for label in LABELS}
+
+
+def test_a_sample_leaves_the_count_that_the_filters_leave(bucket):
+    seen = catalog.cohort(catalog.load(bucket), ask(sample_size=25))
+    assert (seen.images, seen.matched, seen.estimate.missing) == (25, COUNT, 25)
+    assert catalog.NOT_GIVEN in dict(seen.views)
+
+
+def test_a_bucket_of_its_own_has_none_of_the_images(bucket, table):
+    bucket.content[INDEX] = index_of(table)
+    known = catalog.load(bucket)
+    assert catalog.cohort(known, ask(sample_size=25)).there == 25
+    assert catalog.cohort(catalog.without_index(known), ask(sample_size=25)).there == 0
+
+
+def test_a_filter_that_matches_nothing_says_so(bucket, table):
+    known = replace(catalog.load(bucket), frame=table[table["view"].ne("PA")].assign(view="AP"))
+    with pytest.raises(InputError, match="^views: the dataset has no 'PA'"):
+        catalog.cohort(catalog.without_index(known), ask(views=["PA"], select="all"))
