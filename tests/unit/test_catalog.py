@@ -160,5 +160,5 @@ def test_a_bucket_of_its_own_has_none_of_the_images(bucket, table):
 
 def test_a_filter_that_matches_nothing_says_so(bucket, table):
     known = replace(catalog.load(bucket), frame=table[table["view"].ne("PA")].assign(view="AP"))
-    with pytest.raises(InputError, match="^views: the dataset has no 'PA'"):
+    with pytest.raises(InputError, match=r"^views: the dataset has no 'PA'"):
         catalog.cohort(catalog.without_index(known), ask(views=["PA"], select="all"))
