@@ -33,7 +33,6 @@ def throughput(series: Sequence[Sequence[float]]) -> list[str]:
         return []
     longest = series[-1][0]
     unit, name = next((u, n) for u, n, most in _TIME_UNITS if longest <= most)
-    step = series[0][0]
     edges = [0.0, *(point[0] / unit for point in series)]
 
     def draw(figure: Figure) -> None:
@@ -43,9 +42,9 @@ def throughput(series: Sequence[Sequence[float]]) -> list[str]:
         above.set_ylabel("images/s")
         below.stairs([point[3] for point in series], edges, color=_SECOND, linewidth=1.6, baseline=None)
         below.set_ylabel("connections")
-        below.set_xlabel(f"{name} since the first image" if step else name)
+        below.set_xlabel(f"{name} since the first shard began")
         for axes in (above, below):
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
             axes.set_xlim(0, edges[-1])
             _plain(axes)
         below.yaxis.set_major_locator(MaxNLocator(2, integer=True))

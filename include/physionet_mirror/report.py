@@ -10,7 +10,7 @@ import io
 import logging
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib import metadata
@@ -320,7 +320,8 @@ def html(report: Mapping[str, Any], thumbnails: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": size, "duration": duration, "number": "{:,}".format, "share": share}
+    environment.filters |= {"size": _unbroken(size), "duration": _unbroken(duration), "share": _unbroken(share)}
+    environment.filters["number"] = "{:,}".format
     return environment.get_template("report.html.j2").render(
         **report,
         means=LEVEL_MEANS[report["result"]["level"]],
@@ -506,6 +507,11 @@ def _speed(transfer: Mapping[str, Any]) -> str:
         f"{size(transfer['bytes'])} in {duration(transfer['seconds'])}, "
         f"{transfer['images_per_second']:.1f} images/s, {size(transfer['bytes_per_second'])}/s"
     )
+
+
+def _unbroken(words: Callable[..., str]) -> Callable[..., str]:
+    """The same words in one line of a page: 15 is not parted from its s."""
+    return lambda *args: words(*args).replace(" ", "\u00a0")
 
 
 def _line(text: str) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from posixpath import commonpath, dirname
 from threading import Lock
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
 
-from include.physionet_mirror.errors import DestinationError, InputError, VerificationFailed
+from include.physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, VerificationFailed
 from include.physionet_mirror.verified import Memory, groups_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ PRICE_PER_1000: Mapping[str, float] = {
 _PAGE = 1000  # keys that one LIST returns
 _SPARSE = 12  # wanted keys a page below which a LIST costs more than their HEADs (12.5 x the price)
 _BLOCK = 20_000  # images looked at together; bounds what is held of memory files and listings
+_READS = 3  # attempts to read one object
 _SAVE_EVERY = 5_000  # entries that a killed verification may have to ask for again
 
 T = TypeVar("T")
@@ -347,7 +349,9 @@ class _Look:
         stored = there if isinstance(there, Stored) else self.bucket.head(image.path)
         if stored is None:
             return Problem(image.path, "missing", "deleted while the verification ran")
-        if stored.sha256 is None:
+        # Of an object that came in parts, some servers give a checksum of the parts' checksums without saying so.
+        of_parts = stored.sha256 != image.sha256 and "-" in stored.etag
+        if stored.sha256 is None or of_parts:
             return self._give_checksum(image, stored)
         return self._settle(image, stored.size, stored.etag, stored.sha256, "checksum")
 
@@ -360,12 +364,18 @@ class _Look:
         return Problem(image.path, "wrong bytes", f"{whose} {sha256}, PhysioNet publishes {image.sha256}")
 
     def _read_back(self, image: Expected, size: int, etag: str) -> _Outcome:
-        digest = hashlib.sha256()
-        try:
-            for chunk in self.bucket.open_read(image.path):
-                digest.update(chunk)
-        except FileNotFoundError:
-            return Problem(image.path, "missing", "deleted while the verification ran")
+        for attempts_left in reversed(range(_READS)):
+            digest = hashlib.sha256()
+            try:
+                for chunk in self.bucket.open_read(image.path):
+                    digest.update(chunk)
+                break
+            except FileNotFoundError:
+                return Problem(image.path, "missing", "deleted while the verification ran")
+            except DestinationUnavailable:  # in mid-body, where the client does not try again by itself
+                if not attempts_left:
+                    raise
+                time.sleep(random.uniform(0.5, 2))
         with self.lock:
             self.verdict.read_back += 1
         return self._settle(image, size, etag, digest.hexdigest(), "content")

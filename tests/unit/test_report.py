@@ -56,10 +56,10 @@ class FakeBucket:
     def read_json(self, path):
         return json.loads(self.objects[path]) if path in self.objects else None
 
-    def write(self, path, data, *, content_type=""):
+    def write(self, path, data, **_):
         self.objects[path] = data
 
-    def write_text(self, path, text, *, content_type=""):
+    def write_text(self, path, text, **_):
         self.objects[path] = text.encode()
 
     def write_json(self, path, value):
@@ -169,7 +169,7 @@ PARAMS = {
 }
 
 
-def written(count=40, problems=lambda rows: [], results=(), bucket=None, level="checksum", **more):
+def written(count=40, problems=lambda _: [], results=(), bucket=None, level="checksum", **more):
     """A bucket after `report.write`, and what it returned."""
     bucket = bucket or FakeBucket()
     rows, manifest = make_manifest(count)
@@ -191,7 +191,7 @@ def written(count=40, problems=lambda rows: [], results=(), bucket=None, level="
 class TestFacts:
     def test_follow_the_published_schema(self):
         for results in ((), make_results(38, 3)):
-            for problems in (lambda rows: [], lambda rows: [Problem(rows[0]["path"], "missing")]):
+            for problems in (lambda _: [], lambda rows: [Problem(rows[0]["path"], "missing")]):
                 bucket, facts, _ = written(problems=problems, results=results)
                 jsonschema.Draft202012Validator(SCHEMA).validate(facts)
                 assert json.loads(bucket.read(RUN.report_json)) == facts
@@ -334,7 +334,7 @@ class TestPage:
         assert "What failed" not in page
 
     def test_names_what_failed_and_the_next_step(self):
-        bucket, facts, rows = written(problems=lambda rows: [Problem(rows[0]["path"], "missing")])
+        bucket, _, rows = written(problems=lambda rows: [Problem(rows[0]["path"], "missing")])
         page = bucket.read(RUN.report_html).decode()
         assert "1 of 40 selected images is not there" in page
         assert rows[0]["path"] in page

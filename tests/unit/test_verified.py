@@ -1,0 +1,220 @@
+"""The memory of what was verified may be lost or damaged at any time; it must never claim what is not so."""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.physionet_mirror.errors import DestinationUnavailable
+from include.physionet_mirror.layout import verified
+from include.physionet_mirror.verified import Memory, group_of, groups_of
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+SUM = "ab" * 32
+IMAGE = "files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg"
+
+
+class FakeBucket:
+    """As much of Bucket as the memory uses."""
+
+    def __init__(self):
+        self.objects = {}
+
+    def uri(self, path):
+        return f"s3://bucket/{path}"
+
+    def read(self, path):
+        try:
+            return self.objects[path]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    def write(self, path, data, **_):
+        self.objects[path] = data
+
+
+@pytest.fixture
+def bucket():
+    return FakeBucket()
+
+
+def remembered(bucket, *entries, at=NOW):
+    """What a fresh Memory knows after these (path, size, etag, sha256, level) were recorded and saved."""
+    memory = Memory()
+    for path, size, etag, sha256, level in entries:
+        memory.record(path, size, etag, sha256, level=level, at=at)
+    memory.save(bucket)
+    return Memory.load(bucket, groups_of(path for path, *_ in entries))
+
+
+def test_the_group_is_that_of_the_patient():
+    assert group_of(IMAGE) == "p10"
+    assert group_of("files/readme.txt") == "other"
+    assert group_of("SHA256SUMS.txt") == "other"
+    assert groups_of([IMAGE, "files/p19/x", "files/p10/y"]) == ["p10", "p19"]
+
+
+def test_believes_only_what_is_exactly_the_same(bucket):
+    memory = remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
+    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+    assert memory.judge(IMAGE, 101, "e1", SUM) == "unknown"
+    assert memory.judge(IMAGE, 100, "e2", SUM) == "unknown"
+    assert memory.judge(IMAGE, 100, "e1", "cd" * 32) == "unknown"
+    assert memory.judge(IMAGE + "x", 100, "e1", SUM) == "unknown"
+    assert memory.judge(IMAGE, 10, "0\te1", SUM) == "unknown"
+
+
+def test_remembers_what_is_wrong(bucket):
+    assert remembered(bucket, (IMAGE, 100, "e1", SUM, "wrong")).judge(IMAGE, 100, "e1", SUM) == "wrong"
+
+
+def test_a_checksum_is_no_content(bucket):
+    memory = remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content") == "unknown"
+    memory.record(IMAGE, 100, "e1", SUM, level="content")
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content") == "verified"
+    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+
+
+def test_can_be_told_to_believe_only_what_is_recent(bucket):
+    memory = remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
+    assert memory.judge(IMAGE, 100, "e1", SUM, since=NOW) == "verified"
+    assert memory.judge(IMAGE, 100, "e1", SUM, since=NOW + timedelta(seconds=1)) == "unknown"
+
+
+def test_an_object_without_etag_cannot_be_recognised_again(bucket):
+    assert remembered(bucket, (IMAGE, 100, "", SUM, "checksum")).judge(IMAGE, 100, "", SUM) == "unknown"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"not gzip",
+        gzip.compress(b""),
+        gzip.compress(b"some other header\n" + IMAGE.encode()),
+        gzip.compress(b"\xff\xfe\x00"),
+        gzip.compress(b"path\tsize\tetag\tsha256\tverified_at\tlevel\n" * 1000)[:-20],
+    ],
+)
+def test_a_damaged_file_is_an_empty_memory_and_is_written_anew(bucket, caplog, data):
+    bucket.objects[verified("p10")] = data
+    with caplog.at_level(logging.WARNING):
+        memory = Memory.load(bucket, ["p10"])
+    assert len(memory) == 0
+    assert "No image is affected" in caplog.text
+    memory.record(IMAGE, 100, "e1", SUM)
+    memory.save(bucket)
+    assert Memory.load(bucket, ["p10"]).judge(IMAGE, 100, "e1", SUM) == "verified"
+
+
+def test_damaged_lines_are_skipped(bucket, caplog):
+    remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
+    text = gzip.decompress(bucket.objects[verified("p10")]).decode()
+    bucket.objects[verified("p10")] = gzip.compress((text + "half a li").encode())
+    memory = Memory.load(bucket, ["p10"])
+    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+    assert "1 lines" in caplog.text
+
+
+def test_an_absent_file_is_an_empty_memory_without_a_word(bucket, caplog):
+    assert len(Memory.load(bucket, ["p10", "p11"])) == 0
+    assert caplog.text == ""
+
+
+def test_overlapping_writers_keep_both_and_the_newer_wins(bucket):
+    one, two = Memory.load(bucket, ["p10"]), Memory.load(bucket, ["p10"])
+    one.record("files/p10/a", 1, "e", SUM, at=NOW)
+    one.record("files/p10/both", 1, "e", SUM, level="wrong", at=NOW + timedelta(minutes=1))
+    two.record("files/p10/b", 1, "e", SUM, at=NOW)
+    two.record("files/p10/both", 1, "e", SUM, level="checksum", at=NOW)
+    one.save(bucket)
+    two.save(bucket)
+    memory = Memory.load(bucket, ["p10"])
+    assert memory.judge("files/p10/a", 1, "e", SUM) == "verified"
+    assert memory.judge("files/p10/b", 1, "e", SUM) == "verified"
+    assert memory.judge("files/p10/both", 1, "e", SUM) == "wrong"
+    assert two.judge("files/p10/both", 1, "e", SUM) == "wrong"
+
+
+def test_a_save_that_fails_loses_nothing(bucket):
+    memory = Memory()
+    memory.record("files/p10/a", 1, "e", SUM)
+    memory.record("files/p11/b", 1, "e", SUM)
+    write, failing = bucket.write, [True]
+
+    def flaky(path, data, **more):
+        if failing.pop() if failing and "p11" in path else False:
+            raise DestinationUnavailable("S3 is away")
+        write(path, data, **more)
+
+    bucket.write = flaky
+    with pytest.raises(DestinationUnavailable):
+        memory.save(bucket)
+    assert memory.unsaved == 1
+    memory.save(bucket)
+    assert memory.unsaved == 0
+    assert len(Memory.load(bucket, ["p10", "p11"])) == 2
+
+
+def test_only_groups_with_news_are_written(bucket):
+    remembered(bucket, ("files/p10/a", 1, "e", SUM, "checksum"), ("files/p11/b", 1, "e", SUM, "checksum"))
+    memory = Memory.load(bucket, ["p10", "p11"])
+    bucket.objects.clear()
+    memory.record("files/p10/c", 1, "e", SUM)
+    memory.save(bucket)
+    assert list(bucket.objects) == [verified("p10")]
+
+
+def test_an_unknown_level_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="level"):
+        Memory().record(IMAGE, 1, "e", SUM, level="count")
+
+
+names = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=20)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            names.map(lambda name: f"files/p10/{name}"),
+            st.integers(0, 2**40),
+            names,
+            st.sampled_from([SUM, "cd" * 32]),
+            st.sampled_from(["checksum", "content", "wrong"]),
+        )
+    )
+)
+def test_whatever_the_names_what_is_told_is_what_was_recorded(entries):
+    bucket = FakeBucket()
+    memory = remembered(bucket, *entries, ("files/p10/sentinel", 1, "e", SUM, "checksum"))
+    last = {path: (size, etag, sha256, level) for path, size, etag, sha256, level in entries if recordable(path, etag)}
+    for path, (size, etag, sha256, level) in last.items():
+        assert memory.judge(path, size, etag, sha256) == ("wrong" if level == "wrong" else "verified")
+        assert memory.judge(path, size + 1, etag, sha256) == "unknown"
+    assert memory.judge("files/p10/sentinel", 1, "e", SUM) == "verified"
+    assert len(memory) == len(last | {"files/p10/sentinel": ()})
+
+
+def recordable(path, etag):
+    return not any(c in path + etag for c in "\t\r\n")
+
+
+def test_the_largest_group_is_read_in_a_blink(bucket):
+    memory = Memory()
+    for number in range(37_000):
+        path = f"files/p10/p1{number:07}/s5{number:07}/{number:08x}-bde0afdd-112c0b34-7bc16630-4e384014.jpg"
+        memory.record(path, 1_400_000 + number, f"{number:032x}", f"{number:064x}", at=NOW)
+    memory.save(bucket)
+    durations = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert len(Memory.load(bucket, ["p10"])) == 37_000
+        durations.append(time.perf_counter() - began)
+    assert min(durations) < 0.5  # 0.1 s here; the rest is for busy machines
