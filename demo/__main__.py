@@ -173,8 +173,8 @@ def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunL
         console.print(table)
         if result["passed"] and not transfer["images"]:
             console.print(f"All {result['selected']} images were there from an earlier run: nothing was fetched.")
-        console.print(f"Images  {_short(folder / 'files')}")
-        console.print(f"Report  {_short(folder / run.report_html)}")
+        console.print(f"Images  {_short(folder / 'files')}", soft_wrap=True)
+        console.print(f"Report  {_short(folder / run.report_html)}", soft_wrap=True)
     for task in running.api.task_instances(DAG, run.run_id):
         if task["state"] == "failed":
             log = running.api.log(

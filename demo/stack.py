@@ -201,9 +201,10 @@ def s3_server(folder: Path, *, log: Path | None = None) -> Iterator[S3Server]:
         Path(sys.executable).with_name("rclone"), "serve", "s3", folder,
         "--addr", "127.0.0.1:0",
         "--config", os.devnull,
-        "--vfs-cache-mode", "off",  # an object is its file at once
-        # A file made or deleted by hand is seen after a second; with 0s, concurrent PUTs into new folders lock up.
-        "--dir-cache-time", "1s",
+        # Files are the objects at once. The folder listings stay cached (5 min): with a short time every LIST hashes every
+        # file anew, and with none concurrent PUTs lock up. A file changed by hand is seen at once all the same, one added
+        # or removed by hand only later.
+        "--vfs-cache-mode", "off",
     ]  # fmt: skip
     # Not on the command line, which ps shows; quoted, as rclone splits lists in variables at their commas.
     env = plain_environment() | {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
