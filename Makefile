@@ -17,6 +17,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements-dev.txt)
+AUDIT_VERSION := 2.10.1
 PYTEST := $(PY) -m pytest
 JOBS ?= auto
 
@@ -71,13 +72,18 @@ demo: $(READY) ## the main job on embedded parts: look-alike, S3 server, Airflow
 bench: $(READY) ## measured comparisons with what users would run instead; writes bench/results.md
 	$(PY) -m bench
 
+# Looked up when a target needs it: Compose as a plugin of Docker, or as a command of its own.
+COMPOSE = $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
+
 .PHONY: up down logs
-up: ## the compose stack: Airflow on Celery, PostgreSQL, Redis
-	docker compose up --build --detach --wait
+up: ## the compose stack: Airflow on Celery, PostgreSQL, Redis (COMPOSE_PROFILES=demo: no account needed)
+	$(COMPOSE) up --build --detach --wait
+	@$(COMPOSE) logs --no-log-prefix airflow-init | grep -A 2 'Airflow login:' || true
+	@echo "Airflow is up: http://localhost:$$($(COMPOSE) port airflow-api-server 8080 | sed 's/.*://')"
 down: ## stop the compose stack (its volumes stay)
-	docker compose down --remove-orphans
+	$(COMPOSE) --profile '*' down --remove-orphans
 logs: ## follow the compose stack's logs
-	docker compose logs --follow --tail 100
+	$(COMPOSE) logs --follow --tail 100
 
 # ----------------------------------------------------------------------------------------------------- prove
 
@@ -106,6 +112,11 @@ lint: $(READY) ## style, types, and imports that run one way: dags â†’ plugins â
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+.PHONY: audit
+audit: $(READY) ## known vulnerabilities of everything that is installed (asks PyPI)
+	$(PY) -m uv tool run --quiet pip-audit==$(AUDIT_VERSION) --strict --no-deps --disable-pip --progress-spinner off \
+		--requirement <($(PY) -m uv pip freeze --quiet --python $(PY))
 
 .PHONY: format
 format: $(READY) ## let ruff put things right
