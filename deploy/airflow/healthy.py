@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def main() -> int:
         if "api-server" in words:
             get("http://127.0.0.1:8080/api/v2/version")
         elif "scheduler" in words:
-            has_reported("http://127.0.0.1:8974/health", "scheduler")
+            get("http://127.0.0.1:8974/health")
         elif "dag-processor" in words:
             has_reported(api_server(), "dag_processor")
         elif "triggerer" in words:
@@ -64,7 +65,7 @@ def answers_a_ping() -> None:
     from celery import Celery
 
     command = os.environ.get(f"{BROKER}_CMD")
-    broker = subprocess.check_output(command, shell=True, text=True).strip() if command else os.environ[BROKER]
+    broker = subprocess.check_output(shlex.split(command), text=True).strip() if command else os.environ[BROKER]
     me = f"celery@{socket.gethostname()}"
     if not Celery(broker=broker).control.ping(destination=[me], timeout=8, limit=1):
         raise ValueError(f"{me} does not answer")

@@ -108,9 +108,8 @@ def test_accounts_reach_only_the_container_that_stores_them():
 def test_the_pool_has_a_slot_for_each_stream():
     pools = json.loads((DEPLOY / "airflow" / "pools.json").read_text())
     environment = SERVICES["airflow-worker"]["environment"]
-    assert (
-        environment["PHYSIONET_STREAMS"] == "${PHYSIONET_STREAMS:-%d}" % pools[environment["PHYSIONET_POOL"]]["slots"]
-    )
+    slots = pools[environment["PHYSIONET_POOL"]]["slots"]
+    assert environment["PHYSIONET_STREAMS"] == f"${{PHYSIONET_STREAMS:-{slots}}}"
     assert json.loads((DEPLOY / "airflow" / "variables.json").read_text()) == {}
 
 

@@ -104,7 +104,7 @@ def test_every_byte_is_what_physionet_publishes(compose, run_id):
         "exec",
         "-T",
         "-w",
-        "/data/demo/mimic-cxr-jpg/2.1.0",
+        "/mirror/demo/mimic-cxr-jpg/2.1.0",
         "s3",
         "sh",
         "-c",
