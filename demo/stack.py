@@ -183,7 +183,8 @@ class S3Server:
 
     def make_bucket(self, name: str) -> Path:
         """Make a bucket, if it is not there, and return its folder."""
-        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        if not (self.folder / name).is_dir():
+            self.client().create_bucket(Bucket=name)
         return self.folder / name
 
     def connection(self) -> dict[str, Any]:

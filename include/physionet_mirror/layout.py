@@ -1,15 +1,15 @@
 """Where things lie in the bucket; every path here is relative to the key prefix.
 
-    <dataset's own paths>                 files/p10/…, mimic-cxr-2.0.0-split.csv.gz, SHA256SUMS.txt
-    _mirror/manifest.parquet              every image of the version
-    _mirror/index.parquet                 the verified images: the training index
-    _mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
-    _mirror/runs/<run_id>/plan.json       what was asked and how it was cut
-                          shards/0000.sha256          one shard's images, as SHA256SUMS.txt writes them
-                          shards/0000.missing.sha256  the part of it that is not in the bucket
-                          results/0000.json           progress and result of its stream task
-                          pace.json       the concurrency that held, for the next shard to start with
-                          report.json, report.html, failed_images.txt
+<dataset's own paths>                 files/p10/…, mimic-cxr-2.0.0-split.csv.gz, SHA256SUMS.txt
+_mirror/manifest.parquet              every image of the version
+_mirror/index.parquet                 the verified images: the training index
+_mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
+_mirror/runs/<run_id>/plan.json       what was asked and how it was cut
+                      shards/0000.sha256          one shard's images, as SHA256SUMS.txt writes them
+                      shards/0000.missing.sha256  the part of it that is not in the bucket
+                      results/0000.json           progress and result of its stream task
+                      pace.json       the concurrency that held, for the next shard to start with
+                      report.json, report.html, failed_images.txt
 """
 
 from __future__ import annotations

@@ -39,15 +39,15 @@ class AuditOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare and write down."""
         from include.physionet_mirror.layout import RunLayout
-        from physionet_airflow import audit_steps
+        from include.physionet_mirror.steps import audit
 
         params = context["params"]
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, verify=params["level"])
-            share = audit_steps.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
-            verdict = audit_steps.audit(run.bucket, run.request.verify, share, run.started)
+            share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
+            verdict = audit.audit(run.bucket, run.request.verify, share, run.started)
             layout = RunLayout(f"audit__{run.layout.run_id}")
-            return audit_steps.write_audit(run.bucket, layout, verdict, share, run.started)
+            return audit.write_audit(run.bucket, layout, verdict, share, run.started)
 
 
 class RepairOperator(TriggerDagRunOperator):

@@ -37,13 +37,13 @@ class ListObjectsOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """List."""
-        from physionet_airflow import cleanup_steps
+        from include.physionet_mirror.steps import cleanup
 
         params = context["params"]
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            doomed = cleanup_steps.list_doomed(run.bucket, params["what"], params["run_id"])
-            return cleanup_steps.write_listing(run.bucket, _layout(run), doomed)
+            doomed = cleanup.list_doomed(run.bucket, params["what"], params["run_id"])
+            return cleanup.write_listing(run.bucket, _layout(run), doomed)
 
 
 class ApproveDeletionOperator(AskOperator):
@@ -85,7 +85,7 @@ class DeleteListedOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, int]:
         """Delete, unless this is a dry run or there is nothing."""
-        from physionet_airflow import cleanup_steps
+        from include.physionet_mirror.steps import cleanup
 
         found = context["ti"].xcom_pull(task_ids=LISTING)
         if context["params"]["dry_run"] or not found["objects"]:
@@ -93,7 +93,7 @@ class DeleteListedOperator(BaseOperator):
             return {"deleted": 0, "bytes": 0}
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            done = cleanup_steps.delete_listed(run.bucket, _layout(run))
+            done = cleanup.delete_listed(run.bucket, _layout(run))
         self.log.info(
             "%s objects deleted, %.2f GB. The list: %s", f"{done['deleted']:,}", done["bytes"] / 1e9, found["listing"]
         )

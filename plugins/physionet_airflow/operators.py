@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from physionet_airflow.steps import Stop
+    from include.physionet_mirror.steps.shard import Stop
 
 PLAN = "plan"
 """Task id of the plan, and the key of its XCom with the few figures that later tasks need."""
@@ -38,7 +38,7 @@ class FetchMetadataOperator(BaseOperator):
         aws_conn_id: The bucket's account.
 
     Returns (XCom):
-        ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `steps.Metadata`.
+        ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `metadata.Metadata`.
     """
 
     ui_color = "#e4ecf4"
@@ -56,12 +56,12 @@ class FetchMetadataOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch what is not there yet."""
-        from physionet_airflow import steps
+        from include.physionet_mirror.steps import metadata
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             source = PhysioNetHook(self.physionet_conn_id).source()
-            found = steps.fetch_metadata(source, run.bucket, run.request.dataset)
+            found = metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         figures = {
             "images": found.images,
             "files": list(found.files),
@@ -93,11 +93,11 @@ class PlanShardsOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan; a dry run hands on no shard."""
-        from physionet_airflow import steps
+        from include.physionet_mirror.steps import planning
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            made = steps.make_plan(
+            made = planning.make_plan(
                 run.request,
                 run.bucket,
                 run.layout,
@@ -122,12 +122,12 @@ class PlanShardsOperator(BaseOperator):
         return [shard.to_dict() for shard in made.shards]
 
     def _file_list(self, run: Run) -> list[str] | None:
-        from physionet_airflow import steps
+        from include.physionet_mirror.steps import planning
 
         if run.request.file_list is None:
             return None
         name, _, path = run.request.file_list.removeprefix("s3://").partition("/")
-        return steps.read_list(open_bucket(name, "", self.aws_conn_id), path)
+        return planning.read_list(open_bucket(name, "", self.aws_conn_id), path)
 
 
 class AskOperator(ApprovalOperator):
@@ -248,14 +248,14 @@ class StreamShardOperator(BaseOperator):
         """Stream until all is stored, or named."""
         context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
         from include.physionet_mirror.shards import Shard
-        from physionet_airflow import steps
+        from include.physionet_mirror.steps import shard
 
-        self._stop = steps.Stop()
+        self._stop = shard.Stop()
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             run.check_source()
             connections = run.request.share(streams())
-            result = steps.stream_shard(
+            result = shard.stream_shard(
                 Shard.from_dict(self.shard),
                 run.request,
                 PhysioNetHook(self.physionet_conn_id).source(connections),
@@ -302,7 +302,7 @@ class VerifyOperator(BaseOperator):
         """Verify, report, judge."""
         from include.physionet_mirror import report
         from include.physionet_mirror.layout import INDEX as INDEX_PATH
-        from physionet_airflow import steps
+        from include.physionet_mirror.steps import conclusion
 
         self._check_earlier_tasks(context)
         plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
@@ -311,7 +311,7 @@ class VerifyOperator(BaseOperator):
             return None
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            verdict, written = steps.verify_run(
+            verdict, written = conclusion.verify_run(
                 run.request,
                 run.bucket,
                 run.layout,

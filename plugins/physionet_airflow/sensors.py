@@ -101,11 +101,11 @@ class MissingSensor(BaseSensorOperator):
         """Look once: there is always an answer."""
         context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
         from include.physionet_mirror.shards import Shard
-        from physionet_airflow import steps
+        from include.physionet_mirror.steps import shard
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            found = steps.find_missing(Shard.from_dict(self.shard), run.request, run.bucket, run.layout)
+            found = shard.find_missing(Shard.from_dict(self.shard), run.request, run.bucket, run.layout)
         if not found.images:
             raise AirflowSkipException(f"Nothing is missing: all {found.present:,} images are there.")
         return PokeReturnValue(is_done=True, xcom_value={**self.shard, "missing": len(found.images)})

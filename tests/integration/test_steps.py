@@ -23,7 +23,8 @@ from include.physionet_mirror.errors import InputError, MetadataError, MirrorErr
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.source import PhysioNet
-from physionet_airflow import audit_steps, cleanup_steps, steps
+from include.physionet_mirror.steps import audit, cleanup, metadata, planning
+from include.physionet_mirror.steps import shard as step
 
 SPLIT = MIMIC_CXR_JPG.tables["split"]
 RUN = RunLayout("test__1")
@@ -110,7 +111,7 @@ def test_metadata_that_is_not_what_it_should_be_is_named_and_nothing_is_written(
         Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as server,
         pytest.raises(MirrorError) as error,
     ):
-        steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
     assert named in str(error.value)
     assert keys(bucket) == []
 
@@ -122,15 +123,15 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
     shutil.copytree(tiny_dataset / MIMIC_CXR_JPG.name, version)
     login, password = reader
     with Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as server:
-        first = steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
-        again = steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        first = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        again = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
         assert (first.fetched, first.changed) == (len(first.files) - 1, False)
         assert (again.fetched, again.changed, again.images) == (0, False, first.images)
         image = next(version.glob("files/**/*.jpg"))
         image.write_bytes(image.read_bytes() + b"\0")
         sum_again(version, str(image.relative_to(version)))
         with caplog.at_level("INFO"):
-            changed = steps.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+            changed = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
     assert (changed.fetched, changed.changed) == (0, True)
     assert "1 images replaced, 0 added, 0 withdrawn" in caplog.text
 
@@ -138,41 +139,41 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
 # -- plan, stream, verify ----------------------------------------------------------------------------------------------
 
 
-def plan_of(bucket: Bucket, wish: Request, run: RunLayout = RUN) -> steps.Plan:
-    return steps.make_plan(wish, bucket, run, streams=2, params={})
+def plan_of(bucket: Bucket, wish: Request, run: RunLayout = RUN) -> planning.Plan:
+    return planning.make_plan(wish, bucket, run, streams=2, params={})
 
 
 def test_a_shard_is_drained_in_seconds_when_told_to_stop(
     physionet: Lookalike, reader: tuple[str, str], bucket: Bucket
 ) -> None:
-    steps.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     wish = request(bucket, select="all", shard_size=100)
     (shard,) = plan_of(bucket, wish).shards
-    steps.find_missing(shard, wish, bucket, RUN)
+    step.find_missing(shard, wish, bucket, RUN)
     physionet.profile = Profile(round_trip=0.3)
-    stop = steps.Stop()
+    stop = step.Stop()
     threading.Timer(1.5, stop).start()
     begun = time.monotonic()
-    result = steps.stream_shard(shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=stop)
+    result = step.stream_shard(shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=stop)
     assert time.monotonic() - begun < 5
     assert result["state"] == "drained"
     assert 0 < result["stored"] < shard.images
     assert bucket.read_json(RUN.result(shard.index))["state"] == "drained"
 
     physionet.profile = Profile()
-    rest = steps.stream_shard(
-        shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=steps.Stop(), try_number=2
+    rest = step.stream_shard(
+        shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=step.Stop(), try_number=2
     )
     assert rest["todo"] == rest["stored"] == shard.images - result["stored"]
 
 
 def test_a_plan_that_cannot_be_writes_nothing(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
-    steps.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     before = keys(bucket)
     with pytest.raises(InputError, match="subjects"):
         plan_of(bucket, request(bucket, subjects=[19999999]))
     with pytest.raises(InputError, match="share"):
-        steps.make_plan(request(bucket, connections=4), bucket, RUN, streams=5, params={})
+        planning.make_plan(request(bucket, connections=4), bucket, RUN, streams=5, params={})
     assert keys(bucket) == before
 
 
@@ -183,7 +184,7 @@ def test_a_plan_without_metadata_says_which_task_is_to_run(bucket: Bucket) -> No
 
 def test_a_file_list_that_is_not_there_is_no_empty_list(bucket: Bucket) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        steps.read_list(bucket, "failed_images.txt")
+        planning.read_list(bucket, "failed_images.txt")
 
 
 # -- audit -------------------------------------------------------------------------------------------------------------
@@ -194,18 +195,18 @@ def test_a_file_list_that_is_not_there_is_no_empty_list(bucket: Bucket) -> None:
 )
 def test_a_share_rolls_by_the_week(text: str, week: int, share: str) -> None:
     monday = datetime.fromordinal(1 + 7 * (4 * 26_400 + week)).replace(tzinfo=UTC)
-    assert str(audit_steps.Share.parse(text, monday)) == share
+    assert str(audit.Share.parse(text, monday)) == share
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "a/4", "1/0", "1", "*/*", ""])
 def test_a_share_that_is_none(text: str) -> None:
     with pytest.raises(InputError, match="share"):
-        audit_steps.Share.parse(text, datetime(2025, 1, 1, tzinfo=UTC))
+        audit.Share.parse(text, datetime(2025, 1, 1, tzinfo=UTC))
 
 
 def test_an_audit_of_nothing_says_so(bucket: Bucket) -> None:
     with pytest.raises(MetadataError, match="nothing to compare"):
-        audit_steps.audit(bucket, "count", audit_steps.Share(1, 1), datetime.now(UTC))
+        audit.audit(bucket, "count", audit.Share(1, 1), datetime.now(UTC))
 
 
 # -- clean-up ----------------------------------------------------------------------------------------------------------
@@ -217,28 +218,28 @@ def test_a_bucket_root_is_never_listed_for_deletion(
     root = Bucket.open(boto_session, bucket_name, "", endpoint_url=s3_server.endpoint)
     root.write("a.jpg", b"x")
     with pytest.raises(InputError, match="whole bucket"):
-        list(cleanup_steps.list_doomed(root, "prefix", None))
+        list(cleanup.list_doomed(root, "prefix", None))
 
 
 @pytest.mark.parametrize("run_id", [None, "", "no-such-run", "../../etc"])
 def test_a_run_that_is_not_there_cannot_be_cleaned_up(bucket: Bucket, run_id: str | None) -> None:
     with pytest.raises(InputError, match="run_id"):
-        list(cleanup_steps.list_doomed(bucket, "run", run_id))
+        list(cleanup.list_doomed(bucket, "run", run_id))
 
 
 def test_a_runs_images_go_and_all_else_stays(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
-    steps.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     made = plan_of(bucket, request(bucket, select="sample", sample_size=3))
     ours = set(bucket.read_text(made.shards[0].path).split()[1::2])
     for path in [*ours, "files/p10/p10000000/other.jpg"]:
         bucket.write(path, b"x")
     before = set(keys(bucket))
-    listed = cleanup_steps.write_listing(bucket, RUN, cleanup_steps.list_doomed(bucket, "run", RUN.run_id))
+    listed = cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "run", RUN.run_id))
     assert listed["by_kind"] == {"images": len(ours)}
-    cleanup_steps.delete_listed(bucket, RUN)
+    cleanup.delete_listed(bucket, RUN)
     after = set(keys(bucket))
     assert before - after == ours
-    assert cleanup_steps.delete_listed(bucket, RUN)["deleted"] == len(ours)  # once more does no harm
+    assert cleanup.delete_listed(bucket, RUN)["deleted"] == len(ours)  # once more does no harm
 
 
 def test_old_versions_and_delete_markers_go_too() -> None:
@@ -255,9 +256,9 @@ def test_old_versions_and_delete_markers_go_too() -> None:
         bucket.delete(["files/b.jpg"])
         bucket.write("_mirror/runs/r/report.html", b"kept")
         client.put_object(Bucket="versioned", Key="mine-not/files/a.jpg", Body=b"kept")
-        listed = cleanup_steps.write_listing(bucket, RUN, cleanup_steps.list_doomed(bucket, "prefix", None))
+        listed = cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "prefix", None))
         assert (listed["objects"], listed["versions"]) == (4, 4)
-        cleanup_steps.delete_listed(bucket, RUN)
+        cleanup.delete_listed(bucket, RUN)
         left = client.list_object_versions(Bucket="versioned")
     assert {entry["Key"] for entry in left.get("Versions", [])} == {
         "mine/_mirror/runs/r/report.html",

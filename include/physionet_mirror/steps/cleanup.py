@@ -76,8 +76,10 @@ def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
         for page in bucket.client.get_paginator("list_object_versions").paginate(
             Bucket=bucket.name, Prefix=bucket.key(under)
         ):
-            for entry in (*page.get("Versions", ()), *page.get("DeleteMarkers", ())):
-                yield Doomed(entry["Key"][root:], entry.get("Size", 0), entry["VersionId"])
+            for version in page.get("Versions", ()):
+                yield Doomed(version["Key"][root:], version["Size"], version["VersionId"])
+            for marker in page.get("DeleteMarkers", ()):
+                yield Doomed(marker["Key"][root:], 0, marker["VersionId"])
 
 
 def is_versioned(bucket: Bucket) -> bool:

@@ -16,6 +16,7 @@ from include.physionet_mirror import manifest
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
+from include.physionet_mirror.request import Level
 from include.physionet_mirror.shards import Image, slice_of
 from include.physionet_mirror.verification import Verdict, verify
 
@@ -50,7 +51,7 @@ class Share:
         raise InputError(f"share: {str(text)[:40]!r} is neither like 2/8 nor like */8. Nothing was done.")
 
 
-def audit(bucket: Bucket, level: str, share: Share, started: datetime) -> Verdict:
+def audit(bucket: Bucket, level: Level, share: Share, started: datetime) -> Verdict:
     """Compare one share of the bucket with PhysioNet's checksums, asking S3 anew for every image.
 
     Looked at is what the training index holds (so that a lost image is missed) and every image of the manifest that lies
@@ -68,7 +69,7 @@ def audit(bucket: Bucket, level: str, share: Share, started: datetime) -> Verdic
         ) from None
     part = known.iloc[slice_of(len(known), share.number - 1, share.of)]
     if part.empty:
-        return Verdict(level=level)  # type: ignore[arg-type]
+        return Verdict(level=level)
     paths, sums = part["path"].tolist(), part["sha256"].tolist()
     expected = _indexed(bucket)
     expected.update(entry.path for entry in bucket.list("files/", start_after=paths[0][:-1], last=paths[-1]))

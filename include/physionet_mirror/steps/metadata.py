@@ -1,0 +1,175 @@
+"""Brings the tables, lists and checksums into the bucket, and builds the manifest from them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from include.physionet_mirror import manifest
+from include.physionet_mirror.dataset import SUMS, Dataset
+from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.errors import MetadataError
+from include.physionet_mirror.layout import MANIFEST
+from include.physionet_mirror.source import PhysioNet
+
+log = logging.getLogger(__name__)
+
+_LICENCE = "LICENSE.txt"
+_ONE_PUT = 32 << 20
+"""Bytes up to which a file is one PUT, so that S3 keeps a SHA-256 of the whole of it."""
+
+_TYPES = {".gz": "application/gzip", ".csv": "text/csv", ".txt": "text/plain; charset=utf-8"}
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What `fetch_metadata` found.
+
+    Attributes:
+        sums_sha256: SHA-256 of SHA256SUMS.txt, which stands for the whole version.
+        images: Images of the version.
+        files: Paths of the tables and lists that are in the bucket now.
+        fetched: How many of them had to be fetched.
+        changed: Whether SHA256SUMS.txt differs from the one that the manifest in the bucket was built from.
+        notes: Sentences on what did not fit together in the tables.
+    """
+
+    sums_sha256: str
+    images: int
+    files: tuple[str, ...]
+    fetched: int
+    changed: bool
+    notes: tuple[str, ...]
+
+
+def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metadata:
+    """Bring the tables, lists and SHA256SUMS.txt into the bucket, each proven, and build the manifest from them.
+
+    What the bucket has already is not fetched again; the manifest is re-used while SHA256SUMS.txt is what it was.
+    Nothing is written before all files are here, proven, and fit together.
+
+    Raises:
+        MetadataError: A file is not what PhysioNet publishes.
+        SourceError, DestinationError: They cannot be had, or not be stored.
+    """
+    with tempfile.TemporaryDirectory(prefix="physionet-") as folder:
+        files: dict[str, Path] = {SUMS: Path(folder, "0")}
+        sums_sha256 = _download(source, dataset, SUMS, None, files[SUMS])
+        before = _manifest_of(bucket)
+        with files[SUMS].open("rb") as stream:
+            sums = manifest.parse_sums(stream)
+        published = dict(zip(sums["path"], sums["sha256"], strict=True))
+        wanted = _metadata_files(dataset, published)
+        new = [path for path in wanted if not _is_there(bucket, path, published[path])]
+        rebuild = before is None or before[0] != sums_sha256
+        for number, path in enumerate(wanted, 1):
+            if path in new:
+                files[path] = Path(folder, str(number))
+                _download(source, dataset, path, published[path], files[path])
+            elif rebuild:
+                files[path] = Path(folder, str(number))
+                _write_file(files[path], bucket.open_read(path))
+        built: bytes | None = None
+        if rebuild:
+            frame = manifest.build(dataset, files)
+            out = BytesIO()
+            manifest.write(frame, out, dataset=dataset, sums_sha256=sums_sha256)
+            built, images, notes = out.getvalue(), len(frame), frame.attrs["notes"]
+            if before is not None:
+                log.info("%s", _what_changed(before[1], frame))
+        else:
+            assert before is not None
+            images, notes = len(before[1]), before[1].attrs["notes"]
+        for path in new:
+            bucket.upload(path, _read_file(files[path]), content_type=_type_of(path), part_size=_ONE_PUT)
+        if built is not None:
+            bucket.upload(SUMS, _read_file(files[SUMS]), content_type=_type_of(SUMS), part_size=_ONE_PUT)
+            # Last, because it vouches for the others.
+            bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
+    for note in notes:
+        log.info("%s", note)
+    log.info(
+        "%s: %s images. %d of %d tables and lists fetched, the others were there. The manifest was %s.",
+        dataset.name,
+        f"{images:,}",
+        len(new),
+        len(wanted),
+        "built" if built is not None else "there",
+    )
+    return Metadata(sums_sha256, images, (SUMS, *wanted), len(new), rebuild and before is not None, tuple(notes))
+
+
+def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
+    joined = {dataset.tables[role] for role in ("metadata", "split", "labels") if role in dataset.tables}
+    if absent := sorted(joined - published.keys()):
+        raise MetadataError(
+            f"{SUMS} of {dataset.name} does not list {', '.join(absent)}, which the manifest is made of. Nothing was "
+            f"written. Look at {dataset.page}: this may be another version than the one that was asked for."
+        )
+    return [path for path in (*dict.fromkeys(dataset.tables.values()), _LICENCE) if path in published]
+
+
+def _download(source: PhysioNet, dataset: Dataset, path: str, sha256: str | None, file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("wb") as out:
+        for chunk in source.stream(dataset, path, sha256):
+            digest.update(chunk)
+            out.write(chunk)
+    return digest.hexdigest()
+
+
+def _write_file(file: Path, chunks: Iterator[bytes]) -> None:
+    with file.open("wb") as out:
+        for chunk in chunks:
+            out.write(chunk)
+
+
+def _read_file(file: Path, chunk: int = 1 << 20) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while data := stream.read(chunk):
+            yield data
+
+
+def _is_there(bucket: Bucket, path: str, sha256: str) -> bool:
+    stored = bucket.head(path)
+    if stored is None or stored.size == 0:
+        return False
+    if stored.sha256 is not None:
+        return stored.sha256 == sha256
+    digest = hashlib.sha256()  # put there in parts: S3 has no checksum of the whole
+    for chunk in bucket.open_read(path):
+        digest.update(chunk)
+    return digest.hexdigest() == sha256
+
+
+def _manifest_of(bucket: Bucket) -> tuple[str, Any] | None:
+    """The SHA-256 of the SHA256SUMS.txt that the bucket's manifest was built from, and its paths and checksums."""
+    try:
+        data = BytesIO(bucket.read(MANIFEST))
+    except FileNotFoundError:
+        return None
+    sums_sha256 = manifest.sums_sha256_of(data)
+    if sums_sha256 is None:
+        return None
+    return sums_sha256, manifest.read(data, ["path", "sha256"])
+
+
+def _what_changed(before: Any, after: Any) -> str:
+    both = before.merge(after[["path", "sha256"]], on="path", how="outer", suffixes=("", "_new"), indicator=True)
+    kept = both[both["_merge"] == "both"]
+    replaced = int((kept["sha256"] != kept["sha256_new"]).sum())
+    added, gone = int((both["_merge"] == "right_only").sum()), int((both["_merge"] == "left_only").sum())
+    return (
+        f"PhysioNet has changed this version since the last run: {replaced:,} images replaced, {added:,} added, "
+        f"{gone:,} withdrawn. The manifest is built anew; replaced images are fetched again where they are selected."
+    )
+
+
+def _type_of(path: str) -> str:
+    return _TYPES.get(Path(path).suffix, "text/plain; charset=utf-8" if "." not in path else "application/octet-stream")

@@ -1,0 +1,141 @@
+"""One shard: what is missing of it, and bringing that into the bucket."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from include.physionet_mirror import plan, shards
+from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.errors import DestinationError
+from include.physionet_mirror.layout import RunLayout
+from include.physionet_mirror.pace import Pace
+from include.physionet_mirror.request import Request
+from include.physionet_mirror.source import PhysioNet
+from include.physionet_mirror.transfer import Transfer
+from include.physionet_mirror.verified import Memory, groups_of
+
+log = logging.getLogger(__name__)
+
+
+def find_missing(shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout) -> shards.Missing:
+    """Compare one shard with the bucket and write down what is missing, for `stream_shard`."""
+    images = shards.decode(bucket.read(shard.path))
+    memory = None if request.verify == "count" else Memory.load(bucket, groups_of(image.path for image in images))
+    found = shards.missing(images, bucket, memory, span=shard.span)
+    if memory is not None and found.proven:
+        published = {image.path: image.sha256 for image in images}
+        for stored in found.proven:
+            memory.record(stored.path, stored.size, stored.etag, published[stored.path])
+        memory.save(bucket)
+    if found.images:
+        bucket.write(run.missing(shard.index), shards.encode(found.images), content_type="text/plain")
+    log.info(
+        "%s: %s to fetch (%s not there, %s wrong), %s already there. %d LIST and %d HEAD requests.",
+        shard.name,
+        f"{len(found.images):,}",
+        f"{found.absent:,}",
+        f"{found.wrong:,}",
+        f"{found.present:,}",
+        found.lists,
+        found.heads,
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Tells a running shard to come to an end: what is under way is finished, the rest is left for the next try."""
+
+    event: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> None:
+        self.event.set()
+
+
+def stream_shard(
+    shard: shards.Shard,
+    request: Request,
+    source: PhysioNet,
+    bucket: Bucket,
+    run: RunLayout,
+    *,
+    connections: int,
+    stop: Stop,
+    try_number: int = 1,
+) -> dict[str, Any]:
+    """Bring what is missing of one shard from PhysioNet into the bucket; returns the content of its result file.
+
+    Args:
+        shard: Whose images.
+        request: What is asked for.
+        source: PhysioNet.
+        bucket: Destination.
+        run: Where list, progress and result lie.
+        connections: The most PhysioNet connections at once.
+        stop: Set it from another thread or a signal handler to drain.
+        try_number: From the second on, what an earlier try has stored is left out.
+
+    Raises:
+        ImagesFailed: Some images could not be had; the others are stored.
+        MirrorError: What else `Transfer.run` raises.
+    """
+    images = shards.decode(bucket.read(run.missing(shard.index)))
+    if try_number > 1:
+        memory = None if request.verify == "count" else Memory.load(bucket, groups_of(image.path for image in images))
+        images = shards.missing(images, bucket, memory, span=shard.span).images
+    log.info(
+        "%s (%s … %s): %s to fetch, %s already there, at most %d connections.",
+        shard.name,
+        shard.first,
+        shard.last,
+        f"{len(images):,}",
+        f"{shard.images - len(images):,}",
+        connections,
+    )
+    result: dict[str, Any] = {"shard": shard.index, "name": shard.name, "try_number": try_number}
+
+    def publish(tally: Mapping[str, Any]) -> None:
+        result.update(tally, handshakes=source.stats.handshakes)
+        try:
+            bucket.write_json(run.result(shard.index), result)
+        except DestinationError as error:  # progress is for looking at; the images matter
+            log.warning("The progress of %s could not be published: %s", shard.name, error)
+
+    held = bucket.read_json(run.pace) or {}
+    pace = Pace(
+        connections,
+        start=int(held.get("connections", 2)),
+        received=lambda: source.stats.received,
+        on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
+    )
+    transfer = Transfer(
+        images,
+        source=source,
+        bucket=bucket,
+        dataset=request.dataset,
+        pace=pace,
+        total=shard.images,
+        storage_class=request.storage_class,
+        publish=publish,
+        stop=stop.event,
+    )
+    try:
+        tally = transfer.run()
+    finally:
+        source.close()
+    bucket.write_json(run.pace, {"connections": pace.held})
+    log.info(
+        "%s: %s of %s stored, %s in %.0f s, %d retries, %d password checks.",
+        shard.name,
+        f"{tally.stored:,}",
+        f"{tally.todo:,}",
+        plan.readable_bytes(tally.bytes),
+        tally.seconds,
+        tally.retries,
+        source.stats.handshakes,
+    )
+    return result
