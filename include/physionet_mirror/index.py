@@ -39,23 +39,23 @@ _TRIES = 3
 
 def rows(verdict: Verdict, manifest: Path | BinaryIO, bucket: Bucket) -> pa.Table:
     """The index's rows for the images that this verification found right; ``manifest`` is ``manifest.parquet``."""
-    root = bucket.key("")
     paths = pa.array([image.path for image in verdict.ok], pa.string())
-    known = pq.read_table(manifest)
-    known = known.filter(pc.is_in(known["path"], value_set=paths)).drop_columns(["sha256"])
-    keys = pc.binary_join_element_wise(pa.scalar(root), paths, "")
-    checked = pa.table(
-        {
-            "path": paths,
-            "key": keys,
-            "uri": pc.binary_join_element_wise(pa.scalar(f"s3://{bucket.name}/"), keys, ""),
-            "bytes": pa.array([image.size for image in verdict.ok], pa.int64()),
-            "sha256": pa.array([image.sha256 for image in verdict.ok], pa.string()),
-            "level": pa.array([verdict.level] * len(verdict.ok), pa.string()),
-        }
-    )
-    known = known.set_column(known.column_names.index("path"), "path", known["path"].cast(pa.string()))
-    return checked.join(known, "path", join_type="left outer").sort_by("path").replace_schema_metadata(None)
+    keys = pc.binary_join_element_wise(pa.scalar(bucket.key("")), paths, "")
+    columns = {
+        "path": paths,
+        "key": keys,
+        "uri": pc.binary_join_element_wise(pa.scalar(f"s3://{bucket.name}/"), keys, ""),
+        "bytes": pa.array([image.size for image in verdict.ok], pa.int64()),
+        "sha256": pa.array([image.sha256 for image in verdict.ok], pa.string()),
+        "level": pa.repeat(pa.scalar(verdict.level), len(verdict.ok)),
+    }
+    # Column by column: the whole manifest at once, beside a copy of it, would be the most memory that any task takes.
+    file = pq.ParquetFile(manifest)
+    where = pc.index_in(paths, value_set=file.read(["path"])["path"].cast(pa.string()))
+    for name in file.schema_arrow.names:
+        if name not in columns:
+            columns[name] = file.read([name])[name].combine_chunks().take(where)
+    return pa.table(columns)
 
 
 def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
@@ -70,7 +70,8 @@ def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
     )
     for _ in range(_TRIES):
         before = bucket.head(INDEX)
-        merged = _merge(_read(bucket) if before else None, looked_at, new)
+        kept = _kept(bucket, looked_at) if before else None
+        merged = new if kept is None else pa.concat_tables([new, kept], promote_options="permissive").sort_by("path")
         out = io.BytesIO()
         pq.write_table(merged, out, compression="zstd")
         now = bucket.head(INDEX)
@@ -80,12 +81,15 @@ def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
     return int(merged.num_rows)
 
 
-def _read(bucket: Bucket) -> pa.Table | None:
+def _kept(bucket: Bucket, looked_at: pa.Array) -> pa.Table | None:
+    """The rows of the index as it is whose images this verification did not look at."""
     try:
-        return pq.read_table(io.BytesIO(bucket.read(INDEX)))
+        file = pq.ParquetFile(io.BytesIO(bucket.read(INDEX)))
+        kept = pc.invert(pc.is_in(file.read(["path"])["path"].cast(pa.string()), value_set=looked_at))
+        return file.read().filter(kept) if pc.any(kept).as_py() else None
     except FileNotFoundError:
         return None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         log.warning(
             "%s cannot be read (%s). No image is affected: it is written anew, with the images of this run; a run with "
             "select=all fills in the others.",
@@ -93,10 +97,3 @@ def _read(bucket: Bucket) -> pa.Table | None:
             error,
         )
         return None
-
-
-def _merge(old: pa.Table | None, looked_at: pa.Array, new: pa.Table) -> pa.Table:
-    if old is None or "path" not in old.column_names:
-        return new
-    kept = old.filter(pc.invert(pc.is_in(old["path"], value_set=looked_at.cast(old.schema.field("path").type))))
-    return pa.concat_tables([new, kept], promote_options="permissive").sort_by("path")

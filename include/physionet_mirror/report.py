@@ -377,9 +377,12 @@ def _by(table: pa.Table, right: pa.ChunkedArray, column: str) -> list[dict[str, 
     """Counts by value of a column, the most frequent first, nulls as an empty name."""
     if column not in table.column_names:
         return []
-    values = Counter(table[column].to_pylist())
-    verified = Counter(table[column].filter(right).to_pylist())
-    return [{"name": v or "", "selected": count, "verified": verified[v]} for v, count in values.most_common()]
+    values, verified = (
+        {pair["values"]: pair["counts"] for pair in pc.value_counts(cells).to_pylist()}
+        for cells in (table[column], table[column].filter(right))
+    )
+    frequent_first = sorted(values.items(), key=lambda item: (-item[1], item[0] or ""))
+    return [{"name": v or "", "selected": count, "verified": verified.get(v, 0)} for v, count in frequent_first]
 
 
 def _sizes(sizes: Sequence[int]) -> dict[str, Any]:

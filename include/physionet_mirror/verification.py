@@ -18,7 +18,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -95,6 +95,7 @@ class Verdict:
         level: ``count``, ``checksum`` or ``content``.
         ok: The images that are there and right at this level, in byte order of path.
         problems: The others, in byte order of path.
+        postponed: Images that the run left to a later one, because its time was up; neither right nor wrong.
         remembered: How many of ``ok`` were known from an earlier verification and not asked for again.
         read_back: Objects whose bytes were read: all of them for ``content``; for ``checksum`` only those that S3
             holds no SHA-256 of.
@@ -107,6 +108,7 @@ class Verdict:
     level: Level
     ok: list[Verified] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    postponed: list[str] = field(default_factory=list)
     remembered: int = 0
     read_back: int = 0
     rewritten: int = 0
@@ -158,6 +160,16 @@ class Verdict:
     def cost(self) -> float:
         """Price of the requests in US dollars."""
         return request_cost(self.requests)
+
+    def postpone(self, paths: Collection[str]) -> None:
+        """Count images of ``paths`` that are missing as left to a later run."""
+        self.postponed = [p.path for p in self.problems if p.reason == "missing" and p.path in paths]
+        if self.postponed:
+            later = set(self.postponed)
+            self.problems = [p for p in self.problems if p.path not in later]
+            self.notes.append(
+                f"To be continued: the time was up, and {len(later):,} images are left to the next run, which takes them along."
+            )
 
     def raise_if_failed(self, report: str = "") -> None:
         """Raise `VerificationFailed` unless every selected image is there and right; ``report`` is its URI."""
@@ -304,7 +316,7 @@ class _Look:
 
     def __init__(self, bucket: Bucket, memory: Memory, verdict: Verdict, since: datetime | None) -> None:
         self.bucket, self.memory, self.verdict, self.since = bucket, memory, verdict, since
-        self.rewrite_refused = False
+        self.no_rewrite = False  # once it has failed, for the rest of this block
         self.lock = Lock()  # for the verdict's counts, which the workers add to
 
     def at(self, found: list[_Found], pool: _Pool) -> Iterator[tuple[Expected, _Outcome]]:
@@ -384,21 +396,30 @@ class _Look:
         outcome = self._read_back(image, stored.size, stored.etag)
         if isinstance(outcome, Problem):
             return outcome
+        if self.no_rewrite:
+            return outcome
         try:
             self.bucket.rewrite(stored)
+            copied = self.bucket.head(image.path)
+        except FileNotFoundError:
+            copied = None
         except DestinationError as error:  # the bytes are right all the same
-            with self.lock:
-                if not self.rewrite_refused:
-                    self.rewrite_refused = True
-                    _note(self.verdict, f"Some objects could not be given a SHA-256 by a copy onto themselves. {error}")
+            self._stop_rewriting(f"Some objects could not be given a SHA-256 by a copy onto themselves. {error}")
             return outcome
-        with self.lock:
-            self.verdict.rewritten += 1
-        copied = self.bucket.head(image.path)
         if copied is None:
             return Problem(image.path, "missing", "deleted while the verification ran")
-        # The copy holds the bytes that were read, unless S3 says otherwise.
-        return self._settle(image, copied.size, copied.etag, copied.sha256 or image.sha256, "checksum")
+        if copied.sha256 is None:
+            self._stop_rewriting("This S3 server keeps no SHA-256 of a copy; such objects are read and hashed instead.")
+            return self._settle(image, copied.size, copied.etag, image.sha256, "content")
+        with self.lock:
+            self.verdict.rewritten += 1
+        return self._settle(image, copied.size, copied.etag, copied.sha256, "checksum")
+
+    def _stop_rewriting(self, note: str) -> None:
+        with self.lock:
+            if not self.no_rewrite:
+                self.no_rewrite = True
+                _note(self.verdict, note)
 
 
 # -- at once ---------------------------------------------------------------------------------------------------------

@@ -364,6 +364,19 @@ class TestWithoutChecksum:
         assert len(verdict.notes) == 1
         assert verify(wanted(files), bucket).read_back == 0
 
+    def test_a_server_that_keeps_none_is_not_asked_again_and_again(self, on_disk):
+        bucket, folder = on_disk
+        files = dataset(60)
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True)
+            (folder / path).write_bytes(data)
+        verdict = verify(wanted(files), bucket, workers=2)
+        assert verdict.passed
+        assert verdict.read_back == 60
+        assert verdict.requests["COPY"] <= 3
+        assert "keeps no SHA-256" in verdict.notes[0]
+        assert kinds(verify(wanted(files), bucket)) == {"LIST": 1}
+
     def test_a_multipart_upload_has_no_sha256_of_the_whole(self, bucket):
         data = random.Random(1).randbytes(11 << 20)
         path = "files/p10/p10000000/s50000000/large.dcm"

@@ -23,7 +23,8 @@ from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.verification import Problem, Verdict, Verified
 
-SCHEMA = json.loads((Path(__file__).parents[2] / "docs" / "report.schema.json").read_text())
+DOCS = Path(__file__).parents[2] / "docs"
+SCHEMA = json.loads((DOCS / "report.schema.json").read_text())
 STARTED = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)
 RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")
 
@@ -455,6 +456,47 @@ class TestIndex:
             )
             == 0
         )
+
+
+class TestTrainingPage:
+    """docs/training.md works as written."""
+
+    BLOCKS = re.findall(r"```python\n(.*?)```", (DOCS / "training.md").read_text(), re.DOTALL)
+
+    @pytest.fixture
+    def names(self, tmp_path, capsys):
+        """What the page's first block defines, run on an index of 200 images."""
+        bucket = FakeBucket()
+        rows, manifest = make_manifest(200)
+        index.update(bucket, make_verdict(rows), io.BytesIO(manifest))
+        file = tmp_path / "index.parquet"
+        file.write_bytes(bucket.read("_mirror/index.parquet"))
+        names = {}
+        exec(self.BLOCKS[0].replace("s3://my-bucket/mimic-cxr-jpg/2.1.0/_mirror/index.parquet", str(file)), names)
+        assert "patients" in capsys.readouterr().out
+        return names
+
+    def test_pandas(self, names):
+        chosen = names["pneumonia"]
+        assert 0 < len(chosen) < len(names["index"]) == 200
+        assert set(chosen["Pneumonia"]) == {0, 1}
+        assert set(chosen["view"]) == {"AP", "PA"}
+
+    def test_pytorch(self, names, monkeypatch):
+        torch = pytest.importorskip("torch")
+        from PIL import Image
+
+        picture = io.BytesIO()
+        Image.new("L", (40, 30), 255).save(picture, "PNG")
+        client = SimpleNamespace(get_object=lambda **_: {"Body": io.BytesIO(picture.getvalue())})
+        monkeypatch.setattr("boto3.client", lambda _: client)
+        exec(self.BLOCKS[1], names)
+        dataset = names["Radiographs"](names["pneumonia"], "Pneumonia")
+        pixels, label = dataset[0]
+        assert pixels.shape == (1, 224, 224)
+        assert float(pixels.max()) == 1
+        assert float(label) in {0, 1}
+        assert len(list(torch.utils.data.DataLoader(dataset, batch_size=8))) == -(-len(dataset) // 8)
 
 
 @pytest.mark.parametrize(
