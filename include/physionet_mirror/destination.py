@@ -13,7 +13,7 @@ import re
 import threading
 from base64 import b64decode, b64encode
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -207,6 +207,18 @@ class Bucket:
                 yield Listed(path, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
             if not page.get("IsTruncated"):
                 return
+            ask["ContinuationToken"] = page["NextContinuationToken"]
+
+    def folders(self, under: str) -> Sequence[str]:
+        """Names of the folders directly below the folder ``under``, which ends in a slash; one LIST per 1,000."""
+        found = []
+        ask: dict[str, Any] = {"Bucket": self.name, "Prefix": self.key(under), "Delimiter": "/", **self._owner}
+        while True:
+            with self._asking("LIST", under):
+                page = self.client.list_objects_v2(**ask)
+            found += [entry["Prefix"][len(self.key(under)) : -1] for entry in page.get("CommonPrefixes", ())]
+            if not page.get("IsTruncated"):
+                return found
             ask["ContinuationToken"] = page["NextContinuationToken"]
 
     def head(self, path: str) -> Stored | None:

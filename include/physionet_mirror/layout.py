@@ -3,6 +3,7 @@
 <dataset's own paths>                 files/p10/…, mimic-cxr-2.0.0-split.csv.gz, SHA256SUMS.txt
 _mirror/manifest.parquet              every image of the version
 _mirror/index.parquet                 the verified images: the training index
+_mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
 _mirror/runs/<run_id>/plan.json       what was asked and how it was cut
                       shards/0000.sha256          one shard's images, as SHA256SUMS.txt writes them
@@ -20,6 +21,7 @@ MIRROR = "_mirror/"
 MANIFEST = MIRROR + "manifest.parquet"
 INDEX = MIRROR + "index.parquet"
 RUNS = MIRROR + "runs/"
+LEFT = MIRROR + "left.sha256"
 
 
 def verified(group: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, time, timedelta
 from typing import Any, Literal, get_args
 
 from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
@@ -80,6 +81,9 @@ class Request:
         source: Where the images come from.
         approve_above_gb: Plans above this size in GB wait for a person; 0 = never.
         dry_run: Plan and estimate only.
+        slices: Contiguous parts into which the selection is cut, one a run; None = no parts.
+        stop_after: When to come to an end with what is under way and leave the rest: a duration since the run began, a
+            time of day (UTC), or None.
         dataset: Which version of which dataset.
     """
 
@@ -94,6 +98,8 @@ class Request:
     source: Source = "physionet"
     approve_above_gb: float = 50.0
     dry_run: bool = False
+    slices: int | None = None
+    stop_after: timedelta | time | None = None
     dataset: Dataset = MIMIC_CXR_JPG
 
     @classmethod
@@ -137,8 +143,19 @@ class Request:
             source=choice("source", "physionet", SOURCES),
             approve_above_gb=50.0 if approve is None else float(approve),
             dry_run=bool(params.get("dry_run", False)),
+            slices=None if params.get("slices") is None else _whole("slices", params["slices"], 1, 1000),
+            stop_after=_stop_after(params.get("stop_after")),
             dataset=dataset,
         )
+
+    def stops_at(self, started: datetime) -> datetime | None:
+        """When a run that began at ``started`` (with time zone) shall come to an end, or None for when all is done."""
+        if self.stop_after is None:
+            return None
+        if isinstance(self.stop_after, timedelta):
+            return started + self.stop_after
+        today = datetime.combine(started.astimezone(UTC).date(), self.stop_after, UTC)
+        return today if today > started else today + timedelta(days=1)
 
     def share(self, streams: int) -> int:
         """Connections of each of ``streams`` concurrent streams, so that all together hold the cap.
@@ -187,6 +204,21 @@ def checked_prefix(prefix: Any) -> str:
             "!_.*'()=- between single slashes, no . or .. folders). Nothing was done."
         )
     return text
+
+
+def _stop_after(text: Any) -> timedelta | time | None:
+    """``06:30`` is a time of day, ``4.5`` or ``4.5 h`` a duration. Raises InputError."""
+    if text in (None, ""):
+        return None
+    clock = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", str(text).strip())
+    if clock:
+        return time(int(clock[1]), int(clock[2]))
+    hours = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:h|hours?)?", str(text).strip())
+    if hours and float(hours[1]) > 0:
+        return timedelta(hours=float(hours[1]))
+    raise InputError(
+        f"stop_after: {str(text)[:40]!r} is neither a time of day (UTC) such as 06:30 nor hours such as 4.5. Nothing was done."
+    )
 
 
 def checked_uri(name: str, uri: Any) -> str | None:

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 _NAME = "{{ shard_name }}"  # set in the context by the task itself, see Airflow's map_index_template
 
 
-def mirror_shards(shards: XComArg) -> TaskGroup:
+def mirror_shards(shards: XComArg, *, runs_share_streams: bool = False) -> TaskGroup:
     """Map over a plan's shards: skip each that is complete, stream the others, at most ``PHYSIONET_STREAMS`` at once.
 
     Args:
         shards: The output of `PlanShardsOperator`.
+        runs_share_streams: Hold the number of streams over all runs of the DAG together, not over each.
     """
 
     @task_group(group_id="mirror_shard", tooltip="One shard: what is missing of it is streamed")
@@ -33,6 +34,7 @@ def mirror_shards(shards: XComArg) -> TaskGroup:
             pool=pool(),
             pool_slots=1,
             max_active_tis_per_dagrun=streams(),
+            max_active_tis_per_dag=streams() if runs_share_streams else None,
         )
 
     return mirror_shard.expand(shard=shards)

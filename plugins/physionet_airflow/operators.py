@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from include.physionet_mirror.errors import VerificationFailed
 from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.hook import PhysioNetHook
-from physionet_airflow.run import Run, engine_errors, streams
+from physionet_airflow.run import Run, dataset_overrides, engine_errors, streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,6 +36,7 @@ class FetchMetadataOperator(BaseOperator):
     Args:
         physionet_conn_id: The PhysioNet account.
         aws_conn_id: The bucket's account.
+        dataset: Name of the dataset, which is then its prefix too; None = as the params say.
 
     Returns (XCom):
         ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `metadata.Metadata`.
@@ -46,11 +47,13 @@ class FetchMetadataOperator(BaseOperator):
     def __init__(
         self,
         *,
+        dataset: str | None = None,
         physionet_conn_id: str = PhysioNetHook.default_conn_name,
         aws_conn_id: str = AWS_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(outlets=[TABLES], **kwargs)
+        self.overrides = dataset_overrides(dataset)
         self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
 
@@ -59,7 +62,7 @@ class FetchMetadataOperator(BaseOperator):
         from include.physionet_mirror.steps import metadata
 
         with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
+            run = Run.of(context, self.aws_conn_id, **self.overrides)
             source = PhysioNetHook(self.physionet_conn_id).source()
             found = metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         figures = {
@@ -104,6 +107,7 @@ class PlanShardsOperator(BaseOperator):
                 streams=streams(),
                 params=run.params,
                 file_list=self._file_list(run),
+                part=self._part(context, run),
             )
         context["ti"].xcom_push(
             key=PLAN,
@@ -120,6 +124,13 @@ class PlanShardsOperator(BaseOperator):
             self.log.info("Dry run: it ends here. No image is fetched. The plan: %s", run.bucket.uri(run.layout.plan))
             return []
         return [shard.to_dict() for shard in made.shards]
+
+    def _part(self, context: Context, run: Run) -> int | None:
+        """The part that this run's data interval owns: days since the DAG's start, around and around; None = no parts."""
+        if run.request.slices is None:
+            return None
+        day = context.get("data_interval_start") or context["dag_run"].run_after
+        return int((day - context["dag"].start_date).days % run.request.slices)
 
     def _file_list(self, run: Run) -> list[str] | None:
         from include.physionet_mirror.steps import planning
@@ -263,6 +274,7 @@ class StreamShardOperator(BaseOperator):
                 run.layout,
                 connections=connections,
                 stop=self._stop,
+                stops_at=run.request.stops_at(run.started),
                 try_number=context["ti"].try_number,
             )
         if self._killed:

@@ -286,3 +286,44 @@ def cleanup_params() -> dict[str, Param]:
             section=_SAFE,
         ),
     }
+
+
+def backfill_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_jpg_backfill``: those of ``mimic_cxr_jpg`` that make sense night by night."""
+    of_a_run = mirror_params()
+    return {
+        **where_params(required=False),
+        **filter_params(),
+        **transfer_params(),
+        "verify": of_a_run["verify"],
+        "source": of_a_run["source"],
+        "slices": Param(
+            30,
+            type="integer",
+            minimum=1,
+            maximum=1000,
+            title="Slices",
+            description="Parts into which the dataset is cut; each night owns one, and after the last comes the first again.",
+            section=_HOW,
+        ),
+        "stop_after": Param(
+            None,
+            type=["string", "null"],
+            pattern=r"^(([01]?\d|2[0-3]):[0-5]\d|\d{1,3}(\.\d+)?\s*h?)?$",
+            examples=["06:30", "4.5"],
+            title="Stop after",
+            description="End of the night: a time of day (UTC) such as 06:30, or hours such as 4.5; the next night goes on.",
+            section=_HOW,
+        ),
+        # What follows is fixed: a night takes the whole of its slice, and nobody is awake to approve it.
+        "select": Param("all", const="all", section=_SAFE, title="Select", description="The whole slice."),
+        "approve_above_gb": Param(
+            0, const=0, section=_SAFE, title="Approval", description="None: the nights run alone."
+        ),
+        "dry_run": of_a_run["dry_run"],
+    }
+
+
+def metadata_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_metadata``."""
+    return {"bucket": where_params(required=False)["bucket"]}

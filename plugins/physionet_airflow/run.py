@@ -85,6 +85,11 @@ class Run:
             )
 
 
+def dataset_overrides(dataset: str | None) -> dict[str, str]:
+    """Params that make a task work on one dataset, below a prefix of the same name, whatever the run's params say."""
+    return {} if dataset is None else {"dataset": dataset, "prefix": dataset}
+
+
 @contextmanager
 def engine_errors() -> Iterator[None]:
     """Let the engine's errors through without what lies beneath them: such causes may quote addresses and headers."""

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, A
 from include.physionet_mirror.errors import DestinationUnavailable, MirrorError, SourceUnavailable, Throttled
 from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.hook import PhysioNetHook
-from physionet_airflow.run import Run, engine_errors
+from physionet_airflow.run import Run, dataset_overrides, engine_errors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,6 +30,7 @@ class AccessCheckSensor(BaseSensorOperator):
     Args:
         physionet_conn_id: The PhysioNet account.
         aws_conn_id: The bucket's account.
+        dataset: Name of the dataset, which is then its prefix too; None = as the params say.
     """
 
     ui_color = "#e8f0e4"
@@ -37,6 +38,7 @@ class AccessCheckSensor(BaseSensorOperator):
     def __init__(
         self,
         *,
+        dataset: str | None = None,
         physionet_conn_id: str = PhysioNetHook.default_conn_name,
         aws_conn_id: str = AWS_CONN_ID,
         poke_interval: timedelta | float = timedelta(minutes=2),
@@ -45,6 +47,7 @@ class AccessCheckSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, mode=mode, **kwargs)
+        self.overrides = dataset_overrides(dataset)
         self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
         self._last = ""
@@ -63,7 +66,7 @@ class AccessCheckSensor(BaseSensorOperator):
         """Whether both sides are open to us."""
         try:
             with engine_errors():
-                run = Run.of(context, self.aws_conn_id)
+                run = Run.of(context, self.aws_conn_id, **self.overrides)
                 run.check_source()
                 run.bucket.check()
                 source = PhysioNetHook(self.physionet_conn_id).source()

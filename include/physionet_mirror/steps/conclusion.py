@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from include.physionet_mirror import report, shards
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import MetadataError
-from include.physionet_mirror.layout import RunLayout
+from include.physionet_mirror.layout import LEFT, RunLayout
 from include.physionet_mirror.request import Request
-from include.physionet_mirror.steps.planning import manifest_bytes
+from include.physionet_mirror.steps.planning import manifest_bytes, read_left
 from include.physionet_mirror.verification import Verdict, verify
 
 log = logging.getLogger(__name__)
@@ -28,14 +28,21 @@ def verify_run(
     started: datetime,
     software: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, dict[str, Any]]:
-    """Compare the whole selection of a run with the bucket, and write its report; judges nothing itself."""
+    """Compare the whole selection of a run with the bucket, and write its report; judges nothing itself.
+
+    What a shard left because the run's time was up is postponed: it is named for the next run and counts as no failure.
+    """
     document = bucket.read_json(run.plan)
     if document is None:
         raise MetadataError(f"{bucket.uri(run.plan)} is gone, so it is not known what was selected. Trigger a new run.")
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
-        parts = pool.map(lambda shard: shards.decode(bucket.read(shard["path"])), document["shards"])
-        images = [image for part in parts for image in part]
+        parts = list(pool.map(lambda shard: shards.decode(bucket.read(shard["path"])), document["shards"]))
+    images = [image for part in parts for image in part]
     verdict = verify(images, bucket, request.verify, since=started if request.verify == "content" else None)
+    if request.stop_after is not None:
+        verdict.postpone(_left_by_drained_shards(parts, report.read_results(bucket, run)))
+    if request.slices is not None:
+        _remember_what_is_left(images, verdict, bucket)
     written = report.write(
         bucket,
         run,
@@ -48,4 +55,28 @@ def verify_run(
         software=software,
     )
     log.info("\n%s", report.summary_table(written))
+    if verdict.postponed:
+        log.info("%s", verdict.notes[-1])
     return verdict, written
+
+
+def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Sequence[Mapping[str, Any]]) -> set[str]:
+    left: set[str] = set()
+    for result in results:
+        if result.get("state") == "drained":
+            left |= {image.path for image in parts[int(result["shard"])]}
+            left -= {str(failed["path"]) for failed in result.get("failed") or ()}
+    return left
+
+
+def _remember_what_is_left(images: Sequence[shards.Image], verdict: Verdict, bucket: Bucket) -> None:
+    """Bring the list of leftovers up to date. Of two runs that end at once one may win: a later turn heals that."""
+    before = {image.path: image for image in read_left(bucket)}
+    mine = {image.path: image for image in images}
+    postponed = set(verdict.postponed)
+    after = {path: image for path, image in before.items() if path not in mine}
+    after |= {path: image for path, image in mine.items() if path in postponed}
+    if after:
+        bucket.write(LEFT, shards.encode(after[path] for path in sorted(after)), content_type="text/plain")
+    elif before:
+        bucket.delete([LEFT])

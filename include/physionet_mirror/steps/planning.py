@@ -13,7 +13,7 @@ from include.physionet_mirror import manifest, plan, shards
 from include.physionet_mirror.dataset import Dataset
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.layout import MANIFEST, RunLayout
+from include.physionet_mirror.layout import LEFT, MANIFEST, RUNS, RunLayout
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.selection import choose
 from include.physionet_mirror.verified import Memory, groups_of
@@ -45,6 +45,7 @@ def make_plan(
     streams: int,
     params: Mapping[str, Any],
     file_list: Sequence[str] | None = None,
+    part: int | None = None,
 ) -> Plan:
     """Choose the images, cut them into shards, estimate what it takes, and write it all down under the run's folder.
 
@@ -55,6 +56,7 @@ def make_plan(
         streams: Shards that will be streamed at once.
         params: The params as given, for plan.json.
         file_list: Lines of ``request.file_list``.
+        part: Which of ``request.slices`` parts, from 0; what an earlier part left over is taken along.
 
     Raises:
         InputError: A filter that matches nothing, a shard size that cannot be. Nothing was written.
@@ -67,10 +69,14 @@ def make_plan(
     if file_list is not None:
         request = replace(request, selection=replace(request.selection, file_list=tuple(file_list)))
     chosen = choose(everything, request.selection)
-    count = len(chosen.frame)
-    known, mean_bytes = _remembered(chosen.frame, bucket, request.dataset)
+    frame, notes = chosen.frame, list(chosen.notes)
+    if part is not None and request.slices is not None:
+        frame, note = _part_of(frame, part, request.slices, bucket)
+        notes.append(note)
+    count = len(frame)
+    known, mean_bytes = _remembered(frame, bucket, request.dataset)
     if request.shard_size is None:
-        size = shards.size_for(count, streams, request.connections, count - known, mean_bytes)
+        size = shards.size_for(max(1, count), streams, request.connections, count - known, mean_bytes)
     else:
         size = request.shard_size
         shards.check_size(count, size)
@@ -81,12 +87,13 @@ def make_plan(
         missing=count - known,
         region=bucket.client.meta.region_name,
         storage_class=request.storage_class,
+        reports=report_documents(bucket),
     )
-    packed = list(shards.pack(chosen.frame, size, run.shard))
+    packed = list(shards.pack(frame, size, run.shard))
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         for _ in pool.map(lambda part: bucket.write(part[0].path, part[1], content_type="text/plain"), packed):
             pass
-    made = Plan([shard for shard, _ in packed], estimate, chosen.notes)
+    made = Plan([shard for shard, _ in packed], estimate, notes)
     bucket.write_json(
         run.plan,
         plan.document(
@@ -98,13 +105,39 @@ def make_plan(
             matched=chosen.matched,
             shards=made.shards,
             estimate=estimate,
-            notes=chosen.notes,
+            notes=notes,
         ),
     )
-    for note in chosen.notes:
+    for note in notes:
         log.info("%s", note)
     log.info("Plan of %s to %s\n%s", request.dataset.name, bucket.uri(), made.table())
     return made
+
+
+def _part_of(frame: Any, part: int, parts: int, bucket: Bucket) -> tuple[Any, str]:
+    """The rows of one part, with those that an earlier run left over; and a sentence on it."""
+    owned = frame.index[shards.slice_of(len(frame), part, parts)]
+    left = {image.path for image in read_left(bucket)}
+    taken = frame.index.isin(owned) | frame["path"].isin(left)
+    more = int(taken.sum()) - len(owned)
+    note = f"part {part + 1} of {parts}: {len(owned):,} of {len(frame):,} images"
+    return frame[taken], note + (f", and {more:,} that an earlier run left over" if more else "")
+
+
+def read_left(bucket: Bucket) -> list[shards.Image]:
+    """The images that earlier runs left over when their time was up."""
+    try:
+        return shards.decode(bucket.read(LEFT))
+    except FileNotFoundError:
+        return []
+
+
+def report_documents(bucket: Bucket, most: int = 10) -> list[dict[str, Any]]:
+    """``report.json`` of the latest runs to this bucket, newest first; runs that have none are left out."""
+    latest = sorted(bucket.folders(RUNS), key=lambda folder: folder.partition("__")[2], reverse=True)[:most]
+    with ThreadPoolExecutor(most, thread_name_prefix="reports") as pool:
+        read = pool.map(lambda folder: bucket.read_json(RunLayout(folder).report_json), latest)
+        return [document for document in read if isinstance(document, dict)]
 
 
 def manifest_bytes(bucket: Bucket) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from include.physionet_mirror import plan, shards
@@ -65,6 +66,7 @@ def stream_shard(
     *,
     connections: int,
     stop: Stop,
+    stops_at: datetime | None = None,
     try_number: int = 1,
 ) -> dict[str, Any]:
     """Bring what is missing of one shard from PhysioNet into the bucket; returns the content of its result file.
@@ -77,6 +79,7 @@ def stream_shard(
         run: Where list, progress and result lie.
         connections: The most PhysioNet connections at once.
         stop: Set it from another thread or a signal handler to drain.
+        stops_at: Drain at this time; the result's state is then ``drained``, and that is no error.
         try_number: From the second on, what an earlier try has stored is left out.
 
     Raises:
@@ -112,6 +115,10 @@ def stream_shard(
         received=lambda: source.stats.received,
         on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
     )
+    if stops_at is not None:
+        alarm = threading.Timer(max(0.0, (stops_at - datetime.now(UTC)).total_seconds()), stop)
+        alarm.daemon = True
+        alarm.start()
     transfer = Transfer(
         images,
         source=source,
@@ -127,6 +134,8 @@ def stream_shard(
         tally = transfer.run()
     finally:
         source.close()
+        if stops_at is not None:
+            alarm.cancel()
     bucket.write_json(run.pace, {"connections": pace.held})
     log.info(
         "%s: %s of %s stored, %s in %.0f s, %d retries, %d password checks.",

@@ -1,0 +1,55 @@
+"""Fill the bucket night by night, one slice of MIMIC-CXR-JPG per data interval.
+
+The images (those that the filters leave) are cut into `slices` contiguous parts of nearly equal count. The data interval
+of day *d* owns part (*d* - 2025-01-01) modulo `slices`: so any stretch of that many days fills everything, in any order,
+and a repeated interval fetches nothing. After one full turn the nights go on as a rolling verification and repair.
+
+| task | what it does |
+|---|---|
+| `check_access` | Asks PhysioNet and S3 whether they let us in; waits for maintenance to end. |
+| `fetch_metadata` | Brings tables and checksums up to date and joins them into the manifest. |
+| `plan` | Takes the interval's slice, and what an earlier night left over, and cuts it into shards. |
+| `mirror_shard` | Once per shard: `missing?` skips it when it is complete; `stream` fetches the rest. |
+| `verify` | Compares the slice with the bucket, reports, and turns the run red when anything is missing or wrong. |
+
+`stop_after` ends the night: running images finish, the rest is left for the next interval, and the run is green and says
+"to be continued".
+
+**To fill everything now**, thirty days at two at a time:
+
+    airflow backfill create --dag-id mimic_cxr_jpg_backfill --from-date 2025-01-01 --to-date 2025-01-30 --max-active-runs 2 --dag-run-conf '{"bucket": "my-bucket"}'
+
+**Needs** the connections `physionet_default` and `aws_default`, and a bucket: `MIMIC_CXR_BUCKET`, or the param. All nights
+together hold at most `connections` connections to PhysioNet.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, CronDataIntervalTimetable
+
+from physionet_airflow.mirror import mirror_shards
+from physionet_airflow.operators import FetchMetadataOperator, PlanShardsOperator, VerifyOperator
+from physionet_airflow.params import backfill_params
+from physionet_airflow.retry import TASK_DEFAULTS
+from physionet_airflow.sensors import AccessCheckSensor
+
+with DAG(
+    dag_id="mimic_cxr_jpg_backfill",
+    dag_display_name="MIMIC-CXR-JPG, night by night",
+    description="One slice of the images per data interval, until all are there; then on as verification.",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable("0 2 * * *", timezone="UTC"),
+    start_date=datetime(2025, 1, 1, tzinfo=UTC),
+    catchup=False,
+    params=backfill_params(),
+    default_args=TASK_DEFAULTS,
+    tags=["physionet", "mimic-cxr"],
+):
+    check_access = AccessCheckSensor(task_id="check_access")
+    fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata")
+    plan = PlanShardsOperator(task_id="plan")
+    verify = VerifyOperator(task_id="verify", trigger_rule="all_done")
+
+    check_access >> fetch_metadata >> plan >> mirror_shards(plan.output, runs_share_streams=True) >> verify

@@ -1,0 +1,50 @@
+"""The tables alone, for people who start with the labels: no image is fetched.
+
+Brings the tables of MIMIC-CXR-JPG 2.1.0 and the record and study lists of MIMIC-CXR 2.0.0 into the bucket, each below a
+prefix of its own (`mimic-cxr-jpg/2.1.0`, `mimic-cxr/2.0.0`), each proven against PhysioNet's checksums, and joins them into
+`_mirror/manifest.parquet`. Weekly; what has not changed is not fetched again.
+
+| task | what it does |
+|---|---|
+| `check_access` | Asks PhysioNet, for this dataset, and S3 whether they let us in; waits for maintenance to end. |
+| `fetch_metadata` | Fetches what has changed, proves it, and joins it into the manifest. |
+
+Each dataset has a data use agreement of its own. Where one is not signed, that dataset's `check_access` fails and says
+where to sign; the other one is left alone.
+
+**Needs** the connections `physionet_default` and `aws_default`, and a bucket: `MIMIC_CXR_BUCKET`, or the param.
+
+**Emits** an asset event of `SHA256SUMS.txt` under each prefix when something changed, through the alias
+`mimic_cxr_jpg_tables`: schedule a DAG on it to start from the labels.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, TaskGroup
+
+from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
+from physionet_airflow.operators import FetchMetadataOperator
+from physionet_airflow.params import metadata_params
+from physionet_airflow.retry import TASK_DEFAULTS
+from physionet_airflow.sensors import AccessCheckSensor
+
+with DAG(
+    dag_id="mimic_cxr_metadata",
+    dag_display_name="MIMIC-CXR metadata",
+    description="The tables of MIMIC-CXR-JPG and the lists of MIMIC-CXR, verified; no images.",
+    doc_md=__doc__,
+    schedule="@weekly",
+    start_date=datetime(2025, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    params=metadata_params(),
+    default_args=TASK_DEFAULTS,
+    tags=["physionet", "mimic-cxr"],
+):
+    for dataset in (MIMIC_CXR_JPG, MIMIC_CXR):
+        with TaskGroup(dataset.slug.replace("-", "_"), tooltip=dataset.title):
+            check_access = AccessCheckSensor(task_id="check_access", dataset=dataset.name)
+            fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata", dataset=dataset.name)
+            check_access >> fetch_metadata
