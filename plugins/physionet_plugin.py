@@ -27,8 +27,8 @@ class LazyPage:
 
 
 def _view(name: str, route: str, href: str, destination: str) -> dict[str, Any]:
-    icons = {"icon": "physionet/static/icon.svg", "icon_dark_mode": "physionet/static/icon-dark.svg"}
-    return {"name": name, "url_route": route, "href": href, "destination": destination, **icons}
+    icon = "physionet/static/icon.svg"
+    return {"name": name, "url_route": route, "href": href, "destination": destination, "icon": icon}
 
 
 class PhysioNetPlugin(AirflowPlugin):
@@ -37,7 +37,7 @@ class PhysioNetPlugin(AirflowPlugin):
     name = "physionet"
     fastapi_apps: ClassVar[list[Any]] = [{"app": LazyPage(), "url_prefix": "/physionet", "name": "PhysioNet mirror"}]
     external_views: ClassVar[list[Any]] = [
-        _view("PhysioNet mirror", "physionet", "physionet/", "nav"),
+        _view("PhysioNet", "physionet", "physionet/", "nav"),
         _view("Mirror", "physionet_dag", "physionet/dags/{DAG_ID}", "dag"),
         _view("Live progress", "physionet_run", "physionet/dags/{DAG_ID}/runs/{RUN_ID}", "dag_run"),
     ]

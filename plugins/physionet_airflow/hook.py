@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 from base64 import b64encode
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
-from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.errors import (
+    AgreementMissing,
+    CredentialsRefused,
+    InputError,
+    MirrorError,
+    SourceUnavailable,
+    Stalled,
+    Throttled,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -24,6 +33,16 @@ _HOW = (
     '\'{"conn_type": "http", "host": "https://physionet.org", "login": "<user name>", "password": "<password>"}\'.'
 )
 
+_TEST_SAYS = {
+    CredentialsRefused: "Wrong user name or password",
+    AgreementMissing: "The data use agreement is missing",
+    InputError: "The connection cannot be used as it is",
+    SourceUnavailable: "PhysioNet cannot be reached",
+    Stalled: "PhysioNet does not answer",
+    Throttled: "PhysioNet asks for patience",
+}
+"""How the Test button begins, by what went wrong."""
+
 
 class PhysioNetHook(BaseHook):
     """A PhysioNet account, from a connection of type ``http`` (or ``physionet``).
@@ -33,7 +52,8 @@ class PhysioNetHook(BaseHook):
     - host: ``https://physionet.org`` when empty. Plain ``http://`` only to loopback, or with extra ``allow_http``.
     - login, password: the credentialed PhysioNet account.
     - extra (all optional): ``allow_http`` (bool), ``user_agent`` (must begin with ``Wget/`` or ``libwfdb/``: PhysioNet
-      reads a password from no other agent), ``connect_timeout`` and ``read_timeout`` (seconds).
+      reads a password from no other agent), ``connect_timeout`` and ``read_timeout`` (seconds), ``dataset`` (which one
+      the Test button of the form asks for, ``mimic-cxr-jpg/2.1.0`` when empty).
 
     Args:
         physionet_conn_id: The connection's id.
@@ -71,6 +91,21 @@ class PhysioNetHook(BaseHook):
         mask_secret(b64encode(f"{login}:{password}".encode()).decode())
         return PhysioNet(_base_url(connection), login, password, connections=connections, **self._extra(connection))
 
+    def test_connection(self) -> tuple[bool, str]:
+        """What the Test button of the connection form says: whether this account may read the dataset, else why not."""
+        from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
+
+        try:
+            connection = self._connection()
+            name = str(connection.extra_dejson.get("dataset") or MIMIC_CXR_JPG.name)
+            if name not in DATASETS:
+                return False, f"There is no dataset {name[:60]!r}; this project knows {', '.join(DATASETS)}."
+            with closing(self.source()) as source:
+                source.check_access(DATASETS[name])
+        except MirrorError as error:
+            return False, f"{_TEST_SAYS.get(type(error), error.reason.capitalize())}. {error}"
+        return True, f"PhysioNet lets {connection.login} read {name}."
+
     def _connection(self) -> Connection:
         try:
             return self.get_connection(self.physionet_conn_id)
@@ -88,7 +123,7 @@ class PhysioNetHook(BaseHook):
             if "allow_http" in extra:
                 found["allow_http"] = str(extra["allow_http"]).lower() in {"true", "1", "yes"}
             for name in ("connect_timeout", "read_timeout"):
-                if extra.get(name) is not None:
+                if extra.get(name) not in (None, ""):
                     found[name] = float(extra[name])
                     if found[name] <= 0:
                         raise ValueError

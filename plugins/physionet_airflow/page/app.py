@@ -25,7 +25,7 @@ from include.physionet_mirror.errors import InputError, MirrorError
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.plan import money, readable_bytes, readable_hours
 from include.physionet_mirror.progress import Progress, Watch
-from include.physionet_mirror.report import duration, share
+from include.physionet_mirror.report import duration
 from physionet_airflow.bucket import open_bucket
 from physionet_airflow.page import form, runs, show
 from physionet_airflow.page.access import READ_RUN, DagId, ReadableDags, TheRun, defaults_of, params_of
@@ -45,7 +45,6 @@ STATIC = {
     "plan.js": "text/javascript; charset=utf-8",
     "chart.umd.min.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
-    "icon-dark.svg": "image/svg+xml",
 }
 """Every file that is served as it is, and its type."""
 
@@ -106,7 +105,7 @@ def make_app() -> FastAPI:
         "duration": duration,
         "ago": show.ago,
         "minute": show.minute,
-        "share": share,
+        "share": show.share,
     }
     environment.globals |= {"step": show.step, "next_step": show.next_step, "version": _version()}
     templates = Jinja2Templates(env=environment)

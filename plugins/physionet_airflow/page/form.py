@@ -58,6 +58,10 @@ class Form:
     errors: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
+    def title(self, name: str) -> str:
+        """What the form calls a param."""
+        return next((f.title for fields in self.sections.values() for f in fields if f.name == name), name)
+
 
 def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
     """The form that an address describes.
@@ -74,7 +78,7 @@ def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
             conf[name] = _value(param, query.getlist(name), sent)
             jsonschema.validate(conf[name], param["schema"])
         except jsonschema.ValidationError as error:
-            errors[name] = _sentence(param, error)
+            errors[name] = _sentence(name, param, error)
         except ValueError:
             conf[name] = query.get(name)
             errors[name] = "This is not a number."
@@ -167,7 +171,15 @@ def _sections(
     return sections
 
 
-def _sentence(param: Mapping[str, Any], error: jsonschema.ValidationError) -> str:
+_SUCH_AS = {
+    "bucket": "my-lab-bucket",
+    "prefix": "mimic-cxr-jpg/2.1.0",
+    "file_list": "s3://my-lab-bucket/list.txt",
+    "subjects": "10000032",
+}
+
+
+def _sentence(name: str, param: Mapping[str, Any], error: jsonschema.ValidationError) -> str:
     """What the schema says, for people."""
     schema = error.schema if isinstance(error.schema, Mapping) else {}
     if error.instance in (None, ""):
@@ -180,4 +192,6 @@ def _sentence(param: Mapping[str, Any], error: jsonschema.ValidationError) -> st
         )
     if error.validator == "enum":
         return f"{json.dumps(error.instance)[:60]} is none of {', '.join(map(str, schema.get('enum', ())))}."
-    return f"{json.dumps(error.instance)[:60]} does not have the form that is wanted here."
+    return f"{json.dumps(error.instance)[:60]} does not have the form that is wanted here" + (
+        f", such as {example}." if (example := _SUCH_AS.get(name)) else "."
+    )

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from include.physionet_mirror.plan import readable_bytes, readable_hours
-from include.physionet_mirror.report import NEXT_STEPS, duration, share
+from include.physionet_mirror.report import LEVEL_MEANS, NEXT_STEPS, duration
+from include.physionet_mirror.report import share as _share
 from physionet_airflow.page.runs import GROUP
 
 if TYPE_CHECKING:
@@ -45,6 +46,13 @@ _REST = frozenset({None, "success", "skipped", "failed", "upstream_failed", "rem
 def number(value: float) -> str:
     """``12,345``."""
     return f"{value:,.0f}"
+
+
+def share(part: float, whole: float) -> str:
+    """``37.8 %``; 0 % only for nothing, 100 % only for all."""
+    if part <= 0:
+        return "0 %"
+    return "< 0.1 %" if part < whole / 1000 else _share(part, whole)
 
 
 def ago(at: datetime | None, now: datetime | None = None) -> str:
@@ -105,10 +113,13 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
         "bytes": readable_bytes(progress.bytes),
         "rate": f"{progress.images_per_second:.3g}" if progress.images_per_second else "0",
         "speed": f"{readable_bytes(progress.bytes_per_second)}/s",
-        "left": readable_hours(progress.seconds_left / 3600) if progress.seconds_left is not None else "–",
+        "left": _time_left(run, progress),
         "to_go": number(progress.left),
         "connections": number(progress.connections),
         "failed": number(progress.failed),
+        "failed_share": f"{share(progress.failed, progress.images)} of all"
+        if progress.failed
+        else "of all that were tried",
         "retries": number(progress.retries),
         "elapsed": duration(progress.seconds) if progress.seconds else "–",
         "shards_ready": f"{sum(states.get(name, 0) for name in ('there', 'done')):,} of {len(progress.shards):,}",
@@ -127,6 +138,12 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
         "has": sorted(progress.files),
         "failures": sum(group.count for group in progress.failures),
     }
+
+
+def _time_left(run: Run, progress: Progress) -> str:
+    if run.over:
+        return "none"
+    return "not known" if progress.seconds_left is None else readable_hours(progress.seconds_left / 3600)
 
 
 def _cell(shard: ShardProgress) -> tuple[int, str, str]:
@@ -151,12 +168,12 @@ def _verdict(run: Run, tasks: RunTasks, progress: Progress) -> tuple[str, str, s
             return "busy", at_work, ""
         if not progress.left and not progress.failed:
             return "busy", "Looking for what is missing", "Complete shards are skipped."
-        return "busy", "Streaming", "Reload at any time: nothing here has to stay open."
+        return "busy", "Streaming", "The run goes on whether this page is open or not."
     result = (progress.report or {}).get("result")
     if run.params.get("dry_run") and progress.planned:
         return "good", f"Dry run: {progress.images:,} images are planned", "Nothing was fetched."
     if result:
-        level = f"Level of verification: {result['level']}."
+        level = f"Verified at level {result['level']}: {LEVEL_MEANS[result['level']]}."
         if result["passed"]:
             one = result["selected"] == 1
             return (

@@ -90,31 +90,32 @@
   const units = [[180, 1, "s"], [3 * 3600, 60, "min"], [4 * 86400, 3600, "h"], [Infinity, 86400, "days"]];
 
   // A figure over the time of the run; points are [seconds, value].
-  function line(place, points, name) {
+  function line(place, points, name, whole = false) {
     const old = Chart.getChart(place.querySelector("canvas"));
     const last = points.at(-1)?.[0] ?? 0;
     const [, unit, word] = units.find(([most]) => last <= most);
-    const data = points.map(([x, y]) => ({ x: x / unit, y }));
+    // Each point stands for the stretch that ends there, so the first one's value holds from the start.
+    const data = [[0, points[0]?.[1] ?? 0], ...points].map(([x, y]) => ({ x: x / unit, y }));
     if (old && old.word === word) {
       old.data.datasets[0].data = data;
       old.options.scales.x.max = last / unit || 1;
-      old.config.remakePoints = points;
+      old.remake = () => { old.destroy(); line(place, points, name, whole); };
       old.update("none");
       return;
     }
     const chart = draw(place, 150, () => ({
       type: "line",
-      data: { datasets: [{ data, borderColor: colour(name), backgroundColor: `${colour(name)}33`, fill: true, borderWidth: 1.5, pointRadius: data.length > 1 ? 0 : 3, pointHitRadius: 12, stepped: "after" }] },
+      data: { datasets: [{ data, borderColor: colour(name), backgroundColor: `${colour(name)}33`, fill: true, borderWidth: 1.5, pointRadius: 0, pointHitRadius: 12, stepped: "after" }] },
       options: {
         scales: {
-          x: axis({ type: "linear", min: 0, max: last / unit || 1, grid: { display: false }, ticks: { maxTicksLimit: 6, callback: (value) => `${count.format(value)} ${word}` } }),
-          y: axis({ beginAtZero: true, suggestedMax: 1, ticks: { maxTicksLimit: 4 } }),
+          x: axis({ type: "linear", min: 0, max: last / unit || 1, grid: { display: false }, ticks: { maxTicksLimit: 6, includeBounds: false, callback: (value) => `${count.format(value)} ${word}` } }),
+          y: axis({ beginAtZero: true, suggestedMax: whole ? 2 : undefined, grace: "8%", ticks: { maxTicksLimit: 4, precision: whole ? 0 : undefined } }),
         },
         plugins: { tooltip: { displayColors: false, callbacks: { title: (items) => `until ${items[0].parsed.x.toFixed(1)} ${word}` } } },
       },
     }));
     chart.word = word;
-    chart.remake = () => { chart.destroy(); line(place, points, name); };
+    chart.remake = () => { chart.destroy(); line(place, points, name, whole); };
   }
 
   function all(within = document) {

@@ -38,6 +38,7 @@
     for (const item of document.querySelectorAll("[data-has]")) item.hidden = !next.has.includes(item.dataset.has);
     draw();
     table();
+    document.getElementById("by-reason").hidden = !next.failures;
     if (next.failures !== failures) list(next.failures);
   }
 
@@ -48,7 +49,7 @@
       const kind = place.dataset.live;
       if (kind === "images") charts.line(place, series(1), "accent");
       else if (kind === "bytes") charts.line(place, series(2, 1e6), "good");
-      else charts.line(place, series(3), "second");
+      else charts.line(place, series(3), "second", true);
     }
   }
 

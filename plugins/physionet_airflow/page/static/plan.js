@@ -7,7 +7,7 @@
   let asked = 0;
   let timer = 0;
 
-  const address = () => new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== "" || true));
+  const address = () => new URLSearchParams(new FormData(form));
 
   async function estimate() {
     const mine = ++asked;
@@ -44,6 +44,7 @@
     const sampled = form.elements.select?.value !== "all";
     for (const name of ["sample_size", "sample_by", "seed"])
       form.querySelector(`.field[data-name="${name}"]`)?.classList.toggle("moot", !sampled);
+    document.getElementById("summary").textContent = result.querySelector("[data-say]")?.dataset.say ?? "What it takes";
     charts.all(result);
   }
 

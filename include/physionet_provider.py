@@ -1,0 +1,58 @@
+"""What Airflow asks a provider: here, the connection type ``physionet`` and its form.
+
+Airflow finds this through the folder ``physionet_airflow.dist-info`` beside ``include``: on ``PYTHONPATH``, a folder of
+that name makes a package known as installed. It stands here and not in the plugins because Airflow looks for providers
+before it knows its plugins. Without it everything works as well, with a connection of type ``http``; only the form with
+its Test button would be missing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def provider_info() -> dict[str, Any]:
+    """The provider's description (source: Airflow's provider_info.schema.json and, for the form, provider.yaml)."""
+
+    def text(label: str, description: str, kind: str = "string") -> dict[str, Any]:
+        return {"label": label, "description": description, "schema": {"type": [kind, "null"]}}
+
+    return {
+        "package-name": "physionet-airflow",
+        "name": "PhysioNet",
+        "description": "Credentialed datasets from https://physionet.org",
+        "connection-types": [
+            {
+                "connection-type": "physionet",
+                "hook-class-name": "physionet_airflow.hook.PhysioNetHook",
+                "hook-name": "PhysioNet",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "port"],
+                    "relabeling": {
+                        "host": "Address",
+                        "login": "PhysioNet user name",
+                        "password": "PhysioNet password",
+                    },
+                    "placeholders": {"host": "https://physionet.org", "login": "as at physionet.org/login"},
+                },
+                "conn-fields": {
+                    "dataset": text(
+                        "Dataset to test with",
+                        "The Test button asks for this one, such as mimic-cxr-jpg/2.1.0 (the default). "
+                        "Each dataset has an agreement of its own.",
+                    ),
+                    "user_agent": text(
+                        "User agent",
+                        "Leave empty. PhysioNet reads a password only from agents that begin with Wget/ or libwfdb/.",
+                    ),
+                    "connect_timeout": text("Connect time-out (s)", "Empty = 10.", "number"),
+                    "read_timeout": text(
+                        "Read time-out (s)", "Empty = 60; a server silent for longer counts as stalled.", "number"
+                    ),
+                    "allow_http": text(
+                        "Allow plain http", "Only for a test server: the password travels unprotected.", "boolean"
+                    ),
+                },
+            }
+        ],
+    }

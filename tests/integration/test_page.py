@@ -1,0 +1,281 @@
+"""The page as Airflow serves it: who may see it, what it costs, and that it keeps to its policy."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+
+from demo import stack
+from tests.page_server import A_SHARD, BUCKET, DONE, ELSEWHERE, LIVE, PREFIX, SHARDS, page_server, result_of
+
+HTML = {"Accept": "text/html"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with page_server(tmp_path_factory.mktemp("page")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def viewer(server):
+    return server.as_user("viewer")
+
+
+def every_route(server):
+    base = f"{server.url}/physionet"
+    for path in ("/", "/plan", "/plan/result", "/dags/mimic_cxr_jpg", "/static/page.css"):
+        yield base + path
+    for view in ("", "progress.json", "failures", "report", "report.html", "failed_images.txt", "s3", "dataset"):
+        yield server.run_url(DONE, view)
+
+
+# -- who ---------------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_sees_anything_without_a_login(server):
+    anonymous = server.as_user(None)
+    for url in every_route(server):
+        answer = anonymous.get(url, headers=HTML, allow_redirects=False)
+        assert answer.status_code == 401, url
+        assert BUCKET not in answer.text
+
+
+def test_a_forged_login_is_none(server):
+    session = server.as_user(None)
+    session.cookies.set("_token", "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhZG1pbiIsInJvbGUiOiJhZG1pbiJ9.")
+    assert {session.get(url).status_code for url in every_route(server)} <= {401, 403}
+
+
+def test_who_may_not_read_the_dag_is_refused(server):
+    stranger = server.as_user("stranger")
+    for url in every_route(server):
+        if "/static/" not in url:
+            answer = stranger.get(url, headers=HTML, allow_redirects=False)
+            assert answer.status_code == 403, url
+            assert BUCKET not in answer.text
+
+
+def test_a_viewer_sees_every_view(server, viewer):
+    for url in every_route(server):
+        assert viewer.get(url, headers=HTML, allow_redirects=False).status_code in (200, 307), url
+
+
+def test_a_run_of_no_dag_of_ours_and_no_run_are_not_found(server, viewer):
+    assert viewer.get(server.run_url(dag_id="other")).status_code in (403, 404)
+    assert viewer.get(server.run_url("nothing")).status_code == 404
+
+
+# -- what may be read --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wanted", ["s3://secret-bucket/x", f"s3://{BUCKET}/mimic", "../..", f"s3://{BUCKET}/{PREFIX}/../other", "x" * 500]
+)
+def test_an_address_cannot_name_a_bucket(server, viewer, wanted):
+    answer = viewer.get(f"{server.url}/physionet/", params={"mirror": wanted}, headers=HTML)
+    assert answer.status_code == 200
+    assert f'value="{wanted}"' not in answer.text
+    assert f"s3://{BUCKET}/{PREFIX}" in answer.text
+
+
+def test_a_plan_for_a_bucket_that_no_run_went_to_does_not_read_it(server, viewer):
+    answer = viewer.get(f"{server.url}/physionet/plan/result", params={"bucket": "secret-bucket", "sample_size": 25})
+    assert answer.status_code == 200
+    assert f"Counted from the manifest in <code>s3://{BUCKET}/{PREFIX}</code>" in answer.text
+    assert "25 images" in answer.text
+
+
+@pytest.mark.parametrize(
+    "view", ["plan.json", "../../secret.txt", "..%2f..%2fsecret.txt", "report.json", "shards/0000"]
+)
+def test_only_report_and_failed_list_of_a_run_can_be_fetched(server, viewer, view):
+    answer = viewer.get(f"{server.run_url(DONE)}/{view}")
+    assert answer.status_code == 404
+    assert "not for the page" not in answer.text
+
+
+@pytest.mark.parametrize("run_id", ["a/b", "a%00b", "x" * 300, "%7B%7B7*7%7D%7D"])
+def test_strange_run_ids_lead_nowhere(server, viewer, run_id):
+    answer = viewer.get(f"{server.url}/physionet/dags/mimic_cxr_jpg/runs/{run_id}", headers=HTML)
+    assert answer.status_code in (404, 422)
+    assert "49" not in answer.text
+
+
+def test_a_run_that_went_elsewhere_says_that_its_bucket_cannot_be_read(server, viewer):
+    answer = viewer.get(server.run_url(ELSEWHERE, "report", "mimic_cxr_audit"), headers=HTML)
+    assert answer.status_code in (200, 502)
+    assert "other-bucket" in answer.text or "No report" in answer.text
+
+
+def test_params_are_shown_as_text_whatever_they_hold(server, viewer):
+    attack = "<script>alert(1)</script>"
+    answer = viewer.get(f"{server.url}/physionet/plan", params={"file_list": attack, "bucket": attack}, headers=HTML)
+    assert answer.status_code == 200
+    assert attack not in answer.text
+
+
+def test_no_secret_is_on_any_view(server, viewer):
+    secrets = [server.s3.access_key, server.s3.secret_key, *(server.password(user) for user in ("admin", "viewer"))]
+    for url in every_route(server):
+        text = viewer.get(url, headers=HTML, allow_redirects=False).text
+        assert not [secret for secret in secrets if secret in text], url
+        assert "X-Amz-Signature" not in text
+
+
+# -- policy ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_carries_the_policy(server, viewer):
+    for url in every_route(server):
+        answer = viewer.get(url, headers=HTML, allow_redirects=False)
+        policy = answer.headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "frame-ancestors 'self'" in policy
+        assert "unsafe-eval" not in policy
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_pages_need_nothing_inline_and_nothing_from_elsewhere(server, viewer):
+    for url in every_route(server):
+        answer = viewer.get(url, headers=HTML, allow_redirects=False)
+        if not answer.headers.get("Content-Type", "").startswith("text/html") or url.endswith("report.html"):
+            continue
+        page = answer.text
+        assert not re.search(r"\sstyle=|\son\w+=|javascript:", page), url
+        assert not re.search(r"<script(?![^>]*(\ssrc=|application/json))", page), url
+        assert not re.search(r"(?:src|href|action)=\"(?:https?:)?//(?!physionet\.org)", page), url
+
+
+def test_a_report_may_run_nothing_and_show_no_picture(server, viewer):
+    policy = viewer.get(server.run_url(DONE, "report.html")).headers["Content-Security-Policy"]
+    assert "sandbox" in policy
+    assert "script-src" not in policy
+    assert "img-src" not in policy
+    assert "default-src 'none'" in policy
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+def test_the_live_numbers_add_up(server, viewer):
+    now = viewer.get(server.run_url(LIVE, "progress.json")).json()
+    results = [result for number in range(SHARDS) if (result := result_of(number))]
+    assert now["images"] == SHARDS * A_SHARD
+    assert now["there"] == 90 * A_SHARD + sum(result["stored"] for result in results)
+    assert now["states"] == {"there": 90, "done": 154, "running": 4, "retrying": 1, "failed": 2, "waiting": 149}
+    assert len(now["shards"]) == SHARDS
+    assert now["failures"] == sum(len(result["failed"]) for result in results)
+    assert not now["over"]
+
+
+def test_an_unchanged_run_is_answered_in_a_word(server, viewer):
+    first = viewer.get(server.run_url(DONE, "progress.json"))
+    again = viewer.get(server.run_url(DONE, "progress.json"), headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_ten_readers_cost_as_much_as_one(server, viewer):
+    viewer.get(server.run_url(LIVE, "progress.json"))
+    began = time.monotonic()
+    for _ in range(10):
+        assert viewer.get(server.run_url(LIVE, "progress.json")).ok
+    assert time.monotonic() - began < 8
+    assert len(viewer.get(server.run_url(LIVE, "progress.json")).content) < 60_000
+
+
+def test_a_plan_says_what_it_takes_and_keeps_its_params_for_the_trigger(server, viewer):
+    params = {"form": "1", "bucket": BUCKET, "prefix": PREFIX, "select": "sample", "sample_size": "25"}
+    params |= {"sample_by": "image", "seed": "42", "connections": "8", "storage_class": "STANDARD"}
+    params |= {"verify": "checksum", "source": "physionet", "approve_above_gb": "50", "labels": ["Edema", "Fracture"]}
+    answer = viewer.get(f"{server.url}/physionet/plan/result", params=params)
+    assert '<dd id="r-images">25<' in answer.text
+    assert "&#34;labels&#34;: [&#34;Edema&#34;" in answer.text or '"labels": ["Edema", "Fracture"]' in answer.text
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"sample_size": "0"}, "sample_size"),
+        ({"sample_size": "many"}, "sample_size"),
+        ({"connections": "99"}, "connections"),
+        ({"bucket": "Not_A_Bucket"}, "bucket"),
+        ({"prefix": "a/../b"}, "prefix"),
+        ({"subjects": "10000032\nbogus"}, "subjects"),
+        ({"views": ["PA"], "subjects": "19999998"}, "subjects"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_field(server, viewer, params, field):
+    answer = viewer.get(f"{server.url}/physionet/plan", params=params, headers=HTML)
+    assert answer.status_code == 200
+    assert re.search(rf'data-error="{field}" data-text="[^"]+', answer.text), answer.text[-3000:]
+
+
+def test_links_on_tasks_lead_to_the_page(server, viewer):
+    path = f"dags/mimic_cxr_jpg/dagRuns/{LIVE}/taskInstances/verify/links".replace("+", "%2B")
+    links = viewer.get(f"{server.url}/api/v2/{path}").json()["extra_links"]
+    assert set(links) >= {"Live progress", "Report", "Images in S3", "Dataset at PhysioNet"}
+    for link in links.values():
+        assert viewer.get(server.url + link, headers=HTML, allow_redirects=False).status_code in (200, 307)
+
+
+def test_airflow_offers_the_connection_type_with_its_form(server):
+    forms = server.as_user("admin").get(f"{server.url}/ui/connections/hook_meta").json()
+    form = next(form for form in forms if form["connection_type"] == "physionet")
+    assert form["hook_name"] == "PhysioNet"
+    assert form["standard_fields"]["login"]["title"] == "PhysioNet user name"
+    assert "user_agent" in form["extra_fields"]
+    assert any(form["connection_type"] == "http" for form in forms)
+
+
+@pytest.fixture(scope="module")
+def physionet(tmp_path_factory):
+    from tests.page_server import PREFIX
+
+    root = tmp_path_factory.mktemp("physionet")
+    for name in (PREFIX, "mimic-cxr/2.0.0"):
+        (root / name).mkdir(parents=True)
+        (root / name / "SHA256SUMS.txt").write_text("")
+    with stack.physionet(root, options=["--agreement", PREFIX]) as source:
+        yield source
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, "PhysioNet lets demo-reader read mimic-cxr-jpg/2.1.0."),
+        ({"password": "wrong"}, "Wrong user name or password."),
+        ({"dataset": "mimic-cxr/2.0.0"}, "https://physionet.org/sign-dua/mimic-cxr/2.0.0/"),
+        ({"dataset": "imagenet/1"}, "There is no dataset 'imagenet/1'"),
+        ({"user_agent": "python-requests/2"}, "PhysioNet ignores the password of a client that calls itself"),
+        ({"host": "http://127.0.0.1:9"}, "PhysioNet cannot be reached."),
+        ({"host": "http://physionet.invalid"}, "The connection cannot be used as it is."),
+        ({"password": ""}, "has no password"),
+    ],
+)
+def test_the_test_button_tells_what_is_wrong(server, physionet, change, says):
+    extra = {name: value for name, value in change.items() if name in ("dataset", "user_agent")}
+    connection = {
+        "connection_id": "physionet_form",
+        "conn_type": "physionet",
+        "host": change.get("host", physionet.url),
+        "login": physionet.user,
+        "password": change.get("password", physionet.password),
+        "extra": json.dumps(extra),
+    }
+    answer = server.as_user("admin").post(f"{server.url}/api/v2/connections/test", json=connection)
+    assert answer.status_code == 200, answer.text
+    assert says in answer.json()["message"]
+    assert answer.json()["status"] is (not change)
+    assert not change or physionet.password not in answer.text
+
+
+def test_the_provider_has_the_projects_version():
+    from importlib.metadata import version
+
+    from include.physionet_mirror import __version__
+
+    assert version("physionet-airflow") == __version__

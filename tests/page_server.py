@@ -1,0 +1,331 @@
+"""Airflow's API server with the page, over a database and a bucket that hold what a long run would have left there.
+
+Nothing is scheduled here: the runs and their task instances are written into the database as Airflow would.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+from demo import stack
+from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout, verified
+
+BUCKET, PREFIX = "lab-bucket", "mimic-cxr-jpg/2.1.0"
+SHARDS, A_SHARD = 400, 900
+LIVE, DONE, ELSEWHERE = "manual__2026-03-01T22:00:00+00:00", "manual__2026-02-27T21:00:00+00:00", "audit-1"
+USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}
+"""By name, their role; one without a role may log in and read nothing."""
+
+
+@dataclass(frozen=True)
+class PageServer:
+    """The running server; ``as_user`` gives a session that is logged in as a browser is, by a cookie."""
+
+    url: str
+    home: Path
+    s3: stack.S3Server
+    service: stack.Service
+
+    def password(self, user: str) -> str:
+        return json.loads((self.home / "passwords.json").read_text())[user]
+
+    def as_user(self, user: str | None) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False
+        if user:
+            answer = session.post(f"{self.url}/auth/token", json={"username": user, "password": self.password(user)})
+            answer.raise_for_status()
+            session.cookies.set("_token", answer.json()["access_token"])
+        return session
+
+    def run_url(self, run_id: str = LIVE, view: str = "", dag_id: str = "mimic_cxr_jpg") -> str:
+        return f"{self.url}/physionet/dags/{dag_id}/runs/{quote(run_id, safe='')}{'/' + view if view else ''}"
+
+
+@contextmanager
+def page_server(folder: Path) -> Iterator[PageServer]:
+    """Up until the block ends; ``folder`` receives the database and the bucket."""
+    home = folder / "airflow"
+    with stack.s3_server(folder / "s3") as s3:
+        fill_bucket(s3)
+        port = stack.free_port()
+        url = f"http://127.0.0.1:{port}"
+        connections = {"aws_default": s3.connection()}
+        users = ",".join(f"{name}:{role}" for name, role in USERS.items())
+        env = stack.airflow_environment(home, connections=connections) | {
+            "AIRFLOW__API__BASE_URL": url,
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": users,
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+            "MIMIC_CXR_BUCKET": BUCKET,
+        }
+        stack.migrate(home, env)
+        for name, command in {
+            "reserialize": stack.airflow_command("dags", "reserialize"),
+            "seed": [sys.executable, "-m", "tests.page_server"],
+        }.items():
+            with stack.Service(name, command, log=home / f"{name}.log", env=env) as service:
+                service.wait()
+        command = stack.airflow_command("api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1")
+        with stack.Service("Airflow's api-server", command, log=home / "api-server.log", env=env) as service:
+            service.wait_for("Uvicorn running on", timeout=180)
+            yield PageServer(url, home, s3, service)
+
+
+# -- the bucket --------------------------------------------------------------------------------------------------------
+
+
+def fill_bucket(s3: stack.S3Server) -> None:
+    """A manifest, an index of a third of it, and two runs: one of 400 shards on its way, one that is over."""
+    root = s3.make_bucket(BUCKET) / PREFIX
+
+    def write(path: str, content: bytes | dict[str, Any]) -> None:
+        file = root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    manifest, index = _tables()
+    write(MANIFEST, manifest)
+    write(INDEX, index)
+    for group in range(10, 15):
+        write(verified(f"p{group}"), b"x")
+    live = RunLayout(LIVE)
+    write(live.plan, plan())
+    for number in range(SHARDS):
+        if result := result_of(number):
+            write(live.result(number), result)
+    done = RunLayout(DONE)
+    write(done.plan, plan(4))
+    write(done.report_json, report())
+    write(
+        done.report_html, b'<!doctype html><title>Report</title><p>All is well.</p><img src="data:image/png;base64,">'
+    )
+    write(done.failed_images, b"files/p10/a.jpg\tnot found\n")
+    write("secret.txt", b"not for the page")
+
+
+def go_on(s3: stack.S3Server) -> None:
+    """Let the shards that are on their way publish once more, as they do every few seconds."""
+    for number in range(SHARDS):
+        if state_of(number)[1] == "running":
+            file = s3.folder / BUCKET / PREFIX / RunLayout(LIVE).result(number)
+            file.write_text(json.dumps(result_of(number)))
+
+
+def plan(shards: int = SHARDS) -> dict[str, Any]:
+    """plan.json as the plan task writes it."""
+    images = shards * A_SHARD
+    names = [f"p{10 + 10 * n // shards} … p{10 + (10 * n + 5) // shards}, {A_SHARD} images" for n in range(shards)]
+    return {
+        "schema": "physionet-mirror/plan/1",
+        "run_id": LIVE,
+        "request": {"bucket": BUCKET, "prefix": PREFIX, "connections": 8},
+        "selection": {"matched": images, "images": images, "notes": []},
+        "shards": [{"index": n, "name": names[n], "images": A_SHARD} for n in range(shards)],
+        "estimate": {"missing": images, "missing_bytes": images * 1_450_000},
+    }
+
+
+def state_of(number: int) -> tuple[str | None, str | None]:
+    """The states of a shard's two tasks in the run that is on its way."""
+    if number < 90:
+        return "skipped", "skipped"
+    if number in (133, 201):
+        return "success", "failed"
+    if number < 246:
+        return "success", "success"
+    if number == 246:
+        return "success", "up_for_retry"
+    return "success", "running" if number < 251 else ("scheduled" if number < 330 else None)
+
+
+def result_of(number: int) -> dict[str, Any] | None:
+    """results/NNNN.json of the run that is on its way; none for a shard that was complete or has not begun."""
+    missing, stream = state_of(number)
+    if missing == "skipped" or stream in ("scheduled", None):
+        return None
+    rng = random.Random(number)
+    began = max(number - 90, 0) // 4 * 310.0
+    stored = {"success": A_SHARD, "failed": 640, "up_for_retry": 210}.get(stream, 130 + 180 * (number - 247))
+    failed = [
+        {"path": f"files/p13/p1300{number:04}/s5{number:07}/{n:08x}.jpg", "reason": reason, "detail": detail}
+        for n, reason, detail in [
+            (1, "not found", "404: PhysioNet lists this file in its checksums but does not serve it."),
+            (2, "stalled", "No byte for 60 s in each of three attempts."),
+        ]
+        if number % 37 == n or number in (133, 201)
+    ]
+    points, seconds = [], 0.0
+    while seconds < min(300.0, stored / 3):
+        seconds += 10.0
+        images = round(30 * (0.85 + 0.3 * rng.random()))
+        points.append([seconds, images, images * 1_450_000, 2])
+    start = datetime.now(UTC) - timedelta(seconds=310.0 * 40 - began) if stream != "running" else None
+    began_at = start or datetime.now(UTC) - timedelta(seconds=seconds)
+    return {
+        "shard": number,
+        "state": {"success": "done", "failed": "failed", "up_for_retry": "failed"}.get(stream, "running"),
+        "try_number": 1,
+        "started": began_at.isoformat(),
+        "seconds": seconds,
+        "images": A_SHARD,
+        "todo": A_SHARD,
+        "stored": stored - len(failed),
+        "bytes": stored * 1_450_000,
+        "failed": failed,
+        "connections": 2,
+        "retries": rng.randrange(3),
+        "handshakes": 1,
+        "faults": {},
+        "series": points,
+    }
+
+
+def report() -> dict[str, Any]:
+    """As much of report.json as the page reads."""
+    return {
+        "run": {"id": DONE, "seconds": 4321.0},
+        "result": {"passed": True, "level": "checksum", "selected": 3600, "verified": 3600},
+        "transfer": {"images": 3600, "bytes": 3600 * 1_450_000, "seconds": 4000.0, "connections": 7.5},
+        "params": {"connections": 8},
+    }
+
+
+def _tables() -> tuple[bytes, bytes]:
+    import numpy as np
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from include.physionet_mirror import manifest
+    from include.physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
+
+    rng, count = np.random.default_rng(7), 12_000
+    subject = np.sort(rng.integers(10_000_000, 19_999_999, count))
+    dicom = [f"{n:08x}-{n:08x}-00000000-00000000-00000000" for n in range(count)]
+    often = [0.18, 0.2, 0.05, 0.12, 0.03, 0.02, 0.03, 0.23, 0.34, 0.24, 0.01, 0.08, 0.05, 0.3]
+    labels = {}
+    for label, rate in zip(LABELS, often, strict=True):
+        drawn = rng.choice([1.0, 0.0, -1.0, np.nan], count, p=[rate, 0.1, 0.05, 0.85 - rate])
+        labels[label] = pd.array(drawn).astype("Int8")
+    study = 50_000_000 + np.arange(count) // 2
+    table = pd.DataFrame(
+        {
+            "path": [
+                f"files/p{s // 1_000_000}/p{s}/s{t}/{d}.jpg" for s, t, d in zip(subject, study, dicom, strict=True)
+            ],
+            "sha256": [f"{n:064x}" for n in range(count)],
+            "group": [f"p{s // 1_000_000}" for s in subject],
+            "subject_id": subject.astype("int32"),
+            "study_id": study.astype("int32"),
+            "dicom_id": dicom,
+            "view": rng.choice(["AP", "PA", "LATERAL", "LL", None], count, p=[0.39, 0.25, 0.22, 0.1, 0.04]),
+            "split": rng.choice(["train", "validate", "test"], count, p=[0.96, 0.02, 0.02]),
+            "height": pd.array([2544] * count, "Int32"),
+            "width": pd.array([3056] * count, "Int32"),
+            **labels,
+        }
+    )
+    out = BytesIO()
+    manifest.write(table, out, dataset=MIMIC_CXR_JPG, sums_sha256="0" * 64)
+    share = {"p10": 1.0, "p11": 1.0, "p12": 0.93, "p13": 0.6, "p14": 0.2}
+    there = table[rng.random(count) < table["group"].map(share).fillna(0)]
+    index = BytesIO()
+    sizes = rng.integers(900_000, 2_000_000, len(there))
+    pq.write_table(pa.table({"dicom_id": there["dicom_id"].tolist(), "bytes": sizes}), index)
+    return out.getvalue(), index.getvalue()
+
+
+# -- the database ------------------------------------------------------------------------------------------------------
+
+
+def seed() -> None:
+    """Write the runs into the database that the environment names."""
+    from airflow.models.dag_version import DagVersion
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+    from sqlalchemy import insert, select
+
+    conf = {"bucket": BUCKET, "prefix": PREFIX, "sample_size": SHARDS * A_SHARD}
+    with create_session() as session:
+        for dag_id, run_id, state, given, hours in (
+            ("mimic_cxr_jpg", DONE, "success", conf, 49.0),
+            ("mimic_cxr_jpg", LIVE, "running", conf, 3.5),
+            ("mimic_cxr_audit", ELSEWHERE, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0),
+        ):
+            at = datetime.now(UTC) - timedelta(hours=hours)
+            ended = at + timedelta(seconds=4321) if state == "success" else None
+            session.execute(
+                insert(DagRun).values(
+                    dag_id=dag_id,
+                    run_id=run_id,
+                    run_type="manual",
+                    state=state,
+                    conf=given,
+                    run_after=at,
+                    queued_at=at,
+                    start_date=at,
+                    end_date=ended,
+                    clear_number=0,
+                    span_status="NotStarted",
+                )
+            )
+        version = session.scalar(select(DagVersion.id).where(DagVersion.dag_id == "mimic_cxr_jpg"))
+        before = ["check_access", "fetch_metadata", "plan", "approve"]
+        rows = [(LIVE, task, -1, "success") for task in before] + [(LIVE, "verify", -1, None)]
+        rows += [(DONE, task, -1, "success") for task in (*before, "verify")]
+        for number in range(SHARDS):
+            for task, state in zip(("missing", "stream"), state_of(number), strict=True):
+                rows.append((LIVE, f"mirror_shard.{task}", number, state))
+        for number in range(4):
+            rows += [
+                (DONE, "mirror_shard.missing", number, "skipped"),
+                (DONE, "mirror_shard.stream", number, "skipped"),
+            ]
+        from uuid6 import uuid7
+
+        session.execute(
+            insert(TaskInstance),
+            [
+                {
+                    "id": uuid7(),
+                    "dag_id": "mimic_cxr_jpg",
+                    "run_id": run_id,
+                    "task_id": task,
+                    "map_index": index,
+                    "state": state,
+                    "try_number": 1,
+                    "max_tries": 2,
+                    "pool": "default_pool",
+                    "pool_slots": 1,
+                    "queue": "default",
+                    "priority_weight": 1,
+                    "operator": task,
+                    "dag_version_id": version,
+                    "custom_operator_name": task,
+                    "hostname": "",
+                    "unixname": "",
+                    "span_status": "NotStarted",
+                    "context_carrier": {},
+                }
+                for run_id, task, index, state in rows
+            ],
+        )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+    seed()
