@@ -47,6 +47,7 @@ PART_SIZE = 8 << 20
 
 _KEYS_A_LIST = 1000  # ListObjectsV2's page
 _KEYS_A_DELETE = 1000  # DeleteObjects' limit
+_ONE_COPY = 5 << 30  # CopyObject's limit, in bytes
 _REFUSED = {
     "AccessDenied",
     "AllAccessDisabled",
@@ -378,6 +379,33 @@ class Bucket:
             copied = self.head(stored.path)
             return copied.etag if copied else ""
         return etag.strip('"')
+
+    def copy_from(
+        self, source: Bucket, there: Stored, *, content_type: str, storage_class: str = "STANDARD"
+    ) -> str | None:
+        """Copy an object of another bucket to the same path here, inside S3; returns the SHA-256 that S3 computed (hex).
+
+        Tags and ACL of the original stay behind: storage class, encryption and tags are the destination's. Above 5 GB
+        the copy is made in parts, and S3 then has no SHA-256 of the whole: None.
+        """
+        where: dict[str, Any] = {"Bucket": self.name, "Key": self.key(there.path)}
+        origin: Any = {"Bucket": source.name, "Key": source.key(there.path)}
+        how: dict[str, Any] = {
+            "ChecksumAlgorithm": "SHA256",
+            "MetadataDirective": "REPLACE",
+            "ContentType": content_type,
+            "StorageClass": storage_class,
+            "TaggingDirective": "REPLACE",
+            **self._encryption,
+            **self._owner,
+        }
+        with self._asking("COPY", there.path):
+            if there.size > _ONE_COPY:
+                self.client.copy(origin, **where, ExtraArgs=how, SourceClient=source.client)
+                return None
+            answer = self.client.copy_object(**where, CopySource=origin, CopySourceIfMatch=there.etag, **how)
+        digest = answer["CopyObjectResult"].get("ChecksumSHA256")
+        return b64decode(digest).hex() if digest else None
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects, 1,000 a request. An absent one is no error."""

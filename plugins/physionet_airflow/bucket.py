@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from include.physionet_mirror.access_point import AccessPoint
+    from include.physionet_mirror.dataset import Dataset
     from include.physionet_mirror.destination import Bucket
 
 AWS_CONN_ID = "aws_default"
+ACCESS_POINT_CONN_ID = "physionet_s3"
+"""An optional second AWS connection, whose extra may name another access point than the dataset's declaration."""
+
+_ACCESS_POINT = "physionet_access_point"
 
 
 def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Bucket:
@@ -35,3 +41,39 @@ def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Buc
         kms_key=connection.extra_config.get("kms_key_id"),
         expected_owner=connection.extra_config.get("expected_bucket_owner"),
     )
+
+
+def open_access_point(
+    bucket: Bucket, dataset: Dataset, storage_class: str, aws_conn_id: str = AWS_CONN_ID
+) -> AccessPoint:
+    """PhysioNet's S3 access point as the source of copies into ``bucket``, made with the same AWS connection.
+
+    Its ARN is the dataset's, unless the extra of ``aws_conn_id`` or of the connection ``physionet_s3`` has a
+    ``physionet_access_point`` (an ARN, or the name of a bucket with the same keys). Makes no request.
+
+    Raises:
+        InputError: There is none for this dataset version.
+    """
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from include.physionet_mirror.access_point import AccessPoint, access_point_of
+    from include.physionet_mirror.destination import Bucket
+
+    hook = S3Hook(aws_conn_id=aws_conn_id)
+    connection = hook.conn_config
+    override = connection.extra_config.get(_ACCESS_POINT)
+    if not override:
+        try:
+            override = hook.get_connection(ACCESS_POINT_CONN_ID).extra_dejson.get(_ACCESS_POINT)
+        except AirflowNotFoundException:
+            override = None
+    source = Bucket.open(
+        hook.get_session(),
+        access_point_of(dataset, override),
+        dataset.name,
+        endpoint_url=connection.get_service_endpoint_url("s3"),
+        config=connection.botocore_config,
+        verify=hook.verify,
+    )
+    return AccessPoint(source, bucket, storage_class)

@@ -264,12 +264,11 @@ class StreamShardOperator(BaseOperator):
         self._stop = shard.Stop()
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            run.check_source()
             connections = run.request.share(streams())
             result = shard.stream_shard(
                 Shard.from_dict(self.shard),
                 run.request,
-                PhysioNetHook(self.physionet_conn_id).source(connections),
+                run.source(connections, self.physionet_conn_id),
                 run.bucket,
                 run.layout,
                 connections=connections,

@@ -10,14 +10,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from include.physionet_mirror.errors import InputError, MirrorError
-from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
+from physionet_airflow.hook import PhysioNetHook
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from include.physionet_mirror.access_point import AccessPoint
     from include.physionet_mirror.destination import Bucket
     from include.physionet_mirror.layout import RunLayout
     from include.physionet_mirror.request import Request
+    from include.physionet_mirror.source import PhysioNet
+
+PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
 
 def streams() -> int:
@@ -49,6 +54,7 @@ class Run:
         bucket: The destination; no request is made until it is used.
         layout: Where the run's files lie.
         started: When the run began.
+        aws_conn_id: The bucket's account.
     """
 
     params: Mapping[str, Any]
@@ -56,6 +62,7 @@ class Run:
     bucket: Bucket
     layout: RunLayout
     started: datetime
+    aws_conn_id: str = AWS_CONN_ID
 
     @classmethod
     def of(cls, context: Context, aws_conn_id: str = AWS_CONN_ID, **overrides: Any) -> Run:
@@ -75,14 +82,18 @@ class Run:
             open_bucket(request.bucket, request.prefix, aws_conn_id),
             RunLayout(context["run_id"]),
             context["dag_run"].start_date or datetime.now(UTC),
+            aws_conn_id,
         )
 
-    def check_source(self) -> None:
-        """Raise InputError where images cannot be had from ``source``."""
-        if self.request.source != "physionet":
-            raise InputError(
-                f"source: {self.request.source} is not built in yet. Nothing was done. Leave it at physionet."
-            )
+    def source(self, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID) -> PhysioNet | AccessPoint:
+        """Where the images come from, as the param ``source`` says; makes no request.
+
+        Raises:
+            InputError: A connection that cannot be worked with.
+        """
+        if self.request.source == "s3":
+            return open_access_point(self.bucket, self.request.dataset, self.request.storage_class, self.aws_conn_id)
+        return PhysioNetHook(physionet_conn_id).source(connections)
 
 
 def dataset_overrides(dataset: str | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from include.physionet_mirror import plan, shards
+from include.physionet_mirror.access_point import COPIES_A_CONNECTION, AccessPoint
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import DestinationError
 from include.physionet_mirror.layout import RunLayout
@@ -60,7 +61,7 @@ class Stop:
 def stream_shard(
     shard: shards.Shard,
     request: Request,
-    source: PhysioNet,
+    source: PhysioNet | AccessPoint,
     bucket: Bucket,
     run: RunLayout,
     *,
@@ -74,7 +75,7 @@ def stream_shard(
     Args:
         shard: Whose images.
         request: What is asked for.
-        source: PhysioNet.
+        source: Where the images come from.
         bucket: Destination.
         run: Where list, progress and result lie.
         connections: The most PhysioNet connections at once.
@@ -90,8 +91,10 @@ def stream_shard(
     if try_number > 1:
         memory = None if request.verify == "count" else Memory.load(bucket, groups_of(image.path for image in images))
         images = shards.missing(images, bucket, memory, span=shard.span).images
+    if isinstance(source, AccessPoint):
+        connections *= COPIES_A_CONNECTION
     log.info(
-        "%s (%s … %s): %s to fetch, %s already there, at most %d connections.",
+        "%s (%s … %s): %s to fetch, %s already there, at most %d at once.",
         shard.name,
         shard.first,
         shard.last,
