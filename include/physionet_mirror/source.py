@@ -8,10 +8,12 @@ session shakes hands once: an unauthenticated request earns ``testcookie``, an a
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import ipaddress
 import logging
 import threading
+import time
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,7 +21,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookies import CookieError, SimpleCookie
-from typing import TYPE_CHECKING, NoReturn
+from queue import LifoQueue
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
@@ -64,15 +67,18 @@ ACCEPTED_AGENTS = ("Wget/", "libwfdb/")
 RESUMABLE = 1 << 20
 """Files above this size in bytes are resumed with Range; smaller ones are cheaper to begin anew."""
 
+BIG = 32 << 20
+"""Files above this size in bytes are never held in memory, and an outage amid one is waited for."""
+
 _CHUNK = 1 << 18
-_RESUMES = 8  # per file and attempt, each of which must have brought new bytes
+_OUTAGE = 1, 2, 4, 8, 16, 30, 30  # seconds between the tries to resume a big file
 _RENEWALS = 4  # of the session, for one request
 _REDIRECTS = 5
 
 
 @dataclass
 class SourceStats:
-    """Counts of one session: handshakes (password checks asked for), requests, bytes received, resumed files, faults."""
+    """Counts of one session: password checks asked for, requests, body bytes received, resumed files, faults by reason."""
 
     handshakes: int = 0
     requests: int = 0
@@ -85,8 +91,34 @@ class SourceStats:
 class _Session:
     """The cookies that spare the password check; replaced as a whole, so that threads read it without a lock."""
 
-    number: int
     headers: Mapping[str, str]
+    cookies: Mapping[str, str] = field(default_factory=dict)
+
+    def having(self, cookies: Mapping[str, str]) -> _Session:
+        """The same with more cookies."""
+        all_cookies = {**self.cookies, **cookies}
+        if not all_cookies:
+            return self
+        header = "; ".join(f"{name}={value}" for name, value in all_cookies.items())
+        return _Session({**self.headers, "Cookie": header}, all_cookies)
+
+
+class Download:
+    """A file on its way; iterate once, to the end.
+
+    The iteration's last act is to compare the hash of all bytes with PhysioNet's: whoever keeps nothing unless it ends
+    without an exception never keeps a wrong byte.
+
+    Attributes:
+        size: Bytes that PhysioNet announced, or None.
+    """
+
+    def __init__(self, size: int | None, chunks: Iterator[bytes]) -> None:
+        self.size = size
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
 
 
 class PhysioNet:
@@ -129,11 +161,14 @@ class PhysioNet:
         self._basic = "Basic " + b64encode(f"{login}:{password}".encode()).decode()
         self._timeout = urllib3.Timeout(connect=connect_timeout, read=read_timeout)
         self._read_timeout = read_timeout
+        self._connections = connections
         self._plain = {"User-Agent": self.user_agent, "Accept-Encoding": "identity"}
         self._lock = threading.Lock()
         self._shaking = threading.Lock()
         self._session: _Session | None = None
-        self._refusal: SourceError | None = None
+        self._refused = False
+        self._handshakes_tried = 0
+        self._handshake_failed: SourceError | None = None
         self._http = requests.Session()
         adapter = HTTPAdapter(pool_connections=4, pool_maxsize=connections, max_retries=0)
         self._http.mount("https://", adapter)
@@ -164,44 +199,39 @@ class PhysioNet:
         """
         self._ask("HEAD", dataset, SUMS).drain_conn()
 
-    def fetch(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> bytes:
-        """One file, whole, in memory, proven against ``sha256`` (hex; None only for the checksum file itself).
+    def open(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Download:
+        """One file of any size, in bounded memory; returns when its first byte is there.
 
-        One attempt: only an interrupted file above 1 MiB is resumed here, everything else is the caller's to repeat.
-        ``slot`` is told when the answer begins.
+        One attempt: an interrupted file above 1 MiB is resumed where it broke, everything else is the caller's to
+        repeat. ``sha256`` is hex, and None only for the checksum file itself. ``slot`` is told when an answer came.
 
         Raises:
-            SourceError: Any of its subclasses.
+            SourceError: Any of its subclasses; so does the iteration.
         """
-        data = b"".join(self._body(dataset, path, slot))
-        if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            self._fault(Corrupt(_corrupt(path, sha256)))
-        return data
+        response = self._ask("GET", dataset, path, slot=slot)
+        return Download(_length(response), self._proven(self._body(response, dataset, path), path, sha256))
+
+    def fetch(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> bytes:
+        """As ``open``, whole and in memory."""
+        return b"".join(self.open(dataset, path, sha256, slot))
 
     def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
-        """One file of any size in chunks, in bounded memory, resumed with Range where it broke.
+        """As ``open``, for callers who do not need the size."""
+        yield from self.open(dataset, path, sha256)
 
-        Its last act is to compare the hash of all bytes with ``sha256``: a consumer that keeps nothing unless the
-        iteration ends without an exception never keeps a wrong byte.
+    # -- reading ---------------------------------------------------------------------------------------------------
 
-        Raises:
-            SourceError: Any of its subclasses.
-        """
+    def _proven(self, chunks: Iterator[bytes], path: str, sha256: str | None) -> Iterator[bytes]:
         digest = hashlib.sha256()
-        for chunk in self._body(dataset, path):
+        for chunk in chunks:
             digest.update(chunk)
             yield chunk
         if sha256 is not None and digest.hexdigest() != sha256:
             self._fault(Corrupt(_corrupt(path, sha256)))
 
-    # -- reading ---------------------------------------------------------------------------------------------------
-
-    def _body(self, dataset: Dataset, path: str, slot: Slot | None = None) -> Iterator[bytes]:
-        """The file's bytes; resumes an interrupted file above 1 MiB as long as every piece brings it further."""
-        response = self._ask("GET", dataset, path)
-        if slot is not None:
-            slot.began = True
-        etag, total, received, resumes = response.headers.get("ETag"), _length(response), 0, 0
+    def _body(self, response: BaseHTTPResponse, dataset: Dataset, path: str) -> Iterator[bytes]:
+        """The file's bytes; an interrupted file above 1 MiB is resumed as long as every piece brings it further."""
+        etag, total, received = response.headers.get("ETag"), _length(response), 0
         while True:
             begun = received
             try:
@@ -210,16 +240,29 @@ class PhysioNet:
                     yield chunk
                 return
             except (Truncated, Stalled):
-                if received == begun or total is None or total <= RESUMABLE or etag is None or resumes == _RESUMES:
+                if received == begun or total is None or total <= RESUMABLE or etag is None:
                     raise
-            resumes += 1
-            with self._lock:
-                self.stats.resumed += 1
-            log.debug("resuming %s at byte %d of %d", path, received, total)
-            response = self._ask("GET", dataset, path, {"Range": f"bytes={received}-", "If-Range": etag})
-            if response.status != 206 or not _continues(response, received, total):
-                response.close()
-                self._fault(Truncated(f"{path} changed at PhysioNet while it was read. It is fetched anew."))
+            response = self._resume(dataset, path, received, total, etag)
+
+    def _resume(self, dataset: Dataset, path: str, received: int, total: int, etag: str) -> BaseHTTPResponse:
+        """The rest of a file, provided that it is still the same file."""
+        with self._lock:
+            self.stats.resumed += 1
+        log.debug("resuming %s at byte %d of %d", path, received, total)
+        rest = {"Range": f"bytes={received}-", "If-Range": etag}
+        for wait in (*_OUTAGE, None) if total > BIG else (None,):
+            try:
+                response = self._ask("GET", dataset, path, rest)
+                break
+            except (Throttled, SourceUnavailable) as error:
+                if wait is None:
+                    raise
+                asked_for = error.retry_after if isinstance(error, Throttled) else None
+                time.sleep(min(max(wait, asked_for or 0.0), 60.0))
+        if response.status != 206 or not _continues(response, received, total):
+            response.close()
+            self._fault(Truncated(f"{path} changed at PhysioNet while it was read. It is fetched anew."))
+        return response
 
     def _read(self, response: BaseHTTPResponse, path: str, expected: int | None) -> Iterator[bytes]:
         """The chunks of one response. Raises Truncated or Stalled, after having yielded what came."""
@@ -251,57 +294,78 @@ class PhysioNet:
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
-    def _ask(self, method: str, dataset: Dataset, path: str, more: Mapping[str, str] | None = None) -> BaseHTTPResponse:
+    def _ask(
+        self,
+        method: str,
+        dataset: Dataset,
+        path: str,
+        more: Mapping[str, str] | None = None,
+        slot: Slot | None = None,
+    ) -> BaseHTTPResponse:
         """An answer whose status is 200 or 206, with the body unread; renews an expired session."""
         url = self.url(dataset, path)
         for _ in range(_RENEWALS):
-            session = self._session or self._shake_hands(dataset, url, None)
-            response = self._send(method, url, {**session.headers, **more} if more else session.headers)
+            session = self._session or self._shake_hands(dataset, None)
+            response = self._send(method, url, {**session.headers, **(more or {})}, session)
+            if slot is not None:
+                slot.answered = True
             if response.status != 401:
                 self._check(response, dataset, path)
                 return response
             response.drain_conn()
-            self._shake_hands(dataset, url, session)
+            self._shake_hands(dataset, session)
         self._fault(_refused())
 
-    def _shake_hands(self, dataset: Dataset, url: str, expired: _Session | None) -> _Session:
+    def _shake_hands(self, dataset: Dataset, expired: _Session | None) -> _Session:
         """A new session, made by one thread for all that hold the ``expired`` one.
 
         Raises:
             CredentialsRefused: PhysioNet does not take the password. Later calls raise it again without asking.
             SourceError: Whatever else PhysioNet answered.
         """
+        tried = self._handshakes_tried
         with self._shaking:
-            if self._refusal is not None:
-                raise self._refusal
+            if self._refused:
+                raise _refused()
             if self._session is not None and self._session is not expired:
                 return self._session
-            number = (expired.number if expired else 0) + 1
-            greeting = self._send("HEAD", url, self._plain)
-            greeting.drain_conn()
-            if greeting.status in (200, 206, 404):  # a server that asks for no password
-                self._session = _Session(number, self._plain)
-                return self._session
-            if greeting.status not in (401, 403):
-                self._check(greeting, dataset, url)
-            cookies = _cookies(greeting)
-            headers = {**self._plain, "Authorization": self._basic}
-            with self._lock:
-                self.stats.handshakes += 1
-            answer = self._send("HEAD", url, {**headers, "Cookie": _cookie_header(cookies)} if cookies else headers)
-            answer.drain_conn()
-            if answer.status == 401:
-                self._refusal = _refused()
-                self._fault(self._refusal)
-            if answer.status != 404:  # whether the one file is there is not the handshake's to judge
-                self._check(answer, dataset, url)
-            cookies |= _cookies(answer)
-            self._session = _Session(number, {**headers, "Cookie": _cookie_header(cookies)} if cookies else headers)
+            if self._handshakes_tried != tried and self._handshake_failed is not None:
+                raise copy.copy(self._handshake_failed)  # another thread has asked in vain while this one waited
+            self._handshakes_tried += 1
+            self._handshake_failed = None
+            try:
+                self._session = self._new_session(dataset)
+            except SourceError as error:
+                self._handshake_failed = error
+                self._refused = isinstance(error, CredentialsRefused)
+                raise
             if expired is not None:
-                log.info("PhysioNet's session had expired; logged in again (%d. time).", number)
+                log.info("PhysioNet's session had expired; logged in again.")
             return self._session
 
-    def _send(self, method: str, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+    def _new_session(self, dataset: Dataset) -> _Session:
+        """Shake hands over the checksum file, which is there and small; what may be read is for later requests to see."""
+        url = self.url(dataset, SUMS)
+        greeting = self._send("HEAD", url, self._plain)
+        greeting.drain_conn()
+        if greeting.status in (200, 206, 404):  # a server that asks for no password, at least not for this dataset
+            return _Session(self._plain)
+        if greeting.status not in (401, 403):
+            self._check(greeting, dataset, SUMS)
+        session = _Session({**self._plain, "Authorization": self._basic}).having(_cookies(greeting))
+        with self._lock:
+            self.stats.handshakes += 1
+        answer = self._send("HEAD", url, session.headers)
+        answer.drain_conn()
+        if answer.status == 401:
+            self._fault(_refused())
+        if answer.status not in (403, 404):
+            self._check(answer, dataset, SUMS)
+        return session.having(_cookies(answer))
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], session: _Session | None = None
+    ) -> BaseHTTPResponse:
         """One request, redirects followed; credentials go to PhysioNet's own address only.
 
         Raises:
@@ -313,9 +377,10 @@ class PhysioNet:
             with self._lock:
                 self.stats.requests += 1
             try:
-                response = self._pool(url).urlopen(
+                pool = self._pool(url)
+                response = pool.urlopen(
                     method,
-                    _target(url),
+                    url if pool.proxy is not None and pool.scheme == "http" else _target(url),
                     headers=headers,
                     timeout=self._timeout,
                     retries=False,
@@ -326,6 +391,8 @@ class PhysioNet:
                 )
             except (HTTPError, OSError) as error:
                 self._fault(self._unreachable(error))
+            if session is not None and "sessionid" in (cookies := _cookies(response)) and self._is_ours(url):
+                self._replace(session, cookies)
             location = response.headers.get("Location") if response.status in (301, 302, 303, 307, 308) else None
             if location is None:
                 return response
@@ -334,6 +401,15 @@ class PhysioNet:
             if not self._is_ours(url):
                 headers = {name: headers[name] for name in headers if name not in ("Authorization", "Cookie")}
         self._fault(SourceUnavailable(f"{self.base_url} redirects in a circle. Nothing was fetched; try again later."))
+
+    def _replace(self, session: _Session, cookies: Mapping[str, str]) -> None:
+        """PhysioNet opened a new session by itself: it had forgotten ours and checked the password again."""
+        if not cookies["sessionid"]:  # it tells us to forget ours; a 401 comes with that
+            return
+        with self._lock:
+            self.stats.handshakes += 1
+            if self._session is session:
+                self._session = session.having(cookies)
 
     def _is_ours(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self.base_url)[:2]
@@ -344,13 +420,16 @@ class PhysioNet:
         origin = f"{parts.scheme}://{parts.netloc}"
         if origin not in self._pools:
             settings = self._http.merge_environment_settings(origin, {}, False, None, None)
+            if _is_loopback(parts.hostname or ""):
+                settings["proxies"] = {}  # which could not reach it
             request = requests.Request("GET", origin).prepare()
             adapter = self._http.get_adapter(origin)
             assert isinstance(adapter, HTTPAdapter)
             pool = adapter.get_connection_with_tls_context(request, settings["verify"], settings["proxies"])
             adapter.cert_verify(pool, origin, settings["verify"], None)  # type: ignore[no-untyped-call]
             assert isinstance(pool, urllib3.HTTPConnectionPool)
-            self._pools[origin] = pool
+            pool.pool = _LiveFirst(self._connections)
+            self._pools.setdefault(origin, pool)
         return self._pools[origin]
 
     # -- errors ----------------------------------------------------------------------------------------------------
@@ -428,6 +507,25 @@ class PhysioNet:
                 + ". What is stored stays stored. It is tried again; https://physionet.org shows whether the site is up."
             )
         )
+
+
+class _LiveFirst(LifoQueue[Any]):
+    """A connection pool that gives away open connections before room for new ones.
+
+    urllib3's own puts a failed connect's room on top. Where the server lets new connections hang, the open ones
+    beneath would never be used again.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        for _ in range(size):
+            self.put_nowait(None)
+
+    def _put(self, item: Any) -> None:
+        if item is None or getattr(item, "sock", None) is None:
+            self.queue.insert(0, item)
+        else:
+            self.queue.append(item)
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------
@@ -521,7 +619,3 @@ def _cookies(response: BaseHTTPResponse) -> dict[str, str]:
         except CookieError:
             continue
     return found
-
-
-def _cookie_header(cookies: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}={value}" for name, value in cookies.items())

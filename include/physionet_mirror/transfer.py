@@ -2,7 +2,8 @@
 
 An image's life is short: wait for a download slot, fetch, prove, give the slot back, store. What goes wrong is either
 the image's own fault (it is tried three times, then named), the server's (everybody waits, nobody loses a try) or final
-(the shard stops at once). Whatever was stored stays; whoever runs the shard again goes on from there.
+(the shard stops at once). Whatever was stored stays; whoever runs the shard again goes on from there. A file too big for
+memory is stored while it is fetched, and becomes visible only once it is proven.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -27,9 +28,11 @@ from include.physionet_mirror.errors import (
     SourceUnavailable,
     Stalled,
     Throttled,
+    Truncated,
 )
 from include.physionet_mirror.pace import Pace, Slot
 from include.physionet_mirror.shards import Image
+from include.physionet_mirror.source import BIG
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +45,61 @@ REFUSALS = 12
 PATIENCE = 300.0
 """Seconds for which a server that serves nobody is waited for, before the task gives up and is retried later."""
 
+GRACE = 15.0
+"""Seconds that a download may take to end once the shard is drained."""
+
+OVERDUE = 3.0
+"""Seconds without an answer after which an image is asked for a second time, when there is nothing else left to do."""
+
 LOG_EVERY = 10.0
 PUBLISH_EVERY = 5.0
 _POINTS = 120  # of the series, before neighbours are merged
 
 
-class Fetcher(Protocol):
-    """What the transfer needs of a source."""
+class Incoming(Protocol):
+    """A file on its way: its size in bytes where that is known, and its chunks, proven when they end."""
 
-    def fetch(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> bytes:
-        """One file, proven."""
+    @property
+    def size(self) -> int | None: ...
+
+    def __iter__(self) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A file that its source stored by itself, proven, without its bytes passing here; ``size`` in bytes."""
+
+    size: int
+
+
+class Source(Protocol):
+    """What the transfer needs of PhysioNet."""
+
+    def open(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Incoming | Copied:
+        """One file."""
+        ...
+
+    def check_access(self, dataset: Dataset) -> None:
+        """Raises unless PhysioNet serves."""
         ...
 
 
-class Putter(Protocol):
-    """What the transfer needs of a destination."""
+class Destination(Protocol):
+    """What the transfer needs of a bucket."""
 
     def put(self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD") -> str:
         """Store one file, atomically."""
+        ...
+
+    def upload(
+        self,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        content_type: str = "application/octet-stream",
+        storage_class: str = "STANDARD",
+    ) -> int:
+        """Store a file of any size in bounded memory, atomically; its size in bytes."""
         ...
 
 
@@ -72,11 +112,17 @@ class Failure:
     detail: str
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Job:
+    """An image until it is stored or given up; two attempts at it may run at once when the first one hangs."""
+
     image: Image
     tries: int = 0
     refusals: int = 0
+    running: int = 0
+    slot: Slot | None = None  # of the attempt that downloads
+    got: bool = False  # its bytes are here
+    settled: bool = False
 
 
 @dataclass
@@ -131,15 +177,16 @@ class Transfer:
         publish: Called every few seconds, and once in the end, with the tally as a dict.
         attempts: Tries of an image.
         patience: Seconds to wait for a server that is down.
-        stop: Set it to drain: running images finish, the rest is left.
+        backoff: Seconds before an image's second try, on average; doubled each time.
+        stop: Set it to drain: images whose bytes are coming finish, the rest is left.
     """
 
     def __init__(
         self,
         images: Iterable[Image],
         *,
-        source: Fetcher,
-        bucket: Putter,
+        source: Source,
+        bucket: Destination,
         dataset: Dataset,
         pace: Pace,
         total: int | None = None,
@@ -147,16 +194,19 @@ class Transfer:
         publish: Callable[[dict[str, Any]], None] = lambda _: None,
         attempts: int = ATTEMPTS,
         patience: float = PATIENCE,
+        backoff: float = 1.0,
         stop: threading.Event | None = None,
     ) -> None:
         self._ready = deque(_Job(image) for image in images)
         self._source, self._bucket, self._dataset, self._pace = source, bucket, dataset, pace
         self._storage_class, self._publish = storage_class, publish
-        self._attempts, self._patience = attempts, patience
+        self._attempts, self._patience, self._backoff = attempts, patience, backoff
         self._stop = stop or threading.Event()
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
-        self._running = 0
+        self._running: set[_Job] = set()
+        self._unsettled = len(self._ready)
         self._served = 0  # images that the source gave
+        self._doubtful: list[_Job] = []  # those that lost a try since then
         self._down_since: float | None = None  # when the source was first asked in vain and served nobody since
         self._hold_until = 0.0
         self._fatal: MirrorError | None = None
@@ -215,13 +265,16 @@ class Transfer:
         """Wait for the end; log, publish and sample meanwhile."""
         next_log = next_publish = begun + 1.0
         sampled = begun, 0, 0
+        drained_by: float | None = None
         while True:
             with self._changed:
-                over = self._is_over()
-                if not over:
+                if not self._is_over():
                     self._changed.wait(0.5)
-                    over = self._is_over()
+                over = self._is_over()
             now = time.monotonic()
+            if self._stop.is_set():
+                drained_by = drained_by or now + GRACE
+                over = over or now > drained_by
             with self._changed:
                 self.tally.seconds = now - begun
                 self.tally.connections = self._pace.slots
@@ -247,9 +300,9 @@ class Transfer:
             series[: len(series) // 2 * 2] = [(b[0], a[1] + b[1], a[2] + b[2], b[3]) for a, b in pairs]
 
     def _is_over(self) -> bool:
-        if self._fatal is not None:
+        if self._fatal is not None or not self._unsettled:
             return True
-        return not self._running and (self._stop.is_set() or not (self._ready or self._later))
+        return self._stop.is_set() and not any(job.got or (job.slot and job.slot.answered) for job in self._running)
 
     # -- the work --------------------------------------------------------------------------------------------------
 
@@ -260,46 +313,73 @@ class Transfer:
             try:
                 size = self._move(job)
             except MirrorError as error:
-                self._missed(job, error, others_served=self._served > served)
-            except Exception as error:  # a defect of ours must end the task, not hang it
+                self._missed(job, error, self._is_serving(job, error, served))
+            except Exception as error:
                 log.exception("unexpected error at %s", job.image.path)
-                self._missed(job, MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."))
+                self._missed(job, MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."), True)
             else:
                 self._moved(job, size)
 
     def _take(self) -> _Job | None:
         """The next image that is due, or None when there will be none."""
         with self._changed:
-            while not self._is_stopping():
+            while self._unsettled and not self._is_stopping():
                 now = time.monotonic()
                 while self._later and self._later[0][0] <= now:
                     self._ready.append(heapq.heappop(self._later)[2])
-                if self._ready and now >= self._hold_until:
-                    self._running += 1
-                    return self._ready.popleft()
-                if not (self._ready or self._later or self._running):
-                    return None
+                job = self._ready.popleft() if self._ready and now >= self._hold_until else self._overdue()
+                if job is not None:
+                    job.running += 1
+                    self._running.add(job)
+                    return job
                 self._changed.wait(0.2)
             return None
 
+    def _overdue(self) -> _Job | None:
+        """At the end, an image that waits for an answer: a connection that works can bring it sooner."""
+        if self._ready or self._later:
+            return None
+        for job in self._running:
+            if job.running == 1 and job.slot and not job.slot.answered and self._pace.age(job.slot) > OVERDUE:
+                return job
+        return None
+
     def _move(self, job: _Job) -> int | None:
-        """Fetch, prove and store one image; gives its size in bytes, or None when draining came first."""
-        with self._pace.slot(self._is_stopping) as slot:
+        """Fetch, prove and store one image; its size in bytes, or None when draining or another attempt came first."""
+        path, sha256 = job.image.path, job.image.sha256
+        data: bytes | None = None
+        with self._pace.slot(lambda: self._is_stopping() or job.got) as slot:
             if slot is None:
                 return None
+            job.slot = slot
             try:
-                data = self._source.fetch(self._dataset, job.image.path, job.image.sha256, slot)
+                incoming = self._source.open(self._dataset, path, sha256, slot)
+                if isinstance(incoming, Copied):
+                    size = incoming.size
+                elif incoming.size is not None and incoming.size > BIG:
+                    size = self._bucket.upload(
+                        path, incoming, content_type=self._dataset.image_type, storage_class=self._storage_class
+                    )
+                else:
+                    data = b"".join(incoming)
+                    size = len(data)
             except Throttled as error:
                 self._pace.congested(slot, error.reason, error.retry_after and min(error.retry_after, self._patience))
                 raise
             except Stalled as error:
-                self._pace.congested(slot, error.reason)
+                if not slot.answered:
+                    self._pace.congested(slot, error.reason)
                 raise
         with self._changed:
             self._served += 1
             self._down_since = None
-        self._store(job.image.path, data)
-        return len(data)
+            self._doubtful.clear()
+            if job.got:
+                return None
+            job.got = True
+        if data is not None:
+            self._store(path, data)
+        return size
 
     def _store(self, path: str, data: bytes) -> None:
         """PUT, and again for as long as S3 is away: what was fetched is not thrown away."""
@@ -312,9 +392,11 @@ class Transfer:
                 if time.monotonic() - begun + wait > self._patience or self._is_stopping():
                     raise
                 with self._changed:
+                    if wait == 0.5 and not self.tally.faults[error.reason]:
+                        log.warning("%s", error)
                     self.tally.faults[error.reason] += 1
                     self.tally.retries += 1
-            time.sleep(wait * random.uniform(0.5, 1.5))
+            self._stop.wait(wait * random.uniform(0.5, 1.5))
             wait = min(2 * wait, 15.0)
 
     def _is_stopping(self) -> bool:
@@ -322,29 +404,53 @@ class Transfer:
 
     # -- what became of it -----------------------------------------------------------------------------------------
 
+    def _ended(self, job: _Job) -> None:
+        job.running -= 1
+        if not job.running:
+            self._running.discard(job)
+            job.slot = None
+        self._changed.notify_all()
+
     def _moved(self, job: _Job, size: int | None) -> None:
         with self._changed:
-            self._running -= 1
-            if size is None:
-                self._ready.appendleft(job)
-            else:
+            self._ended(job)
+            if size is not None and not job.settled:
+                job.settled = True
+                self._unsettled -= 1
                 self.tally.stored += 1
                 self.tally.bytes += size
-            if self._is_over():
-                self._changed.notify_all()
 
-    def _missed(self, job: _Job, error: MirrorError, *, others_served: bool = False) -> None:
+    def _is_serving(self, job: _Job, error: MirrorError, served: int) -> bool:
+        """Whether PhysioNet serves, so that an image failed by its own fault.
+
+        Others tell, if one came since this attempt began (``served`` had come by then). Before an image loses its last
+        try to what an outage looks like, and where too few are left to tell, the checksum file is asked for.
+        """
+        serving = isinstance(error, FileError) or self._served > served
+        last, few = job.tries + 1 >= self._attempts, self._unsettled <= self._pace.limit
+        if not isinstance(error, SourceUnavailable | Truncated) or not (last or (few and not serving)):
+            return serving
+        try:
+            self._source.check_access(self._dataset)
+        except MirrorError:
+            return False
+        return True
+
+    def _missed(self, job: _Job, error: MirrorError, serving: bool) -> None:
         """Decide at whose expense an image failed: the shard's, everybody's or its own."""
         with self._changed:
-            self._running -= 1
+            self._ended(job)
             self.tally.faults[error.reason] += 1
-            if isinstance(error, Throttled | SourceUnavailable) and not others_served:
-                self._wait_for_source(job, error)
-            elif isinstance(error, Throttled | SourceUnavailable | FileError):
+            if job.settled or self._is_stopping():
+                return
+            if not isinstance(error, Throttled | SourceUnavailable | FileError):
+                self._fatal = error
+            elif job.running:  # the other attempt decides
+                return
+            elif serving:
                 self._try_again(job, error)
             else:
-                self._fatal = self._fatal or error
-            self._changed.notify_all()
+                self._wait_for_source(job, error)
 
     def _wait_for_source(self, job: _Job, error: MirrorError) -> None:
         """It serves nobody: nobody asks for a while, longer each time, until patience runs out."""
@@ -354,9 +460,13 @@ class Transfer:
             log.warning("%s", error)
         down = now - self._down_since
         if down > self._patience:
-            self._fatal = self._fatal or error
+            self._fatal = error
             return
-        self._hold_until = max(self._hold_until, now + random.uniform(0.5, 1.5) * min(0.5 + down / 4, 20.0))
+        for other in self._doubtful:  # their tries were lost to the same outage
+            other.tries -= 1
+        self._doubtful.clear()
+        wait = min(0.5 * self._backoff + down / 4, 20.0) * random.uniform(0.5, 1.5)
+        self._hold_until = max(self._hold_until, now + wait)
         self._ready.append(job)
         self.tally.retries += 1
 
@@ -364,11 +474,15 @@ class Transfer:
         """Later, exponentially and with jitter, and never before the server's own wish; or never."""
         if isinstance(error, Throttled):
             job.refusals += 1
-            wait = max(min(2.0 ** (job.refusals - 1), 30.0) * random.uniform(0.5, 1.5), error.retry_after or 0.0)
+            asked_for = min(error.retry_after or 0.0, self._patience)
+            wait = max(min(self._backoff * 2.0 ** (job.refusals - 1), 30.0) * random.uniform(0.5, 1.5), asked_for)
         else:
             job.tries += 1
-            wait = 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5)
+            self._doubtful.append(job)
+            wait = self._backoff * 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5)
         if job.tries >= self._attempts or job.refusals >= REFUSALS:
+            job.settled = True
+            self._unsettled -= 1
             self.tally.failed.append(Failure(job.image.path, error.reason, str(error)))
             log.warning("gave up: %s", error)
             return
@@ -379,8 +493,10 @@ class Transfer:
 def progress_line(done: dict[str, Any]) -> str:
     """``done/total, images/s, MB/s, failures, time left`` of a tally's dict, for the log."""
     seconds = max(done["seconds"], 1e-9)
-    recent = [point for point in done["series"] if point[0] > done["seconds"] - 60]
-    span = seconds if len(recent) == len(done["series"]) else recent[-1][0] - recent[0][0] or seconds
+    series = done["series"]
+    earlier = [point for point in series if point[0] <= seconds - 60]
+    recent = series[len(earlier) :]
+    span = max(seconds - (earlier[-1][0] if earlier else 0.0), 1e-9)
     images, received = sum(point[1] for point in recent), sum(point[2] for point in recent)
     left = done["todo"] - done["stored"] - len(done["failed"])
     eta = f"{_clock(left * span / images)} left" if images else "waiting"
