@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from include.physionet_mirror import index
 from include.physionet_mirror.layout import INDEX
-from include.physionet_mirror.verification import PRICE_PER_1000, Problem, Verdict, request_cost
+from include.physionet_mirror.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
+from include.physionet_mirror.verification import Problem, Verdict
 from include.physionet_mirror.verified import group_of
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def write(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     contact_sheet: bool = False,
+    shard_of: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Bring the index up to date and write the run's report; returns the content of ``report.json``.
 
@@ -101,6 +103,7 @@ def write(
         notes: Sentences of the selection and the plan ("all 812 images are taken").
         software: Versions beside those that are found here.
         contact_sheet: Show thumbnails, which are restricted data.
+        shard_of: The shard of each image that is not there (see `explain`).
 
     Raises:
         DestinationError: S3 does not take the report.
@@ -111,7 +114,7 @@ def write(
 
         pictures = thumbnails(verdict.ok, bucket)
     results = read_results(bucket, run)
-    problems = explain(verdict.problems, results)
+    problems = explain(verdict.problems, results, shard_of)
     if problems:
         bucket.write_text(run.failed_images, "".join(f"{problem.path}\t{problem.reason}\n" for problem in problems))
     else:
@@ -151,13 +154,18 @@ def read_results(bucket: Bucket, run: RunLayout) -> list[dict[str, Any]]:
         return [result for result in pool.map(read, paths) if result is not None]
 
 
-def explain(problems: Iterable[Problem], results: Iterable[Mapping[str, Any]]) -> list[Problem]:
-    """Give each image that is not there the reason for which its stream task could not fetch it, where there is one."""
-    why = {
-        str(failed["path"]): (str(failed.get("reason") or "missing"), str(failed.get("detail") or ""))
-        for result in results
-        for failed in result.get("failed") or ()
-    }
+def explain(
+    problems: Iterable[Problem], results: Iterable[Mapping[str, Any]], shard_of: Mapping[str, int] | None = None
+) -> list[Problem]:
+    """Give each image that is not there the reason for which its stream task could not fetch it, where there is one.
+
+    ``shard_of`` tells the shard of an image, for those that a task did not come to because an error ended it.
+    """
+    results = list(results)
+    ended = {int(result["shard"]): result["error"] for result in results if result.get("error")}
+    shard_of = shard_of or {}
+    why = {path: _why(ended[shard]) for path, shard in shard_of.items() if shard in ended}
+    why |= {str(failed["path"]): _why(failed) for result in results for failed in result.get("failed") or ()}
     explained = []
     for problem in problems:
         reason, detail = why.get(problem.path, ("", ""))
@@ -168,6 +176,10 @@ def explain(problems: Iterable[Problem], results: Iterable[Mapping[str, Any]]) -
         else:
             explained.append(problem._replace(detail=f"{problem.detail}; fetching it again failed: {reason}"))
     return explained
+
+
+def _why(failure: Mapping[str, Any]) -> tuple[str, str]:
+    return str(failure.get("reason") or "missing"), str(failure.get("detail") or "")
 
 
 def build(
@@ -234,8 +246,7 @@ def build(
         "requests": {
             "by_kind": (by_kind := dict(sorted((Counter(verdict.requests) + Counter(PUT=stored)).items()))),
             "cost_usd": round(request_cost(by_kind), 6),
-            "price_per_1000_usd": dict(PRICE_PER_1000),
-            "prices": "S3 Standard, us-east-1, 2025",
+            "prices": f"S3 Standard, {DEFAULT_REGION}, {PRICES_AS_OF}",
         },
         "sizes": _sizes([image.size for image in verdict.ok]),
         "failures": [

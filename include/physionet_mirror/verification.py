@@ -18,7 +18,7 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -28,6 +28,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from include.physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, VerificationFailed
+from include.physionet_mirror.prices import request_cost
 from include.physionet_mirror.verified import Memory, groups_of
 
 if TYPE_CHECKING:
@@ -40,16 +41,6 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 
 WORKERS = 16
 """Requests in flight: 16 x 25 ms is what one Python process can sign and parse (about 600 HEADs a second)."""
-
-PRICE_PER_1000: Mapping[str, float] = {
-    "LIST": 0.005,
-    "PUT": 0.005,
-    "COPY": 0.005,
-    "HEAD": 0.0004,
-    "GET": 0.0004,
-    "DELETE": 0.0,
-}
-"""US dollars per 1,000 requests: S3 Standard in us-east-1, https://aws.amazon.com/s3/pricing/ as of 2025."""
 
 _PAGE = 1000  # keys that one LIST returns
 _SPARSE = 12  # wanted keys a page below which a LIST costs more than their HEADs (12.5 x the price)
@@ -181,11 +172,6 @@ class Verdict:
             f"The other {self.verified:,} are verified and stay. Trigger the same run again: it fetches only these. "
             + (f"Which and why: {report}" if report else "")
         )
-
-
-def request_cost(requests: Mapping[str, int]) -> float:
-    """Price in US dollars of S3 requests counted by kind."""
-    return sum(count * PRICE_PER_1000.get(kind, 0.005) / 1000 for kind, count in requests.items())
 
 
 def verify(

@@ -53,11 +53,22 @@ def verify_run(
         started=started,
         notes=document["selection"]["notes"],
         software=software,
+        shard_of=_shard_of(verdict, parts, [int(shard["index"]) for shard in document["shards"]]),
     )
     log.info("\n%s", report.summary_table(written))
     if verdict.postponed:
         log.info("%s", verdict.notes[-1])
     return verdict, written
+
+
+def _shard_of(verdict: Verdict, parts: Sequence[Sequence[shards.Image]], numbers: Sequence[int]) -> dict[str, int]:
+    absent = {problem.path for problem in verdict.problems}
+    return {
+        image.path: number
+        for part, number in zip(parts, numbers, strict=True)
+        for image in part
+        if image.path in absent
+    }
 
 
 def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
 from include.physionet_mirror import plan, shards
 from include.physionet_mirror.access_point import COPIES_A_CONNECTION, AccessPoint
@@ -58,6 +58,18 @@ class Stop:
         self.event.set()
 
 
+class Watch(Protocol):
+    """Whoever wants to know how a shard is getting on; called from its threads, and must not raise."""
+
+    def publish(self, tally: Mapping[str, Any]) -> None:
+        """What has been done so far (`Tally.as_dict`), every few seconds and in the end."""
+        ...
+
+    def image(self, seconds: float) -> None:
+        """One image is stored, and took so long."""
+        ...
+
+
 def stream_shard(
     shard: shards.Shard,
     request: Request,
@@ -69,6 +81,7 @@ def stream_shard(
     stop: Stop,
     stops_at: datetime | None = None,
     try_number: int = 1,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Bring what is missing of one shard from PhysioNet into the bucket; returns the content of its result file.
 
@@ -82,6 +95,7 @@ def stream_shard(
         stop: Set it from another thread or a signal handler to drain.
         stops_at: Drain at this time; the result's state is then ``drained``, and that is no error.
         try_number: From the second on, what an earlier try has stored is left out.
+        watch: Who is told how it goes, beside the result file.
 
     Raises:
         ImagesFailed: Some images could not be had; the others are stored.
@@ -106,6 +120,8 @@ def stream_shard(
 
     def publish(tally: Mapping[str, Any]) -> None:
         result.update(tally, handshakes=source.stats.handshakes)
+        if watch is not None:
+            watch.publish(tally)
         try:
             bucket.write_json(run.result(shard.index), result)
         except DestinationError as error:  # progress is for looking at; the images matter
@@ -131,6 +147,7 @@ def stream_shard(
         total=shard.images,
         storage_class=request.storage_class,
         publish=publish,
+        on_stored=watch.image if watch is not None else lambda _: None,
         stop=stop.event,
     )
     try:
