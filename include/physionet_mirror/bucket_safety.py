@@ -92,12 +92,14 @@ def check(bucket: Bucket, *, account_block: Callable[[], Block] | None = None) -
     return Safety(encryption, tuple(notes))
 
 
-def account_block(session: boto3.Session, account: str | None = None) -> Block:
-    """The public access block of an AWS account.
+def account_block(bucket: Bucket, session: boto3.Session, owner: str | None = None) -> Block:
+    """The public access block of the AWS account that owns the bucket.
 
     Args:
-        session: Its owner, or someone who may look.
-        account: Account id (12 digits); None = the session's own.
+        bucket: Whose owner's.
+        session: Of someone who may look.
+        owner: Account id (12 digits) of the bucket's owner where it is known; None = the session's own account, if the
+            bucket is its own: another account's block says nothing of this bucket.
 
     Raises:
         CannotLook: We may not see it, or it is out of reach.
@@ -105,8 +107,10 @@ def account_block(session: boto3.Session, account: str | None = None) -> Block:
     # A network that lets only S3 through answers nothing here: that must not hold up the check for minutes.
     quick = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 2})
     try:
-        account = account or session.client("sts", config=quick).get_caller_identity()["Account"]
-        answer = session.client("s3control", config=quick).get_public_access_block(AccountId=account)
+        if owner is None:
+            owner = session.client("sts", config=quick).get_caller_identity()["Account"]
+            bucket.client.head_bucket(Bucket=bucket.name, ExpectedBucketOwner=owner)
+        answer = session.client("s3control", config=quick).get_public_access_block(AccountId=owner)
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _NONE:

@@ -175,6 +175,7 @@ class Transfer:
         total: Images of the shard, those already there included.
         storage_class: S3 storage class.
         publish: Called every few seconds, and once in the end, with the tally as a dict.
+        on_stored: Called for each image with the seconds from its request to S3's answer.
         attempts: Tries of an image.
         patience: Seconds to wait for a server that is down.
         backoff: Seconds before an image's second try, on average; doubled each time.
@@ -192,6 +193,7 @@ class Transfer:
         total: int | None = None,
         storage_class: str = "STANDARD",
         publish: Callable[[dict[str, Any]], None] = lambda _: None,
+        on_stored: Callable[[float], None] = lambda _: None,
         attempts: int = ATTEMPTS,
         patience: float = PATIENCE,
         backoff: float = 1.0,
@@ -199,7 +201,7 @@ class Transfer:
     ) -> None:
         self._ready = deque(_Job(image) for image in images)
         self._source, self._bucket, self._dataset, self._pace = source, bucket, dataset, pace
-        self._storage_class, self._publish = storage_class, publish
+        self._storage_class, self._publish, self._on_stored = storage_class, publish, on_stored
         self._attempts, self._patience, self._backoff = attempts, patience, backoff
         self._stop = stop or threading.Event()
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
@@ -352,6 +354,7 @@ class Transfer:
             if slot is None:
                 return None
             job.slot = slot
+            begun = time.monotonic()
             try:
                 incoming = self._source.open(self._dataset, path, sha256, slot)
                 if isinstance(incoming, Copied):
@@ -379,6 +382,7 @@ class Transfer:
             job.got = True
         if data is not None:
             self._store(path, data)
+        self._on_stored(time.monotonic() - begun)
         return size
 
     def _store(self, path: str, data: bytes) -> None:

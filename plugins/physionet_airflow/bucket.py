@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,6 +42,25 @@ def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Buc
         kms_key=connection.extra_config.get("kms_key_id"),
         expected_owner=connection.extra_config.get("expected_bucket_owner"),
     )
+
+
+def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
+    """Raise unless the bucket exists, is closed to the public, and takes what we write; a probe is written and removed.
+
+    Raises:
+        BucketUnsafe, BucketMissing, BucketRefused, DestinationUnavailable: See `bucket_safety.check`.
+    """
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    from include.physionet_mirror import bucket_safety
+
+    hook = S3Hook(aws_conn_id=aws_conn_id)
+    connection = hook.conn_config
+    of_account = None
+    if not connection.get_service_endpoint_url("s3"):  # only Amazon's accounts have such a block
+        owner = connection.extra_config.get("expected_bucket_owner")
+        of_account = partial(bucket_safety.account_block, bucket, hook.get_session(), owner)
+    bucket_safety.check(bucket, account_block=of_account)
 
 
 def open_access_point(

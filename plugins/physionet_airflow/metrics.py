@@ -17,11 +17,16 @@ Names carry the prefix of Airflow's configuration (``airflow.`` by default). Wit
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from include.physionet_mirror.errors import AgreementMissing, BucketRefused, BucketUnsafe, CredentialsRefused, MirrorError
+from include.physionet_mirror.errors import (
+    AgreementMissing,
+    BucketRefused,
+    BucketUnsafe,
+    CredentialsRefused,
+    MirrorError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -66,15 +71,10 @@ class ShardMetrics:
             _send("incr", name, more, tags=_tag(reason) if reason else None)
 
 
-@contextmanager
-def refusals_counted() -> Iterator[None]:
-    """Count what only a person can put right, on its way through."""
-    try:
-        yield
-    except MirrorError as error:
-        if isinstance(error, _REFUSALS):
-            _send("incr", "refused", 1, tags=_tag(error.reason))
-        raise
+def count_refusal(error: MirrorError) -> None:
+    """Count what only a person can put right; any other error is not counted here."""
+    if isinstance(error, _REFUSALS):
+        _send("incr", "refused", 1, tags=_tag(error.reason))
 
 
 def _tag(reason: str) -> dict[str, str]:
@@ -86,5 +86,5 @@ def _send(kind: str, name: str, value: float, tags: Mapping[str, str] | None = N
         from airflow.sdk.observability import stats
 
         getattr(stats, kind)(f"physionet.{name}", value, tags=dict(tags or {}))
-    except Exception:  # noqa: BLE001 - a figure that cannot be sent is no reason to stop the images
+    except Exception:  # a figure that cannot be sent is no reason to stop the images
         log.debug("physionet.%s was not sent", name, exc_info=True)

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 from include.physionet_mirror.errors import VerificationFailed
 from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.metrics import ShardMetrics
 from physionet_airflow.run import Run, dataset_overrides, engine_errors, streams
 
 if TYPE_CHECKING:
@@ -275,6 +276,7 @@ class StreamShardOperator(BaseOperator):
                 stop=self._stop,
                 stops_at=run.request.stops_at(run.started),
                 try_number=context["ti"].try_number,
+                watch=ShardMetrics(self.shard["index"]),
             )
         if self._killed:
             raise AirflowException(

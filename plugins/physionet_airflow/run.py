@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from include.physionet_mirror.errors import InputError, MirrorError
+from physionet_airflow import metrics
 from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
 from physionet_airflow.hook import PhysioNetHook
 
@@ -107,5 +108,6 @@ def engine_errors() -> Iterator[None]:
     try:
         yield
     except MirrorError as error:
+        metrics.count_refusal(error)
         error.__cause__ = error.__context__ = None
         raise error from None

@@ -9,7 +9,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from include.physionet_mirror.errors import DestinationUnavailable, MirrorError, SourceUnavailable, Throttled
-from physionet_airflow.bucket import AWS_CONN_ID
+from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.run import Run, dataset_overrides, engine_errors
 
@@ -67,7 +67,7 @@ class AccessCheckSensor(BaseSensorOperator):
         try:
             with engine_errors():
                 run = Run.of(context, self.aws_conn_id, **self.overrides)
-                run.bucket.check()
+                check_bucket(run.bucket, self.aws_conn_id)
                 PhysioNetHook(self.physionet_conn_id).source().check_access(run.request.dataset)
                 if run.request.source != "physionet":
                     run.source().check_access(run.request.dataset)

@@ -235,25 +235,34 @@ class Session:
         return client
 
 
-def test_the_block_of_the_account_is_read():
+def test_the_block_of_the_account_is_read(make):
     session = Session({**CLOSED, "BlockPublicAcls": False})
-    assert set(account_block(session)) == set(CLOSED) - {"BlockPublicAcls"}
+    assert set(account_block(make(), session)) == set(CLOSED) - {"BlockPublicAcls"}
     assert session.asked == ["sts", "s3control"]
 
 
-def test_a_known_owner_is_not_asked_for():
+def test_a_known_owner_is_not_asked_for(make):
     session = Session(CLOSED)
-    account_block(session, OWNER)
+    account_block(make(), session, OWNER)
     assert session.asked == ["s3control"]
 
 
-def test_an_account_may_have_no_block():
-    assert account_block(Session(refusal="NoSuchPublicAccessBlockConfiguration"), OWNER) == {}
+def test_another_account_s_block_does_not_count(make):
+    """The keys are of one account, the bucket of another: S3 then answers 403 to the expected owner."""
+    bucket, session = make(), Session(CLOSED)
+    forbid(bucket, "head_bucket")
+    with pytest.raises(CannotLook):
+        account_block(bucket, session)
+    assert session.asked == ["sts"]
 
 
-def test_an_account_that_may_not_be_looked_at():
+def test_an_account_may_have_no_block(make):
+    assert account_block(make(), Session(refusal="NoSuchPublicAccessBlockConfiguration"), OWNER) == {}
+
+
+def test_an_account_that_may_not_be_looked_at(make):
     with pytest.raises(CannotLook, match="AccessDenied"):
-        account_block(Session(refusal="AccessDenied"), OWNER)
+        account_block(make(), Session(refusal="AccessDenied"), OWNER)
 
 
 # -- not allowed to look -----------------------------------------------------------------------------------------------
@@ -303,7 +312,8 @@ def forbid(bucket, *looks, code="AccessDenied", status=403):
         return AWSResponse(request.url, status, {"Content-Type": "application/xml"}, raw)
 
     for look in looks:
-        bucket.client.meta.events.register(f"before-send.s3.Get{look}", refuse)
+        operation = "HeadBucket" if look == "head_bucket" else f"Get{look}"
+        bucket.client.meta.events.register(f"before-send.s3.{operation}", refuse)
 
 
 @pytest.mark.parametrize(

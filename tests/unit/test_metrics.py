@@ -1,0 +1,105 @@
+"""Counters add up to the tally, gauges end at zero, and nothing that goes wrong with a figure reaches the images."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from airflow.sdk.observability import stats
+
+from include.physionet_mirror.errors import BucketUnsafe, CredentialsRefused, Throttled
+from physionet_airflow import metrics
+
+
+class Recorder:
+    def __init__(self):
+        self.counters, self.gauges, self.times = Counter(), {}, []
+
+    def incr(self, stat, count=1, *, tags=None):
+        self.counters[(stat, (tags or {}).get("reason"))] += count
+
+    def gauge(self, stat, value, *, tags=None):
+        self.gauges[(stat, tags["shard"])] = value
+
+    def timing(self, stat, dt, **_):
+        self.times.append((stat, dt))
+
+
+@pytest.fixture
+def sent():
+    recorder = Recorder()
+    stats.initialize(factory=lambda: recorder, export_legacy_names=False)
+    return recorder
+
+
+def tally(stored, *, state="running", failed=(), faults=None, retries=0, connections=4):
+    return {
+        "state": state,
+        "todo": 10,
+        "stored": stored,
+        "bytes": stored * 1000,
+        "retries": retries,
+        "connections": connections,
+        "failed": [{"path": "p", "reason": reason, "detail": ""} for reason in failed],
+        "faults": faults or {},
+    }
+
+
+def test_counters_add_up_over_the_calls(sent):
+    shard = metrics.ShardMetrics(3)
+    shard.publish(tally(2, faults={"throttled": 1}))
+    shard.publish(tally(2, faults={"throttled": 1}))
+    shard.publish(
+        tally(8, state="failed", failed=["not found", "not found", "corrupt"], faults={"throttled": 3}, retries=5)
+    )
+    assert sent.counters == {
+        ("physionet.images_stored", None): 8,
+        ("physionet.bytes_stored", None): 8000,
+        ("physionet.retries", None): 5,
+        ("physionet.images_failed", "not_found"): 2,
+        ("physionet.images_failed", "corrupt"): 1,
+        ("physionet.faults", "throttled"): 3,
+    }
+
+
+def test_gauges_are_of_the_shard_and_end_at_zero(sent):
+    shard = metrics.ShardMetrics(3)
+    shard.publish(tally(4, failed=["corrupt"]))
+    assert sent.gauges == {("physionet.connections", "3"): 4, ("physionet.images_left", "3"): 5}
+    shard.publish(tally(9, state="drained", failed=["corrupt"]))
+    assert set(sent.gauges.values()) == {0}
+
+
+def test_the_time_of_an_image_is_in_milliseconds(sent):
+    metrics.ShardMetrics(0).image(2.5)
+    assert sent.times == [("physionet.image_seconds", 2500.0)]
+
+
+@pytest.mark.parametrize(
+    ("error", "counted"),
+    [
+        (CredentialsRefused("no"), "credentials_refused"),
+        (BucketUnsafe("open"), "bucket_unsafe"),
+        (Throttled("slow"), None),
+    ],
+)
+def test_only_refusals_are_counted_as_such(sent, error, counted):
+    metrics.count_refusal(error)
+    assert sent.counters == ({("physionet.refused", counted): 1} if counted else {})
+
+
+def test_a_broken_backend_is_no_reason_to_stop():
+    def broken():
+        raise RuntimeError("no route to StatsD")
+
+    stats.initialize(factory=broken, export_legacy_names=False)
+    metrics.ShardMetrics(0).publish(tally(1))
+    metrics.ShardMetrics(0).image(1.0)
+
+
+@pytest.fixture(autouse=True)
+def _none_afterwards():
+    yield
+    from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+
+    stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
