@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from include.physionet_mirror.layout import INDEX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -35,6 +36,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRIES = 3
+
+
+def known(bucket: Bucket, paths: Iterable[str], sha256: Iterable[str]) -> tuple[Sequence[int], int]:
+    """The sizes in bytes of all images in the index, and how many of the given ones are there with their checksum."""
+    try:
+        table = pq.read_table(io.BytesIO(bucket.read(INDEX)), columns=["path", "bytes", "sha256"])
+    except (FileNotFoundError, pa.ArrowException):
+        return [], 0
+    where = pc.index_in(pa.array(paths, pa.string()), value_set=table["path"].cast(pa.string()))
+    found = table["sha256"].cast(pa.string()).take(where)
+    same = pc.equal(found, pa.array(sha256, pa.string()))
+    return table["bytes"].to_pylist(), pc.sum(same).as_py() or 0
 
 
 def rows(verdict: Verdict, manifest: Path | BinaryIO, bucket: Bucket) -> pa.Table:

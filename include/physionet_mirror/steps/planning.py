@@ -9,19 +9,18 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any
 
-from include.physionet_mirror import manifest, plan, shards
+from include.physionet_mirror import index, manifest, plan, shards
 from include.physionet_mirror.dataset import Dataset
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.layout import LEFT, MANIFEST, RUNS, RunLayout
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.selection import choose
-from include.physionet_mirror.verified import Memory, groups_of
 
 log = logging.getLogger(__name__)
 
 _ENOUGH_TO_LEARN = 100
-"""Remembered images from which the mean size of an image is taken rather than from the dataset's declaration."""
+"""Verified images from which the mean size of an image is taken rather than from the dataset's declaration."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +151,9 @@ def manifest_bytes(bucket: Bucket) -> bytes:
 
 
 def _remembered(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[int, float]:
-    """How many of these images were verified before, and the mean size of an image in bytes."""
-    memory = Memory.load(bucket, groups_of(frame["path"]))
-    if not len(memory):
-        return 0, dataset.image_bytes
-    wanted = dict(zip(frame["path"], frame["sha256"], strict=True))
-    known = total = seen = 0
-    for path, size, _, sha256, _, level in memory:
-        total += size
-        seen += 1
-        known += level != "wrong" and wanted.get(path) == sha256
-    return known, total / seen if seen >= _ENOUGH_TO_LEARN else dataset.image_bytes
+    """How many of these images the index holds as they are published now, and the mean size of an image in bytes."""
+    sizes, known = index.known(bucket, frame["path"], frame["sha256"])
+    return known, sum(sizes) / len(sizes) if len(sizes) >= _ENOUGH_TO_LEARN else dataset.image_bytes
 
 
 def read_list(bucket: Bucket, path: str) -> list[str]:
