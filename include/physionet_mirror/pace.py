@@ -144,7 +144,7 @@ class Pace:
                         return slot
                     self._wanted = True
                     self._measure(now)
-                self._changed.wait(0.2)
+                self._changed.wait(min(0.2, self._resume_at - now) if now < self._resume_at else 0.2)
             return None
 
     def _release(self, slot: Slot) -> None:

@@ -119,6 +119,7 @@ class _Job:
     image: Image
     tries: int = 0
     refusals: int = 0
+    waits: int = 0
     running: int = 0
     slot: Slot | None = None  # of the attempt that downloads
     got: bool = False  # its bytes are here
@@ -334,7 +335,8 @@ class Transfer:
                     job.running += 1
                     self._running.add(job)
                     return job
-                self._changed.wait(0.2)
+                due = [self._hold_until] if self._ready else [at for at, *_ in self._later[:1]]
+                self._changed.wait(max(0.005, min([0.2, *(at - now for at in due)])))
             return None
 
     def _overdue(self) -> _Job | None:
@@ -425,15 +427,19 @@ class Transfer:
                 self.tally.bytes += size
 
     def _is_serving(self, job: _Job, error: MirrorError, served: int) -> bool:
-        """Whether PhysioNet serves, so that an image failed by its own fault.
+        """Whether PhysioNet serves, so that the image itself failed.
 
-        Others tell, if one came since this attempt began (``served`` had come by then). Before an image loses its last
-        try to what an outage looks like, and where too few are left to tell, the checksum file is asked for.
+        Others tell, when one came since this attempt began (``served`` had come by then) or is coming. Where they do not,
+        and before an image loses its last try to what an outage looks like, the checksum file is asked for.
         """
-        serving = isinstance(error, FileError) or self._served > served
-        last, few = job.tries + 1 >= self._attempts, self._unsettled <= self._pace.limit
-        if not isinstance(error, SourceUnavailable | Truncated) or not (last or (few and not serving)):
-            return serving
+        with self._changed:
+            serving = self._served > served or any(
+                other is not job and other.slot and other.slot.answered and not other.got for other in self._running
+            )
+        last = job.tries + 1 >= self._attempts
+        unavailable, cut_off = isinstance(error, SourceUnavailable), isinstance(error, Truncated)
+        if not (last and (unavailable or cut_off)) and not (unavailable and not serving):
+            return serving or isinstance(error, FileError)
         try:
             self._source.check_access(self._dataset)
         except MirrorError:
@@ -471,7 +477,9 @@ class Transfer:
         self._doubtful.clear()
         wait = min(0.5 * self._backoff + down / 4, 20.0) * random.uniform(0.5, 1.5)
         self._hold_until = max(self._hold_until, now + wait)
-        self._ready.append(job)
+        job.waits += 1
+        # The same image again, as the server may refuse each one just once; but not for ever the same.
+        (self._ready.appendleft if job.waits % 3 else self._ready.append)(job)
         self.tally.retries += 1
 
     def _try_again(self, job: _Job, error: MirrorError) -> None:
