@@ -15,9 +15,9 @@ and a repeated interval fetches nothing. After one full turn the nights go on as
 `stop_after` ends the night: running images finish, the rest is left for the next interval, and the run is green and says
 "to be continued".
 
-**To fill everything now**, thirty days at two at a time:
+**To fill everything now**, thirty nights, two at a time (the end is a midnight, and the night of the 30th comes after its own):
 
-    airflow backfill create --dag-id mimic_cxr_jpg_backfill --from-date 2025-01-01 --to-date 2025-01-30 --max-active-runs 2 --dag-run-conf '{"bucket": "my-bucket"}'
+    airflow backfill create --dag-id mimic_cxr_jpg_backfill --from-date 2025-01-01 --to-date 2025-01-31 --max-active-runs 2 --dag-run-conf '{"bucket": "my-bucket"}'
 
 **Needs** the connections `physionet_default` and `aws_default`, and a bucket: `MIMIC_CXR_BUCKET`, or the param. All nights
 together hold at most `connections` connections to PhysioNet.
@@ -33,6 +33,7 @@ from physionet_airflow.mirror import mirror_shards
 from physionet_airflow.operators import FetchMetadataOperator, PlanShardsOperator, VerifyOperator
 from physionet_airflow.params import backfill_params
 from physionet_airflow.retry import TASK_DEFAULTS
+from physionet_airflow.run import pool
 from physionet_airflow.sensors import AccessCheckSensor
 
 with DAG(
@@ -47,8 +48,9 @@ with DAG(
     default_args=TASK_DEFAULTS,
     tags=["physionet", "mimic-cxr"],
 ):
-    check_access = AccessCheckSensor(task_id="check_access")
-    fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata")
+    # In the pool of the streams: where several nights run, their checks and tables come under the same cap.
+    check_access = AccessCheckSensor(task_id="check_access", pool=pool())
+    fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata", pool=pool())
     plan = PlanShardsOperator(task_id="plan")
     verify = VerifyOperator(task_id="verify", trigger_rule="all_done")
 

@@ -53,13 +53,14 @@ FROM_FACTS = Throughput(
 )
 
 
-def learn(reports: Iterable[Mapping[str, Any]]) -> Throughput:
-    """The throughput of earlier runs to the same bucket; what users report where there is none.
+def learn(reports: Iterable[Mapping[str, Any]], otherwise: Throughput = FROM_FACTS) -> Throughput:
+    """The throughput of earlier runs to the same bucket; ``otherwise`` where there is none.
 
     Args:
         reports: ``report.json`` documents, newest first. Of each, ``transfer`` is read (``bytes`` stored, ``seconds`` of
             wall time, mean ``connections`` in use) and ``params.connections``. A run of less than a minute does not
             count.
+        otherwise: The throughput where no run tells.
 
     Returns:
         The rate over the newest five runs together, so that a long one weighs more than a short one; and the connections
@@ -85,7 +86,7 @@ def learn(reports: Iterable[Mapping[str, Any]]) -> Throughput:
         if runs == RUNS_TO_LEARN_FROM:
             break
     if not runs:
-        return FROM_FACTS
+        return otherwise
     rate = total_bytes / connection_seconds
     basis = f"{rate / 1e6:.2g} MB/s a connection, as in the last {f'{runs} runs' if runs > 1 else 'run'} to this bucket"
     return Throughput(rate, basis if most is None else f"{basis}, which came to {most:.0f} at once", most)
@@ -183,6 +184,7 @@ def estimate(
     region: str | None = None,
     storage_class: str = "STANDARD",
     reports: Iterable[Mapping[str, Any]] = (),
+    otherwise: Throughput = FROM_FACTS,
 ) -> Estimate:
     """Estimate a run.
 
@@ -194,9 +196,10 @@ def estimate(
         region: Of the bucket.
         storage_class: Of the images.
         reports: Earlier runs' ``report.json``, newest first (see ``learn``).
+        otherwise: The throughput where no earlier run tells.
     """
     missing = images if missing is None else min(max(missing, 0), images)
-    speed = learn(reports)
+    speed = learn(reports, otherwise)
     # Fewer images than connections leave connections idle.
     busy = max(min(connections, missing, speed.most_connections or math.inf), 1)
     prices = prices_of(region)

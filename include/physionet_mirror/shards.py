@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from include.physionet_mirror.errors import InputError, MetadataError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import pandas as pd
 
     from include.physionet_mirror.destination import Bucket, Listed, Stored
@@ -160,6 +162,11 @@ def slice_of(images: int, index: int, slices: int) -> slice:
     if slices < 1 or not 0 <= index < slices:
         raise InputError(f"There is no slice {index} of {slices}; slices must be at least 1, and the index below it.")
     return slice(images * index // slices, images * (index + 1) // slices)
+
+
+def slice_of_day(day: datetime, first_day: datetime, slices: int) -> int:
+    """The slice (0-based) that a day owns: around and around, so that any ``slices`` consecutive days own all."""
+    return (day - first_day).days % slices
 
 
 def pack(frame: pd.DataFrame, size: int, path_of: Callable[[int], str]) -> Iterator[tuple[Shard, bytes]]:

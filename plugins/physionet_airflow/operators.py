@@ -130,8 +130,10 @@ class PlanShardsOperator(BaseOperator):
         """The part that this run's data interval owns: days since the DAG's start, around and around; None = no parts."""
         if run.request.slices is None:
             return None
+        from include.physionet_mirror.shards import slice_of_day
+
         day = context.get("data_interval_start") or context["dag_run"].run_after
-        return int((day - context["dag"].start_date).days % run.request.slices)
+        return slice_of_day(day, context["dag"].start_date, run.request.slices)
 
     def _file_list(self, run: Run) -> list[str] | None:
         from include.physionet_mirror.steps import planning

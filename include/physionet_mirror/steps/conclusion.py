@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from include.physionet_mirror import report, shards
@@ -30,7 +30,7 @@ def verify_run(
 ) -> tuple[Verdict, dict[str, Any]]:
     """Compare the whole selection of a run with the bucket, and write its report; judges nothing itself.
 
-    What a shard left because the run's time was up is postponed: it is named for the next run and counts as no failure.
+    What a shard left because the run's time was up is postponed: it is named for the next part and counts as no failure.
     """
     document = bucket.read_json(run.plan)
     if document is None:
@@ -39,9 +39,10 @@ def verify_run(
         parts = list(pool.map(lambda shard: shards.decode(bucket.read(shard["path"])), document["shards"]))
     images = [image for part in parts for image in part]
     verdict = verify(images, bucket, request.verify, since=started if request.verify == "content" else None)
-    if request.stop_after is not None:
-        verdict.postpone(_left_by_drained_shards(parts, report.read_results(bucket, run)))
     if request.slices is not None:
+        stops_at = request.stops_at(started)
+        if stops_at is not None and stops_at <= datetime.now(UTC):
+            verdict.postpone(_left_by_drained_shards(parts, report.read_results(bucket, run)))
         _remember_what_is_left(images, verdict, bucket)
     written = report.write(
         bucket,
@@ -74,9 +75,10 @@ def _shard_of(verdict: Verdict, parts: Sequence[Sequence[shards.Image]], numbers
 def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Sequence[Mapping[str, Any]]) -> set[str]:
     left: set[str] = set()
     for result in results:
-        if result.get("state") == "drained":
-            left |= {image.path for image in parts[int(result["shard"])]}
-            left -= {str(failed["path"]) for failed in result.get("failed") or ()}
+        failed = {str(failure["path"]) for failure in result.get("failed") or ()}
+        untried = result["todo"] - result["stored"] - len(failed)
+        if untried and not result.get("error") and result["state"] in ("drained", "failed"):
+            left |= {image.path for image in parts[int(result["shard"])]} - failed
     return left
 
 

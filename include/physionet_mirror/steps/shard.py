@@ -134,10 +134,15 @@ def stream_shard(
         received=lambda: source.stats.received,
         on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
     )
+    alarm: threading.Timer | None = None
     if stops_at is not None:
-        alarm = threading.Timer(max(0.0, (stops_at - datetime.now(UTC)).total_seconds()), stop)
-        alarm.daemon = True
-        alarm.start()
+        left = (stops_at - datetime.now(UTC)).total_seconds()
+        if left <= 0:
+            stop()
+        else:
+            alarm = threading.Timer(left, stop)
+            alarm.daemon = True
+            alarm.start()
     transfer = Transfer(
         images,
         source=source,
@@ -154,7 +159,7 @@ def stream_shard(
         tally = transfer.run()
     finally:
         source.close()
-        if stops_at is not None:
+        if alarm is not None:
             alarm.cancel()
     bucket.write_json(run.pace, {"connections": pace.held})
     log.info(
