@@ -397,10 +397,17 @@ class PhysioNet:
             if location is None:
                 return response
             response.drain_conn()
-            url = urljoin(url, location)
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                break
             if not self._is_ours(url):
                 headers = {name: headers[name] for name in headers if name not in ("Authorization", "Cookie")}
-        self._fault(SourceUnavailable(f"{self.base_url} redirects in a circle. Nothing was fetched; try again later."))
+        self._fault(
+            SourceUnavailable(
+                f"{self.base_url} redirects in a circle or to no address. Nothing was fetched; try again later."
+            )
+        )
 
     def _replace(self, session: _Session, cookies: Mapping[str, str]) -> None:
         """PhysioNet opened a new session by itself: it had forgotten ours and checked the password again."""

@@ -1,0 +1,163 @@
+"""The params of a run: defaults that work, and a refusal that names the param and shows no surprise."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.request import STORAGE_CLASSES, Request, checked_bucket, checked_prefix, checked_uri
+
+
+def ask(**params: object) -> Request:
+    return Request.from_params({"bucket": "my-bucket", **params})
+
+
+def test_the_defaults_are_those_of_the_contract():
+    request = ask()
+    assert request.prefix == "mimic-cxr-jpg/2.1.0"
+    assert request.dataset is MIMIC_CXR_JPG
+    selection = request.selection
+    assert (selection.select, selection.sample_size, selection.sample_by, selection.seed) == (
+        "sample",
+        1000,
+        "image",
+        42,
+    )
+    assert (request.connections, request.storage_class, request.verify, request.source) == (
+        8,
+        "STANDARD",
+        "checksum",
+        "physionet",
+    )
+    assert (request.shard_size, request.file_list, request.approve_above_gb, request.dry_run) == (
+        None,
+        None,
+        50.0,
+        False,
+    )
+
+
+def test_another_dataset_has_another_prefix():
+    request = ask(dataset="mimic-cxr/2.0.0")
+    assert request.dataset is MIMIC_CXR
+    assert request.prefix == "mimic-cxr/2.0.0"
+
+
+def test_everything_can_be_said():
+    request = ask(
+        prefix="/a/b/",
+        select="all",
+        sample_by="patient",
+        seed=-1,
+        views=["PA", " AP "],
+        labels=["Edema"],
+        subjects=[10000032, "10000764"],
+        file_list="s3://other-bucket/list.txt",
+        shard_size="100",
+        connections=64,
+        storage_class="GLACIER_IR",
+        verify="content",
+        source="s3",
+        approve_above_gb=0,
+        dry_run=True,
+    )
+    assert request.prefix == "a/b"
+    assert request.selection.views == ("PA", "AP")
+    assert request.selection.subjects == ("10000032", "10000764")
+    assert request.file_list == "s3://other-bucket/list.txt"
+    assert request.shard_size == 100
+    assert request.approve_above_gb == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bucket", None),
+        ("bucket", ""),
+        ("bucket", "s3://my-bucket"),
+        ("bucket", "My_Bucket"),
+        ("bucket", "ab"),
+        ("bucket", "192.168.0.1"),
+        ("bucket", "a..b"),
+        ("bucket", 17),
+        ("prefix", ""),
+        ("prefix", "/"),
+        ("prefix", "a//b"),
+        ("prefix", "a/../b"),
+        ("prefix", "a b"),
+        ("prefix", "{{ conn.aws_default.password }}"),
+        ("prefix", "x" * 501),
+        ("prefix", None),
+        ("select", "some"),
+        ("sample_size", 0),
+        ("sample_size", -5),
+        ("sample_size", "many"),
+        ("sample_size", 2.5),
+        ("sample_size", True),
+        ("sample_size", None),
+        ("sample_by", "hospital"),
+        ("seed", "x"),
+        ("views", "PA"),
+        ("subjects", [["10000032"]]),
+        ("file_list", "list.txt"),
+        ("file_list", "s3://my-bucket/../x"),
+        ("file_list", "s3://my-bucket/{{ x }}"),
+        ("shard_size", 0),
+        ("connections", 3),
+        ("connections", 65),
+        ("storage_class", "STANDARD_XS"),
+        ("verify", "hope"),
+        ("source", "ftp"),
+        ("approve_above_gb", -1),
+        ("approve_above_gb", "50"),
+        ("approve_above_gb", True),
+        ("dataset", "mimic-iv/3.0"),
+    ],
+)
+def test_what_cannot_be_worked_with_is_refused_by_name(name, value):
+    with pytest.raises(InputError) as refused:
+        ask(**{name: value})
+    text = str(refused.value)
+    assert text.startswith(f"{name}: ")
+    assert "Nothing was done." in text
+    assert len(text) < 400, "what was given is quoted in part only"
+
+
+def test_absent_lists_mean_any():
+    for empty in (None, [], "", [" "]):
+        assert ask(views=empty).selection.views == ()
+
+
+@pytest.mark.parametrize("storage_class", STORAGE_CLASSES)
+def test_every_storage_class(storage_class):
+    assert ask(storage_class=storage_class).storage_class == storage_class
+
+
+@pytest.mark.parametrize(("connections", "streams", "share"), [(8, 4, 2), (8, 1, 8), (9, 4, 2), (4, 4, 1), (64, 3, 21)])
+def test_each_stream_has_its_equal_share(connections, streams, share):
+    assert ask(connections=connections).share(streams) == share
+
+
+def test_more_streams_than_connections_cannot_share():
+    with pytest.raises(InputError, match="PHYSIONET_STREAMS"):
+        ask(connections=4).share(5)
+
+
+@given(connections=st.integers(4, 64), streams=st.integers(1, 64))
+def test_all_streams_together_hold_the_cap(connections, streams):
+    if streams <= connections:
+        assert 1 <= ask(connections=connections).share(streams) * streams <= connections
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_bucket_prefix_and_uri_or_refused(text):
+    for check in (checked_bucket, checked_prefix, lambda value: checked_uri("file_list", value)):
+        try:
+            accepted = check(text)
+        except InputError:
+            continue
+        assert accepted is None or accepted.isprintable()
+        assert ".." not in (accepted or "").split("/")

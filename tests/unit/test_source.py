@@ -1,0 +1,102 @@
+"""What PhysioNet's client promises before it has asked anything, and what it makes of each answer."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from urllib3._collections import HTTPHeaderDict
+
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.source import USER_AGENT, PhysioNet, _LiveFirst, _retry_after
+
+PASSWORD = "correct horse battery staple"
+
+
+def make(url: str = "https://physionet.org", **options) -> PhysioNet:
+    return PhysioNet(url, "reader", PASSWORD, **options)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://physionet.org", "physionet.org", "http://127.0.0.1:8000", "http://localhost:1", "http://[::1]:80"]
+)
+def test_addresses_that_may_have_the_password(url):
+    assert make(url).base_url.endswith(url.removeprefix("https://"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://physionet.org",
+        "http://127.0.0.1.example.org",
+        "http://10.0.0.1",
+        "http://localhost.example.org",
+        "ftp://physionet.org",
+        "https://",
+        "https://reader:secret@physionet.org",
+    ],
+)
+def test_addresses_that_may_not(url):
+    with pytest.raises(InputError, match="Nothing was sent") as refused:
+        make(url)
+    assert "secret" not in str(refused.value)
+
+
+def test_plain_http_must_be_allowed():
+    assert make("http://10.0.0.1", allow_http=True).base_url == "http://10.0.0.1"
+
+
+@pytest.mark.parametrize("agent", ["python-requests/2.34", "wget/1.21", "Mozilla/5.0", "Wget/1.21\r\nX: y"])
+def test_an_agent_that_physionet_ignores_is_explained(agent):
+    with pytest.raises(InputError, match="Wget/ or libwfdb/"):
+        make(user_agent=agent)
+
+
+def test_the_agent_says_who_we_are():
+    assert USER_AGENT.startswith("Wget/1.21 (")
+    assert "+https://" in USER_AGENT
+    assert make(user_agent="libwfdb/10.7 (me)").user_agent == "libwfdb/10.7 (me)"
+
+
+@pytest.mark.parametrize(("login", "password"), [("", "x"), ("x", "")])
+def test_credentials_must_be_there(login, password):
+    with pytest.raises(InputError, match="no login or no password"):
+        PhysioNet("https://physionet.org", login, password)
+
+
+def test_its_repr_holds_no_secret():
+    assert repr(make()) == "<PhysioNet https://physionet.org>"
+
+
+class _Answer:
+    def __init__(self, value: str | None) -> None:
+        self.headers = HTTPHeaderDict({} if value is None else {"Retry-After": value})
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [(None, None), ("30", 30.0), (" 7 ", 7.0), ("soon", None), ("-3", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0)],
+)
+def test_retry_after(value, seconds):
+    assert _retry_after(_Answer(value)) == seconds
+
+
+def test_retry_after_as_a_date():
+    value = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
+    assert 88 <= _retry_after(_Answer(value)) <= 90
+
+
+class _Connection:
+    def __init__(self, sock: object) -> None:
+        self.sock = sock
+
+
+def test_open_connections_are_used_before_room_for_new_ones():
+    pool = _LiveFirst(4)
+    for _ in range(4):
+        pool.get_nowait()
+    live, closed = _Connection(object()), _Connection(None)
+    for item in (None, live, closed, None):
+        pool.put_nowait(item)
+    assert pool.get_nowait() is live
