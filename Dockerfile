@@ -29,12 +29,13 @@ ENV PYTHONPATH=/opt/airflow \
 
 COPY --chown=airflow:0 deploy/airflow/ /opt/airflow/deploy/airflow/
 COPY --chown=airflow:0 include/ /opt/airflow/include/
+COPY --chown=airflow:0 physionet_airflow.dist-info/ /opt/airflow/physionet_airflow.dist-info/
 COPY --chown=airflow:0 plugins/ /opt/airflow/plugins/
 COPY --chown=airflow:0 dags/ /opt/airflow/dags/
 RUN python -m compileall -q /opt/airflow/include /opt/airflow/plugins /opt/airflow/dags
 
 # One check for every component: it looks at what this container runs (api-server, scheduler, worker, …).
-HEALTHCHECK --interval=30s --timeout=25s --start-period=120s --retries=4 CMD ["python", "/opt/airflow/deploy/airflow/healthy.py"]
+HEALTHCHECK --interval=30s --timeout=25s --start-period=300s --retries=4 CMD ["python", "/opt/airflow/deploy/airflow/healthy.py"]
 
 FROM base AS demo
 COPY --chown=airflow:0 demo/ /opt/airflow/demo/
