@@ -299,6 +299,38 @@ class Bucket:
                 **self._owner,
             )
 
+    def write_unless_changed(
+        self, path: str, data: bytes, before: Stored | None, *, content_type: str = "application/octet-stream"
+    ) -> bool:
+        """Store a small object in place of what was ``before`` there (None = nothing); False where it is that no more.
+
+        S3 decides, so of several who write at once one wins and the others know. A server that takes no conditions
+        stores in any case.
+        """
+        condition: Any = {"IfMatch": before.etag} if before else {"IfNoneMatch": "*"}
+        self._count("PUT")
+        try:
+            self.client.put_object(
+                Bucket=self.name,
+                Key=self.key(path),
+                Body=data,
+                ContentType=content_type,
+                ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
+                **condition,
+                **self._encryption,
+                **self._owner,
+            )
+        except botocore.exceptions.ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"}:
+                return False
+        except botocore.exceptions.BotoCoreError:
+            pass
+        else:
+            return True
+        self.write(path, data, content_type=content_type)  # NotImplemented, or an error that it names
+        return True
+
     def write_text(self, path: str, text: str, *, content_type: str = "text/plain; charset=utf-8") -> None:
         """Store UTF-8 text."""
         self.write(path, text.encode(), content_type=content_type)

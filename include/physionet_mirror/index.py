@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TRIES = 3
+_TRIES = 10
+_TYPE = "application/vnd.apache.parquet"
 
 
 def known(bucket: Bucket, paths: Iterable[str], sha256: Iterable[str]) -> tuple[Sequence[int], int]:
@@ -74,8 +75,8 @@ def rows(verdict: Verdict, manifest: Path | BinaryIO, bucket: Bucket) -> pa.Tabl
 def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
     """Bring ``_mirror/index.parquet`` up to date with this verification; returns the number of its rows.
 
-    Runs that overlap may both do this, so the index is looked at again just before it is written, and merged anew when
-    somebody else has written meanwhile.
+    Runs that overlap may both do this, so it is written only in place of the one that was merged; when somebody else has
+    written meanwhile, it is merged anew.
     """
     new = rows(verdict, manifest, bucket)
     looked_at = pa.array(
@@ -87,10 +88,14 @@ def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
         merged = new if kept is None else pa.concat_tables([new, kept], promote_options="permissive").sort_by("path")
         out = io.BytesIO()
         pq.write_table(merged, out, compression="zstd")
-        now = bucket.head(INDEX)
-        if (now and now.etag) == (before and before.etag):
+        now = bucket.head(INDEX)  # for a server that takes no conditions
+        if (now and now.etag) == (before and before.etag) and bucket.write_unless_changed(
+            INDEX, out.getvalue(), before, content_type=_TYPE
+        ):
             break
-    bucket.write(INDEX, out.getvalue(), content_type="application/vnd.apache.parquet")
+    else:
+        log.warning("%s is written by many runs at once; the rows of one of them may get lost.", bucket.uri(INDEX))
+        bucket.write(INDEX, out.getvalue(), content_type=_TYPE)
     return int(merged.num_rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -10,14 +11,16 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
 
 from demo.stack import s3_server
-from include.physionet_mirror import verification
+from include.physionet_mirror import index, verification
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import BucketRefused, DestinationUnavailable, InputError, VerificationFailed
-from include.physionet_mirror.layout import verified
+from include.physionet_mirror.layout import INDEX, verified
 from include.physionet_mirror.shards import Image
 from include.physionet_mirror.verification import Problem, verify
 from include.physionet_mirror.verified import Memory
@@ -435,3 +438,29 @@ def flip(file):
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
+
+
+class TestIndex:
+    @pytest.mark.parametrize("first", [True, False], ids=["the first index", "a later one"])
+    def test_a_run_that_ends_at_the_same_moment_does_not_lose_its_rows(self, bucket, first):
+        files = dataset(40)
+        store(bucket, files)
+        pq.write_table(pa.table({"path": list(files), "view": ["PA"] * len(files)}), (manifest := io.BytesIO()))
+
+        def ends(part):
+            index.update(bucket, verify(part, bucket), io.BytesIO(manifest.getvalue()))
+
+        if not first:
+            ends(wanted(files)[:5])
+        head, asked = bucket.head, []
+
+        def the_other_one_writes_just_now(path):
+            found = head(path)
+            if path == INDEX and (asked.append(path) or len(asked) == 2):  # the last look before the PUT
+                ends(wanted(files)[5:20])
+            return found
+
+        bucket.head = the_other_one_writes_just_now
+        ends([*wanted(files)[:5], *wanted(files)[20:]])
+        table = pq.read_table(io.BytesIO(bucket.read(INDEX)))
+        assert table["path"].to_pylist() == list(files)

@@ -60,6 +60,13 @@ class FakeBucket:
     def write(self, path, data, **_):
         self.objects[path] = data
 
+    def write_unless_changed(self, path, data, before, **_):
+        now = self.head(path)
+        if (now and now.etag) != (before and before.etag):
+            return False
+        self.objects[path] = data
+        return True
+
     def write_text(self, path, text, **_):
         self.objects[path] = text.encode()
 
