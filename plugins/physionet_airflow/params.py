@@ -29,6 +29,9 @@ STORAGE_CLASSES = {
 }
 """S3 storage classes and what the form calls them."""
 
+PLAN_PAGE = "plugin/physionet/physionet/plan"
+"""Address of the page's plan view in Airflow's UI, from Airflow's root (docs/page.md)."""
+
 _WHERE, _WHICH, _HOW, _SAFE = "Where to", "Which images", "How", "Before it starts"
 
 _SUBJECT = {
@@ -49,7 +52,9 @@ def mirror_params() -> dict[str, Param]:
             enum=["sample", "all"],
             values_display={"sample": "A sample", "all": "Everything that the filters leave"},
             title="Select",
-            description="A sample, or every image that the filters below leave.",
+            # The form shows Markdown only where there is no plain description.
+            description_md="A sample, or every image that the filters below leave. "
+            f"[See first who is in it and what it takes]({PLAN_PAGE})",
             section=_WHICH,
         ),
         "sample_size": Param(

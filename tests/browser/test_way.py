@@ -88,6 +88,8 @@ def test_a_second_run_skips_what_is_there(airflow, window, shoot):
         page.wait_for_url(re.compile(r"/tasks/mirror_shard\.missing/mapped/0"))
         page.goto(page.url.partition("/tasks/")[0])
         page.get_by_text("mirror_shard").first.wait_for()
+        for button in page.get_by_role("button", name=re.compile("expand all", re.IGNORECASE)).all()[:1]:
+            button.click()
         page.wait_for_timeout(2000)
         shoot(page, "grid")
 
@@ -102,6 +104,19 @@ def test_the_connection_form_tests_the_account(airflow, window, shoot):
         page.keyboard.press("Enter")
         page.get_by_text("PhysioNet user name").wait_for()
         shoot(page, "connection-form")
+
+
+def test_the_trigger_form_leads_to_the_plan(airflow, window, shoot):
+    with window() as page:
+        log_in(page, airflow.url, "admin", airflow.password)
+        page.goto(f"{airflow.url}/dags/mimic_cxr_jpg")
+        page.get_by_test_id("trigger-dag-button").first.click()
+        link = page.get_by_role("link", name="See first who is in it and what it takes")
+        link.wait_for()
+        page.wait_for_timeout(1000)
+        shoot(page, "trigger-form")
+        page.goto(f"{airflow.url}/{link.get_attribute('href').lstrip('/')}")
+        page.frame_locator("iframe").get_by_role("heading", name="Plan a run").wait_for()
 
 
 def test_a_stranger_sees_nothing(airflow, window):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from include.physionet_mirror.request import Request
 SENT = "form"
 """Set in an address that a form made: there, a box that is not named is a box that is not ticked."""
 
+_LINK = re.compile(r"\[[^\]]*\]\([^)]*\)")  # Markdown's; the form's own descriptions link to this page
 _LONGEST = 20_000  # characters of one value
 
 
@@ -157,7 +159,7 @@ def _sections(
         shown = Field(
             name=name,
             title=str(schema.get("title") or name),
-            description=param["description"],
+            description=param["description"] or _LINK.sub("", str(schema.get("description_md") or "")).strip(),
             section=str(schema.get("section") or "Params"),
             kind=kind,
             value=conf.get(name),
