@@ -2,6 +2,7 @@
 
 <dataset's own paths>                 files/p10/…, mimic-cxr-2.0.0-split.csv.gz, SHA256SUMS.txt
 _mirror/manifest.parquet              every image of the version
+_mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at PhysioNet and its SHA-256
 _mirror/index.parquet                 the verified images: the training index
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 MIRROR = "_mirror/"
 MANIFEST = MIRROR + "manifest.parquet"
+SUMS_SEEN = MIRROR + "sums.json"
 INDEX = MIRROR + "index.parquet"
 RUNS = MIRROR + "runs/"
 LEFT = MIRROR + "left.sha256"

@@ -127,6 +127,7 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
         again = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
         assert (first.fetched, first.changed) == (len(first.files) - 1, False)
         assert (again.fetched, again.changed, again.images) == (0, False, first.images)
+        assert [seen.method for seen in server.counters.seen if seen.path.endswith(SUMS)].count("GET") == 1
         image = next(version.glob("files/**/*.jpg"))
         image.write_bytes(image.read_bytes() + b"\0")
         sum_again(version, str(image.relative_to(version)))

@@ -15,7 +15,7 @@ from include.physionet_mirror import manifest
 from include.physionet_mirror.dataset import SUMS, Dataset
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import MetadataError
-from include.physionet_mirror.layout import MANIFEST
+from include.physionet_mirror.layout import MANIFEST, SUMS_SEEN
 from include.physionet_mirror.source import PhysioNet
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,11 @@ def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metad
     """
     with tempfile.TemporaryDirectory(prefix="physionet-") as folder:
         files: dict[str, Path] = {SUMS: Path(folder, "0")}
-        sums_sha256 = _download(source, dataset, SUMS, None, files[SUMS])
         before = _manifest_of(bucket)
+        etag = source.etag(dataset, SUMS)
+        sums_sha256 = _unchanged_sums(bucket, etag, before[0] if before else None, files[SUMS])
+        if sums_sha256 is None:
+            sums_sha256 = _download(source, dataset, SUMS, None, files[SUMS])
         with files[SUMS].open("rb") as stream:
             sums = manifest.parse_sums(stream)
         published = dict(zip(sums["path"], sums["sha256"], strict=True))
@@ -92,6 +95,8 @@ def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metad
             bucket.upload(SUMS, _read_file(files[SUMS]), content_type=_type_of(SUMS), part_size=_ONE_PUT)
             # Last, because it vouches for the others.
             bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
+        if bucket.read_json(SUMS_SEEN) != (seen := {"etag": etag, "sha256": sums_sha256}):
+            bucket.write_json(SUMS_SEEN, seen)
     for note in notes:
         log.info("%s", note)
     log.info(
@@ -103,6 +108,18 @@ def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metad
         "built" if built is not None else "there",
     )
     return Metadata(sums_sha256, images, (SUMS, *wanted), len(new), rebuild and before is not None, tuple(notes))
+
+
+def _unchanged_sums(bucket: Bucket, etag: str | None, sha256: str | None, file: Path) -> str | None:
+    """Take SHA256SUMS.txt (57 MB) from the bucket where PhysioNet's has not changed since; its SHA-256, or None."""
+    if etag is None or sha256 is None or bucket.read_json(SUMS_SEEN) != {"etag": etag, "sha256": sha256}:
+        return None
+    try:
+        _write_file(file, bucket.open_read(SUMS))
+    except FileNotFoundError:
+        return None
+    with file.open("rb") as stream:
+        return sha256 if hashlib.file_digest(stream, "sha256").hexdigest() == sha256 else None
 
 
 def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
