@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
+import shlex
 import signal
 import sys
 import time
@@ -98,7 +100,9 @@ def _stack() -> Iterator[tuple[stack.Airflow, Bucket, Path]]:
         _done("S3 server", f"{s3.endpoint}, its objects are files in {_short(s3.folder)}")
         _done("PhysioNet look-alike", source.url)
         status.update("Starting Airflow, and drawing the dataset where it is not there …")
-        with stack.airflow(STATE / "airflow", connections=stack.connections(s3, source)) as running:
+        with stack.airflow(
+            STATE / "airflow", connections=stack.connections(s3, source), extra_env={"MIMIC_CXR_BUCKET": BUCKET}
+        ) as running:
             _done("Airflow", running.url)
             status.update("Drawing the dataset …")
             generator.wait()
@@ -185,12 +189,29 @@ def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunL
 
 
 def _keep(running: stack.Airflow) -> None:
+    file = STATE / "env"
+    _write_environment(file, running)
     console.print("\nAirflow stays up until you press Ctrl-C:")
     console.print(f"  {running.url}\n  user      {running.user}\n  password  {running.password}", markup=False)
+    console.print(f"For `airflow …` commands against it, in another terminal:  source {_short(file)}", markup=False)
     try:
         signal.pause()
     except KeyboardInterrupt:
         console.print()
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def _write_environment(file: Path, running: stack.Airflow) -> None:
+    """A file to source in a shell, for ``airflow …`` commands and for AWS's own tools; it holds the demo's keys."""
+    ours = ("AIRFLOW", "PATH", "PYTHONPATH", "PHYSIONET_", "MIMIC_CXR_", "NO_PROXY", "no_proxy")
+    found = {name: value for name, value in running.env.items() if name.startswith(ours)}
+    s3 = json.loads(running.env["AIRFLOW_CONN_AWS_DEFAULT"])
+    found |= {"AWS_ACCESS_KEY_ID": s3["login"], "AWS_SECRET_ACCESS_KEY": s3["password"]}
+    found |= {"AWS_ENDPOINT_URL": s3["extra"]["endpoint_url"], "AWS_DEFAULT_REGION": s3["extra"]["region_name"]}
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(found.items())))
 
 
 def _done(what: str, detail: str) -> None:
