@@ -26,7 +26,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # ---------------------------------------------------------------------------------------------------- set-up
 
@@ -70,7 +70,10 @@ demo: $(READY) ## the main job on embedded parts: look-alike, S3 server, Airflow
 
 .PHONY: bench
 bench: $(READY) ## measured comparisons with what users would run instead; writes bench/results.md
-	$(PY) -m bench
+	$(PY) -m bench $(if $(SHORT),--short)
+
+bench-%: $(READY) ## one part of it: bench-streaming, bench-planning, … (SHORT=1 only tries it out)
+	$(PY) -m bench $* $(if $(SHORT),--short)
 
 # Looked up when a target needs it: Compose as a plugin of Docker, or as a command of its own.
 COMPOSE = $(shell if docker compose version >/dev/null 2>&1; then echo docker compose; else echo docker-compose; fi)
@@ -105,7 +108,7 @@ test-compose: $(READY) ## the compose stack
 
 .PHONY: soak
 soak: $(READY) ## 100,000 small images through a real Airflow run (long)
-	$(PY) -m bench soak
+	$(PY) -m bench soak $(if $(SHORT),--short)
 
 .PHONY: lint
 lint: $(READY) ## style, types, and imports that run one way: dags → plugins → include

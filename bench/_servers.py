@@ -1,0 +1,134 @@
+"""Servers that are not ours: Debian's nginx gives the files away and, as a sink, takes objects; rclone is the S3 server."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from demo import stack
+from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+
+_COMMON = """\
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+{user}
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  default_type application/octet-stream;
+  sendfile on; tcp_nopush on; keepalive_requests 100000;
+{servers}
+}}
+"""
+
+# No password is asked for: the password check has a part of its own. The address below /api/ is what PhysioNet's own
+# client asks first.
+_FILES = """\
+  log_format moment "$msec $status";
+  server {{
+    listen 127.0.0.1:{port};
+    location /files/ {{ alias {root}/; autoindex on; access_log {folder}/files.log moment buffer=16k flush=1s; }}
+    location = /api/v1/projects/{slug}/versions/ {{
+      default_type application/json;
+      return 200 '[{{"slug": "{slug}", "title": "", "version": "{version}", "abstract": "", "citation": ""}}]';
+    }}
+  }}
+"""
+
+# nginx takes an image whole, as S3 does, before it asks the second server, which says yes. Everything that is no image
+# (the state of a run) goes to a real S3 server.
+_SINK = """\
+  log_format put "$request_method $content_length";
+  upstream yes {{ server 127.0.0.1:{yes}; keepalive 64; }}
+  server {{
+    listen 127.0.0.1:{port};
+    client_max_body_size 64m; client_body_buffer_size 4m;
+    proxy_http_version 1.1; proxy_set_header Connection "";
+    location ~ \\.jpg$ {{
+      access_log {folder}/sink.log put buffer=16k flush=1s;
+      proxy_pass_request_body off; proxy_set_header Content-Length "";
+      proxy_pass http://yes;
+    }}
+    location / {{ proxy_set_header Host $http_host; proxy_pass {endpoint}; }}
+  }}
+  server {{
+    listen 127.0.0.1:{yes};
+    location / {{
+      if ($request_method = HEAD) {{ return 404; }}
+      add_header ETag '"taken"' always;
+      return 200;
+    }}
+  }}
+"""
+
+
+class Missing(RuntimeError):
+    """A program that the benchmark needs is not installed; the message says how to get it."""
+
+
+@contextmanager
+def files(folder: Path, root: Path) -> Iterator[str]:
+    """nginx over ``<root>/<slug>/<version>/``, as PhysioNet serves it, without a password; yields the address."""
+    port = stack.free_port()
+    slug, version = MIMIC_CXR_JPG.slug, MIMIC_CXR_JPG.version
+    servers = _FILES.format(port=port, root=root, folder=folder, slug=slug, version=version)
+    with _nginx(folder, servers, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def sink(folder: Path, s3: stack.S3Server) -> Iterator[str]:
+    """An S3 endpoint that takes images, counts them in ``sink.log`` and forgets them; yields its address."""
+    port, yes = stack.free_port(), stack.free_port()
+    servers = _SINK.format(port=port, yes=yes, endpoint=s3.endpoint, folder=folder)
+    with _nginx(folder, servers, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def taken(folder: Path) -> int:
+    """Objects that the sink has taken so far; what it writes down lags by a second."""
+    time.sleep(1.2)
+    return sum(line.startswith("PUT") for line in (folder / "sink.log").read_text().splitlines())
+
+
+@contextmanager
+def _nginx(folder: Path, servers: str, port: int) -> Iterator[None]:
+    program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise Missing(
+            "nginx is not installed; nothing was measured. Debian, Ubuntu: apt install nginx-light (or nginx)"
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
+    settings = folder / "nginx.conf"
+    settings.write_text(_COMMON.format(folder=folder, user=user, servers=servers))
+    command = [program, "-p", folder, "-c", settings]
+    with stack.Service("nginx", command, log=folder / "nginx.log", env=stack.plain_environment()) as service:
+        _wait_for_port(service, port)
+        yield
+
+
+def _wait_for_port(service: stack.Service, port: int, timeout: float = 15) -> None:
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            service.check()
+            if time.monotonic() > deadline:
+                raise stack.StackError(
+                    f"{service.name} did not listen within {timeout:.0f} s; see {service.log}"
+                ) from None
+            time.sleep(0.05)

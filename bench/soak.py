@@ -1,0 +1,171 @@
+"""Soak: 100,000 small images through a real Airflow run; does anything grow, fail or slow down?
+
+    python -m bench.soak [--short] [--folder .state/bench/soak]
+
+nginx gives the images away, ``rclone serve s3`` takes them, Airflow (LocalExecutor, SQLite) runs mimic_cxr_jpg with 40
+shards. Every two seconds the memory of each of Airflow's services is noted, tasks included, and nginx writes down when it
+gave away which image. Rates are compared between the second and the last but one of ten parts of the images, so that the
+run's beginning and end do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import _servers
+from bench._measure import STATE, Check, memory_of, scratch
+from demo import stack, synthetic
+from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from include.physionet_mirror.layout import RunLayout
+
+IMAGES, SIZE, SHARDS = 100_000, 10_000, 40
+DAG, BUCKET = "mimic_cxr_jpg", "soak"
+CONTENTS = 64
+
+
+def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
+    """Measure: ``{"images", "seconds", "rates", "memory", "failures", …}``."""
+    images = IMAGES // 50 if short else IMAGES
+    dataset, home = folder / "physionet", folder / "airflow"
+    version = make_dataset(dataset, images)
+    shutil.rmtree(home, ignore_errors=True)
+    password = {"conn_type": "http", "login": "nobody", "password": "nothing"}
+    memory: dict[str, list[tuple[float, float]]] = {}
+    where = scratch(folder, "s3")
+    with (
+        stack.s3_server(where, log=folder / "s3.log") as s3,
+        _servers.files(folder / "nginx", dataset) as url,
+        stack.airflow(
+            home,
+            connections={"physionet_default": {**password, "host": url}, "aws_default": s3.connection()},
+            extra_env={"PYTHONDONTWRITEBYTECODE": ""},
+            timeout=300,
+        ) as running,
+    ):
+        s3.make_bucket(BUCKET)
+        size = -(-images // (4 if short else SHARDS))
+        conf = {"bucket": BUCKET, "select": "all", "shard_size": size, "connections": 16, "approve_above_gb": 0}
+        begun = time.monotonic()
+        run_id = running.api.trigger(DAG, conf)
+        while (state := running.api.state(DAG, run_id)) not in ("success", "failed"):
+            for name, service in running.services.items():
+                memory.setdefault(name, []).append((time.monotonic() - begun, memory_of(service)))
+            if time.monotonic() - begun > 4 * 3600:
+                raise RuntimeError(f"The run was still {state} after four hours; logs below {home}")
+            time.sleep(2)
+        seconds = time.monotonic() - begun
+        tasks = running.api.task_instances(DAG, run_id)
+        layout = RunLayout(run_id)
+        results = [
+            json.loads(f.read_text()) for f in (where / BUCKET / MIMIC_CXR_JPG.name / layout.results).glob("*.json")
+        ]
+        failed = where / BUCKET / MIMIC_CXR_JPG.name / layout.failed_images
+        failures = len(failed.read_text().splitlines()) if failed.exists() else 0
+        stored = sum(1 for _ in (where / BUCKET / MIMIC_CXR_JPG.name / "files").rglob("*.jpg"))
+    moments = [float(line.split()[0]) for line in (folder / "nginx" / "files.log").read_text().splitlines()]
+    expected = sum(1 for _ in (version / "files").rglob("*.jpg"))
+    return {
+        "images": expected,
+        "stored": stored,
+        "state": state,
+        "failures": failures,
+        "retries": sum(r["retries"] for r in results),
+        "task_tries": sum(t["try_number"] for t in tasks if t["state"] == "success")
+        - sum(t["state"] == "success" for t in tasks),
+        "seconds": seconds,
+        "rates": _rates(sorted(moments)),
+        "memory": {name: _tenths([mb for _, mb in samples]) for name, samples in memory.items()},
+    }
+
+
+def make_dataset(root: Path, images: int) -> Path:
+    """Tables of a synthetic cohort, and images of random bytes: a few contents, hard-linked under all names."""
+    marker, wanted = root / ".soak", f"{images} x {SIZE}"
+    version = root / MIMIC_CXR_JPG.name
+    if marker.exists() and marker.read_text() == wanted:
+        return version
+    shutil.rmtree(root, ignore_errors=True)
+    drawn = synthetic.cohort(images)
+    synthetic.write(root, drawn, with_images=False, dicoms=0)
+    rng, contents = random.Random(images), []
+    for number in range(CONTENTS):
+        data = rng.randbytes(SIZE)
+        file = root / f"{number}.bin"
+        file.write_bytes(data)
+        contents.append((file, hashlib.sha256(data).hexdigest()))
+    lines = (version / "SHA256SUMS.txt").read_text().splitlines()
+    for number, line in enumerate(lines):
+        path = line.split(" ", 1)[1]
+        if path.startswith("files/"):
+            file, sha256 = contents[number % CONTENTS]
+            (version / path).parent.mkdir(parents=True, exist_ok=True)
+            (version / path).hardlink_to(file)
+            lines[number] = f"{sha256} {path}"
+    (version / "SHA256SUMS.txt").write_text("".join(f"{line}\n" for line in lines))
+    marker.write_text(wanted)
+    return version
+
+
+def _rates(moments: list[float]) -> list[float]:
+    """Images a second in each tenth of the images."""
+    tenth = len(moments) // 10
+    cuts = [moments[n * tenth : (n + 1) * tenth + 1] for n in range(10)]
+    return [(len(cut) - 1) / max(cut[-1] - cut[0], 1e-9) for cut in cuts]
+
+
+def _tenths(samples: list[float]) -> list[float]:
+    """The largest of each tenth of the samples."""
+    return [max(samples[n * len(samples) // 10 : (n + 1) * len(samples) // 10] or [0.0]) for n in range(10)]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as Markdown tables."""
+    lines = [
+        f"{result['stored']:,} of {result['images']:,} images in {result['seconds']:.0f} s, {result['failures']} failed, "
+        f"{result['retries']} retries of images, {result['task_tries']} of tasks. The run is {result['state']}.",
+        "",
+        "| tenth of the run | " + " | ".join(str(n) for n in range(1, 11)) + " |",
+        "|---" * 11 + "|",
+        "| images/s | " + " | ".join(f"{rate:.0f}" for rate in result["rates"]) + " |",
+    ]
+    for name, samples in result["memory"].items():
+        lines.append(f"| {name}, peak MB | " + " | ".join(f"{mb:.0f}" for mb in samples) + " |")
+    return "\n".join(lines)
+
+
+def checks(result: dict[str, Any]) -> list[Check]:
+    """The targets of issue 5, item 7."""
+    early, late = result["rates"][1], result["rates"][8]
+    whole = result["state"] == "success" and result["stored"] == result["images"] and not result["failures"]
+    found = [
+        Check("soak: images stored", f"{result['stored']:,} of {result['images']:,}", "all", whole),
+        Check("soak: images/s at the end over the start", f"{late / early:.2f}", "0.9", late / early >= 0.9),
+    ]
+    for name, samples in result["memory"].items():
+        growth = samples[8] / samples[2] - 1
+        found.append(Check(f"soak: growth of the {name}'s memory", f"{growth:+.0%}", "+10%", growth <= 0.10))
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=STATE / "soak")
+    parser.add_argument("--short", action="store_true", help="2,000 images in 4 shards")
+    options = parser.parse_args(arguments)
+    result = run(options.folder.resolve(), short=options.short)
+    print(table(result))
+    sys.exit(not all(check.ok for check in checks(result)))
+
+
+if __name__ == "__main__":
+    main()

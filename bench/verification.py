@@ -1,0 +1,269 @@
+"""Verification at the level ``checksum``: requests a second, against what the same server can give.
+
+    python -m bench.verification [--short] [--folder .state/bench/verification]
+
+20,000 small objects on ``rclone serve s3``, none of them remembered: one HEAD with ChecksumMode each. *bare loop* is that
+server's limit on this machine: the same requests, signed beforehand and written to sixteen open sockets by two processes
+that read no more than the status of the answer. *s5cmd* runs ``head`` for every key (sixteen workers; it does not ask for the
+checksum). *boto3* is sixteen threads around ``head_object``. Rounds alternate, the medians count. Target: at least 80 % of
+the bare loop.
+
+The last line is the same verification against a server that takes 25 ms for an answer, as S3 does: sixteen requests under
+way at 25 ms are at most 640 a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from bench import rerun
+from bench._measure import STATE, Check, alternating, environment, measure, medians, python, scratch, spread
+from bench.pace import make_images
+from demo import stack
+from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+
+OBJECTS, SIZE = 20_000, 2_000
+CLIENTS = ("verify", "boto3", "s5cmd", "bare loop")
+PREFIX, BUCKET = MIMIC_CXR_JPG.name, "bench"
+SHARE = 0.8
+
+
+def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]:
+    """Measure: ``{"objects", "clients": [{"client", "rate", "cpu", …}], "distant": {…}}``."""
+    objects = OBJECTS // 10 if short else OBJECTS
+    where = scratch(folder, "s3")
+    images = make_images(folder / "images", objects, SIZE)
+    version = folder / "images" / PREFIX
+    sums = version / "SHA256SUMS.txt"
+    with stack.s3_server(where, log=folder / "s3.log") as s3:
+        s3.make_bucket(BUCKET)
+        _store(s3, version, images)
+        given = {"endpoint": s3.endpoint, "keys": (s3.access_key, s3.secret_key), "sums": str(sums)}
+        commands = _commands(given, folder)
+        _once(given, commands["boto3"], folder)  # the server hashes every file once, and keeps that
+
+        def once(client: str, _: int) -> dict[str, float]:
+            found = _once(given, commands[client], folder)
+            # Nothing may be known the next time.
+            for file in (where / BUCKET / PREFIX / "_mirror" / "verified").glob("*"):
+                s3.client().delete_object(Bucket=BUCKET, Key=f"{PREFIX}/_mirror/verified/{file.name}")
+            return found
+
+        found = alternating(CLIENTS, 2 if short else rounds, once)
+    clients = [{"client": client, **medians(one), "rates": spread(one, "rate")} for client, one in found.items()]
+    return {"objects": objects, "clients": clients, "distant": _distant(folder, sums, objects)}
+
+
+def _store(s3: stack.S3Server, version: Path, images: Mapping[str, str]) -> None:
+    """Put them there as a stream task does: rclone's server tells a checksum only of what came with one."""
+    from include.physionet_mirror.destination import Bucket
+
+    bucket = Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint)
+
+    def put(path: str) -> None:
+        bucket.put(path, (version / path).read_bytes(), content_type="image/jpeg")
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, images))
+
+
+def _distant(folder: Path, sums: Path, objects: int) -> dict[str, float]:
+    with rerun.listing(sums.parent, folder / "listing.log", delay=0.025) as server:
+        given = {"endpoint": server.url, "keys": rerun.KEYS, "sums": str(sums)}
+        return {"objects": objects, **_once(given, _commands(given, folder)["verify"], folder)}
+
+
+def _commands(given: dict[str, Any], folder: Path) -> dict[str, list[str | Path]]:
+    keys = [line.split(" ", 1)[1] for line in Path(given["sums"]).read_text().splitlines()]
+    script = folder / "heads.txt"
+    script.write_text("".join(f"head s3://{BUCKET}/{PREFIX}/{key}\n" for key in keys))
+    s5cmd = Path(sys.executable).with_name("s5cmd")
+    return {
+        **{client: [*python("bench.verification", "--child", client)] for client in ("verify", "boto3", "bare loop")},
+        "s5cmd": [s5cmd, "--endpoint-url", given["endpoint"], "--numworkers", "16", "run", script],
+    }
+
+
+def _once(given: dict[str, Any], command: list[str | Path], folder: Path) -> dict[str, float]:
+    keys = {
+        "AWS_ACCESS_KEY_ID": given["keys"][0],
+        "AWS_SECRET_ACCESS_KEY": given["keys"][1],
+        "AWS_REGION": stack.REGION,
+    }
+    cost = measure(command, environment({"BENCH": json.dumps(given), **keys}), folder / "client.log")
+    if "--child" in command:
+        inner = cost.json()
+        return {"rate": inner["requests"] / inner["seconds"], "cpu": inner["cpu"] * 1000 / inner["requests"]}
+    count = len(Path(given["sums"]).read_text().splitlines())
+    return {"rate": count / cost.seconds, "cpu": cost.cpu * 1000 / count}
+
+
+# -- the measured processes --------------------------------------------------------------------------------------------
+
+
+def _child(client: str, given: dict[str, Any]) -> None:
+    images = [line.split(" ", 1) for line in Path(given["sums"]).read_text().splitlines()]
+    work = {"verify": _verify, "boto3": _boto3, "bare loop": _bare_loop}[client](given, images)
+    begun, cpu = time.monotonic(), os.times()
+    requests = work()
+    now = os.times()
+    used = sum(now[:4]) - sum(cpu[:4])
+    print(json.dumps({"requests": requests, "seconds": time.monotonic() - begun, "cpu": used}))
+
+
+def _verify(given: dict[str, Any], images: list[list[str]]) -> Any:
+    import boto3
+
+    from include.physionet_mirror.destination import Bucket
+    from include.physionet_mirror.shards import Image
+    from include.physionet_mirror.verification import verify
+
+    session = boto3.Session(*given["keys"], region_name=stack.REGION)
+    bucket = Bucket.open(session, BUCKET, PREFIX, endpoint_url=given["endpoint"])
+    wanted = [Image(path, sha256) for sha256, path in images]
+
+    def work() -> int:
+        verdict = verify(wanted, bucket)
+        assert verdict.passed, verdict.problems[:3]
+        assert verdict.requests["HEAD"] == len(wanted), verdict.requests
+        return len(wanted)
+
+    return work
+
+
+def _client(given: dict[str, Any]) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.Session(*given["keys"], region_name=stack.REGION)
+    return session.client("s3", endpoint_url=given["endpoint"], config=Config(max_pool_connections=16))
+
+
+def _boto3(given: dict[str, Any], images: list[list[str]]) -> Any:
+    client = _client(given)
+
+    def head(path: str) -> bool:
+        return "ChecksumSHA256" in client.head_object(Bucket=BUCKET, Key=f"{PREFIX}/{path}", ChecksumMode="ENABLED")
+
+    def work() -> int:
+        with ThreadPoolExecutor(16) as pool:
+            assert all(pool.map(head, (path for _, path in images)))
+        return len(images)
+
+    return work
+
+
+def _bare_loop(_: dict[str, Any], images: list[list[str]]) -> Any:
+    """Two processes, eight sockets each; requests are signed before the clock starts."""
+    child = [sys.executable, "-m", "bench.verification", "--child-loop"]
+    halves = []
+    for half in (0, 1):
+        env = dict(os.environ) | {"BENCH_HALF": str(half)}
+        process = subprocess.Popen(child, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        halves.append(process)
+
+    def work() -> int:
+        for process in halves:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [process.wait() for process in halves] == [0, 0]
+        return len(images)
+
+    return work
+
+
+def _loop(given: dict[str, Any], half: int) -> None:
+    from urllib.parse import urlsplit
+
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    at = urlsplit(given["endpoint"])
+    signer = S3SigV4Auth(Credentials(*given["keys"]), "s3", stack.REGION)
+    raw = []
+    for line in Path(given["sums"]).read_text().splitlines()[half::2]:
+        target = f"/{BUCKET}/{PREFIX}/{line.split(' ', 1)[1]}"
+        request = AWSRequest("HEAD", given["endpoint"] + target, headers={"x-amz-checksum-mode": "ENABLED"})
+        signer.add_auth(request)
+        headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        raw.append(f"HEAD {target} HTTP/1.1\r\nHost: {at.netloc}\r\n{headers}\r\n".encode())
+
+    def work(requests: list[bytes]) -> None:
+        with socket.create_connection((at.hostname, at.port)) as connection:
+            for request in requests:
+                connection.sendall(request)
+                answer = b""
+                while not answer.endswith(b"\r\n\r\n"):
+                    answer += connection.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+
+    threads = [threading.Thread(target=work, args=(raw[n::8],)) for n in range(8)]
+    random.shuffle(threads)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+# -- the result --------------------------------------------------------------------------------------------------------
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    lines = ["| HEADs with checksum | requests/s | all rounds | client CPU ms a request |", "|---|---|---|---|"]
+    lines += [f"| {c['client']} | {c['rate']:.0f} | {c['rates']} | {c['cpu']:.2f} |" for c in result["clients"]]
+    far = result["distant"]
+    lines.append(f"| verify, a server 25 ms away | {far['rate']:.0f} | of 640 | {far['cpu']:.2f} |")
+    return "\n".join(lines)
+
+
+def checks(result: dict[str, Any]) -> list[Check]:
+    """The target of issue 5, item 5."""
+    rate = {c["client"]: c["rate"] for c in result["clients"]}
+    share = rate["verify"] / rate["bare loop"]
+    far = result["distant"]["rate"] / 640
+    return [
+        Check("verification: HEADs/s of what the server gives", f"{share:.0%}", f"{SHARE:.0%}", share >= SHARE),
+        Check("verification: HEADs/s of what S3 at 25 ms gives", f"{far:.0%}", f"{SHARE:.0%}", far >= SHARE),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=STATE / "verification")
+    parser.add_argument("--short", action="store_true", help="2,000 objects")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child-loop", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child_loop:
+        _loop(json.loads(os.environ["BENCH"]), int(os.environ["BENCH_HALF"]))
+        return
+    if options.child:
+        _child(options.child, json.loads(os.environ["BENCH"]))
+        return
+    result = run(options.folder.resolve(), short=options.short)
+    print(table(result))
+    sys.exit(not all(check.ok for check in checks(result)))
+
+
+if __name__ == "__main__":
+    main()
