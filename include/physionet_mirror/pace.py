@@ -20,6 +20,12 @@ START = 2
 WINDOW = 0.1, 1.5, 3.0
 """Seconds over which throughput is measured: at least, when answers come fast; at most, for a large and a small step."""
 
+WARM_UP = 0.5
+"""Seconds that new connections may take to bring their first bytes before a step is judged."""
+
+HANGING = 1.0
+"""Seconds without an answer from which on a download is taken to wait for a connection that it does not get."""
+
 USEFUL = 0.4
 """A step must bring this share of the growth that proportion would, or it is taken back (noise is about a tenth)."""
 
@@ -89,6 +95,7 @@ class Pace:
         if too_many is not None and too_many <= limit:
             self._too_many = max(too_many, self.slots + 1)
             self._hold(clock())
+        self._warming = True
         self._open_window()
 
     @property
@@ -126,7 +133,7 @@ class Pace:
                 self._resume_at = max(self._resume_at, self._clock() + wait)
             if slot.epoch < self._epoch:
                 return
-            served = 0 if slot.answered else sum(other.answered for other in self._running)
+            served = 0 if slot.answered else sum(not self._hangs(other) for other in self._running)
             self._too_many = max(2, self.slots)
             self._probe_at, self._before, self._stride = None, None, 1
             self._step(max(1, self.slots // 2, min(served, self.slots - 1)), why)
@@ -155,7 +162,10 @@ class Pace:
             self._changed.notify()
 
     def _occupied(self) -> int:
-        return sum(slot.answered or slot.epoch == self._epoch for slot in self._running)
+        return sum(slot.epoch == self._epoch or not self._hangs(slot) for slot in self._running)
+
+    def _hangs(self, slot: Slot) -> bool:
+        return not slot.answered and self.age(slot) > HANGING
 
     # -- adaptation ------------------------------------------------------------------------------------------------
 
@@ -168,6 +178,11 @@ class Pace:
             self._open_window()
             return
         elapsed = now - self._opened
+        if self._warming:
+            if elapsed > WARM_UP or self._finished >= self.slots:
+                self._warming = False
+                self._open_window()
+            return
         least, *most = WINDOW
         enough = most[0] if 2 * self._stride >= self.slots else most[1]
         if elapsed < least or (elapsed < enough and self._finished < 4 * self.slots):
@@ -217,6 +232,7 @@ class Pace:
         old, self.slots = self.slots, slots
         if slots < old:
             self._epoch += 1
+        self._warming = slots > old
         self._open_window()
         self._changed.notify_all()
         if self._on_change is not None and old != slots:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from include.physionet_mirror.pace import PROBE, START, Pace, Slot, recall
 
-IMAGE, RATE = 1_400_000, 650_000
+IMAGE, RATE, ROUND_TRIP = 1_400_000, 650_000, 0.06
 TIME_OUT = 10.0
 
 
@@ -35,6 +35,7 @@ class World:
     now: float = 0.0
     received: float = 0.0
     busy_seconds: float = 0.0  # of served connections
+    asked: dict[Slot, float] = field(default_factory=dict)  # when the answer comes
     served: dict[Slot, float] = field(default_factory=dict)  # bytes left
     hanging: list[tuple[float, int, Slot]] = field(default_factory=list)
     changes: list[tuple[float, int, int, str]] = field(default_factory=list)
@@ -52,12 +53,15 @@ class World:
         end = self.now + seconds
         while self.now < end:
             while work() and (slot := self._take()) is not None:
-                if len(self.served) < self.capacity:
-                    slot.answered = True
-                    self.served[slot] = IMAGE
+                if len(self.served) + len(self.asked) < self.capacity:
+                    self.asked[slot] = self.now + ROUND_TRIP
                 else:
                     heapq.heappush(self.hanging, (self.now + TIME_OUT, id(slot), slot))
             self.now += step
+            for slot in [slot for slot, at in self.asked.items() if at <= self.now]:
+                del self.asked[slot]
+                slot.answered = True
+                self.served[slot] = IMAGE
             each = min(self.rate, self.total_rate / max(1, len(self.served))) * step
             for slot in list(self.served):
                 self.served[slot] -= each
@@ -65,7 +69,7 @@ class World:
                 if self.served[slot] <= 0:
                     del self.served[slot]
                     self.pace._release(slot)
-            self.busy_seconds += len(self.served) * step
+            self.busy_seconds += (len(self.served) + len(self.asked)) * step
             while self.hanging and self.hanging[0][0] <= self.now:
                 slot = heapq.heappop(self.hanging)[2]
                 self.pace.congested(slot, "throttled")
@@ -128,7 +132,7 @@ def test_it_follows_when_there_is_less():
     world.capacity = 6
     world.run(120)
     assert world.pace.slots <= 8
-    assert len(world.served) == 6
+    assert len(world.served) + len(world.asked) == 6
 
 
 def test_probes_become_rarer():
@@ -200,9 +204,11 @@ def test_a_later_refusal_halves_again_down_to_one():
 
 
 def test_connects_that_time_out_halve():
-    pace, _, changes = _pace()
+    pace, now, changes = _pace()
     with ExitStack() as stack:
-        for slot in _hold(pace, 16, stack):
+        slots = _hold(pace, 16, stack)
+        now[0] = 10.0
+        for slot in slots:
             pace.congested(slot, "throttled")
     assert changes == [(16, 8, "throttled")]
 
@@ -238,11 +244,13 @@ def test_the_time_of_a_pause_is_not_taken_for_slowness():
 
 
 def test_downloads_that_hang_do_not_keep_others_from_their_slots():
-    pace, _, _ = _pace(limit=8, start=8)
+    pace, now, _ = _pace(limit=8, start=8)
     with ExitStack() as stack:
         slots = _hold(pace, 8, stack)
         for slot in slots[:3]:
             slot.answered = True
+        assert pace._occupied() == 8, "the other five may be answered in a moment"
+        now[0] += 2.0
         pace.congested(slots[7], "throttled")
         assert pace.slots == 4
         assert pace._occupied() == 3, "so one more may start, though eight are under way"
@@ -299,7 +307,7 @@ def test_the_next_shard_starts_where_this_one_held():
 
 
 def test_a_shard_that_ended_while_it_grew_lets_the_next_one_go_on():
-    memory = World(limit=24).run(4).pace.memory()
+    memory = World(limit=24).run(6).pace.memory()
     assert 4 <= memory["start"] < 24
     assert "too_many" not in memory
     nxt = World(limit=24, start=recall(memory, 24)).run(15)
