@@ -274,7 +274,10 @@ def _mirror(given: dict[str, Any]) -> None:
     pinned = given["number"]
     source = PhysioNet(given["url"], *given["login"], connections=pinned or LIMIT)
     bucket = Bucket.open(
-        boto3.Session(*given["keys"], region_name="us-east-1"), BUCKET, PREFIX, endpoint_url=given["endpoint"]
+        boto3.Session(given["keys"][0], given["keys"][1], region_name="us-east-1"),
+        BUCKET,
+        PREFIX,
+        endpoint_url=given["endpoint"],
     )
     begun = time.monotonic()
     pace = Pace(
