@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -148,12 +149,13 @@ def cpu_of(services: Iterable[stack.Service]) -> float:
 
 
 def memory_of(service: stack.Service) -> float:
-    """Resident MB of a service with all its children."""
+    """Memory of a service with all its children in MB; what forked processes share counts once."""
     total = 0
     try:
         root = service.process
         for process in [root, *root.children(recursive=True)]:
-            total += process.memory_info().rss
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                total += process.memory_full_info().pss
     except psutil.NoSuchProcess:
         pass
     return total / 1e6

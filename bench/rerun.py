@@ -127,7 +127,7 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
                 scheduler_mb = max(scheduler_mb, memory_of(running.services["scheduler"]))
                 if time.monotonic() - begun > 3600:
                     raise RuntimeError(f"The run was still {state} after an hour; logs below {home}")
-                time.sleep(0.5)
+                time.sleep(1)
             seconds = time.monotonic() - begun
             cpu, server_cpu = cpu_of(running.services.values()) - before, cpu_of([server.service]) - server_before
             tasks = running.api.task_instances(DAG, run_id)
