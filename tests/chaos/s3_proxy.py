@@ -1,0 +1,250 @@
+"""An S3 that misbehaves on purpose: a proxy on 127.0.0.1 in front of a real S3 server.
+
+Requests go on byte for byte, the Host header included, because SigV4 signs it: client and server then agree on the
+signature, though the client knows the proxy's address only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import socket
+import struct
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from demo.stack import free_port
+
+IMAGES = "*.jpg"
+
+
+class Kind(StrEnum):
+    """What goes wrong with a PUT."""
+
+    SLOW_DOWN = "slow down"
+    """503 SlowDown."""
+    RESET = "reset"
+    """RST to both sides when half of the body has reached the server."""
+    DENIED = "denied"
+    """403 AccessDenied."""
+    REFUSED = "refused"
+    """From this PUT on, nobody can connect for ``seconds``, and every open connection is reset."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong with PUTs.
+
+    Attributes:
+        kind: What.
+        paths: Shell pattern of the URL's path, which begins with ``/<bucket>/``; ``*`` matches ``/``.
+        share: Share of these PUTs, chosen by a hash of the key and of how often it was PUT: the same ones every time.
+        after: PUTs of these paths that pass unharmed first.
+        seconds: Of REFUSED.
+    """
+
+    kind: Kind
+    paths: str = "*"
+    share: float = 1.0
+    after: int = 0
+    seconds: float = 0.0
+
+    def strikes(self, path: str, attempt: int) -> bool:
+        key = path.split("/", 2)[2]  # a bucket's name is another one in each run
+        digest = hashlib.sha256(f"{key}\n{attempt}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.share * 2**64
+
+
+class S3Proxy:
+    """Listens from ``start`` to ``stop``, or as a context manager; may be used from any thread.
+
+    Attributes:
+        endpoint: ``http://127.0.0.1:<port>``.
+        struck: How often each kind has happened.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        self.struck: Counter[Kind] = Counter()
+        self._upstream = urlsplit(upstream).netloc
+        self._fault: Fault | None = None
+        self._put: Counter[str] = Counter()  # by path, since the fault was set
+        self._passed = 0
+        self._lock = threading.Lock()
+        self._open: set[socket.socket] = set()
+        self._back: threading.Timer | None = None
+        self._port = free_port()
+        self._server = _Server(self._port, self)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> Self:
+        """Serve."""
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="s3-proxy", daemon=True).start()
+        return self
+
+    def stop(self) -> None:
+        """Close everything."""
+        if self._back:
+            self._back.cancel()
+            self._back.join()
+        self._close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def set(self, fault: Fault | None) -> None:
+        """Replace the fault that is in force; None = all is well."""
+        with self._lock:
+            self._fault, self._passed = fault, 0
+            self._put.clear()
+            self.struck.clear()
+
+    def _close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            reset(connection)
+
+    def _refuse(self, seconds: float) -> None:
+        self._close()
+        self._back = threading.Timer(seconds, self._come_back)
+        self._back.start()
+
+    def _come_back(self) -> None:
+        self._server = _Server(self._port, self)
+        self.start()
+
+    def fault_of(self, path: str) -> Fault | None:
+        """What this PUT meets."""
+        with self._lock:
+            fault = self._fault
+            if fault is None or not fnmatchcase(path, fault.paths):
+                return None
+            self._put[path] += 1
+            self._passed += 1
+            if self._passed <= fault.after or not fault.strikes(path, self._put[path]):
+                return None
+            self.struck[fault.kind] += 1
+            if fault.kind is Kind.REFUSED:  # once
+                self._fault = None
+        if fault.kind is Kind.REFUSED:
+            threading.Thread(target=self._refuse, args=(fault.seconds,), daemon=True).start()
+        return fault
+
+    def opened(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.add(connection)
+
+    def closed(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._open.discard(connection)
+
+    def upstream(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(self._upstream, timeout=120)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, port: int, proxy: S3Proxy) -> None:
+        self.proxy = proxy
+        super().__init__(("127.0.0.1", port), _Handler)
+
+    def handle_error(self, *_: object) -> None:
+        """Quiet: a client that goes away, or is sent away, is what this is for."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.proxy.opened(self.connection)
+        self.upstream = self.server.proxy.upstream()
+
+    def finish(self) -> None:
+        self.server.proxy.closed(self.connection)
+        self.upstream.close()
+        super().finish()
+
+    def _handle(self) -> None:
+        length = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client died
+            self.close_connection = True
+            return
+        fault = self.server.proxy.fault_of(unquote(urlsplit(self.path).path)) if self.command == "PUT" else None
+        match fault.kind if fault else None:
+            case Kind.SLOW_DOWN:
+                self._error(503, "SlowDown", "Please reduce your request rate.")
+            case Kind.DENIED:
+                self._error(403, "AccessDenied", "Access Denied")
+            case Kind.RESET | Kind.REFUSED:
+                self._send(body[: length // 2])
+                if self.upstream.sock:
+                    reset(self.upstream.sock)
+                self.upstream.close()
+                reset(self.connection)
+                self.close_connection = True
+            case None:
+                self._send(body)
+                self._return(self.upstream.getresponse())
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815
+
+    def _send(self, body: bytes) -> None:
+        self.upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name.lower() not in ("connection", "expect"):  # between two neighbours only, and signed by neither
+                self.upstream.putheader(name, value)
+        self.upstream.endheaders(body or None)
+
+    def _return(self, answer: http.client.HTTPResponse) -> None:
+        body = answer.read()
+        self.send_response_only(answer.status, answer.reason)
+        length = str(len(body))
+        for name, value in answer.getheaders():
+            if name.lower() == "content-length":
+                length = value  # HEAD answers with the object's
+            elif name.lower() not in ("connection", "transfer-encoding"):
+                self.send_header(name, value)
+        if answer.status not in (204, 304):
+            self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _error(self, status: int, code: str, message: str) -> None:
+        body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+        self.send_response_only(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+def reset(connection: socket.socket) -> None:
+    """Close with RST, as a machine does that has lost its memory of the connection; wakes whoever reads from it."""
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RD)
+        connection.close()
+    except OSError:
+        pass
