@@ -31,7 +31,7 @@ PEERS = ("rclone-16", "script-4", "script-16")
 
 def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]:
     """Measure: ``{"images", "clients": [{"client", "with", "without", "checks", …}]}``; times in seconds."""
-    images = IMAGES // 10 if short else IMAGES
+    images = IMAGES // 50 if short else IMAGES
     root = folder / "physionet"
     make_images(root, images, SIZE)
     found = []
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=STATE / "password")
-    parser.add_argument("--short", action="store_true", help="100 images")
+    parser.add_argument("--short", action="store_true", help="20 images")
     options = parser.parse_args(arguments)
     result = run(options.folder.resolve(), short=options.short)
     print(table(result))
