@@ -61,6 +61,9 @@ def scratch(folder: Path, name: str) -> Path:
     """An empty folder for what is written and removed again: in memory where there is room, so that no disk is measured."""
     memory = Path("/dev/shm")  # noqa: S108
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 8e9
+    for left in memory.glob("physionet-bench-*"):  # by one that was killed
+        if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
+            shutil.rmtree(left, ignore_errors=True)
     found = memory / f"physionet-bench-{os.getpid()}" / name if roomy else folder / name
     shutil.rmtree(found, ignore_errors=True)
     found.mkdir(parents=True)

@@ -3,7 +3,7 @@
     python -m bench.verification [--short] [--folder .state/bench/verification]
 
 20,000 small objects on ``rclone serve s3``, none of them remembered: one HEAD with ChecksumMode each. *bare loop* is that
-server's limit on this machine: the same requests, signed beforehand and written to sixteen open sockets by two processes
+server's limit on this machine (its CPU column includes the signing): the same requests, signed beforehand and written to sixteen open sockets by two processes
 that read no more than the status of the answer. *s5cmd* runs ``head`` for every key (sixteen workers; it does not ask for the
 checksum). *boto3* is sixteen threads around ``head_object``. Rounds alternate, the medians count. Target: at least 80 % of
 the bare loop.
