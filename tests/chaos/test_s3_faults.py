@@ -30,7 +30,7 @@ from include.physionet_mirror.verification import Verdict
 from tests.chaos import outside
 from tests.chaos.s3_proxy import IMAGES, Fault, Kind, S3Proxy
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 IMAGE_COUNT = 60
 
@@ -147,9 +147,8 @@ def test_slow_down_in_a_real_airflow(
     connection["extra"]["endpoint_url"] = s3_proxy.endpoint
     s3_proxy.set(Fault(Kind.SLOW_DOWN, share=0.3))
     conf = json.dumps({"bucket": bucket.name, "select": "all", "shard_size": 30})
-    done = airflow_home.run(
-        "dags", "test", "mimic_cxr_jpg", "-c", conf, AIRFLOW_CONN_AWS_DEFAULT=json.dumps(connection)
-    )
+    env = {"AIRFLOW_CONN_AWS_DEFAULT": json.dumps(connection)}
+    done = airflow_home.run("dags", "test", "mimic_cxr_jpg", "-c", conf, timeout=800, **env)
     assert done.returncode == 0, done.stdout[-4000:]
     assert s3_proxy.struck[Kind.SLOW_DOWN] > IMAGE_COUNT / 6
     assert outside.stored(folder) == outside.published(tiny_dataset)
