@@ -193,7 +193,11 @@ def _keep(running: stack.Airflow) -> None:
     _write_environment(file, running)
     console.print("\nAirflow stays up until you press Ctrl-C:")
     console.print(f"  {running.url}\n  user      {running.user}\n  password  {running.password}", markup=False)
-    console.print(f"For `airflow …` commands against it, in another terminal:  source {_short(file)}", markup=False)
+    console.print(
+        f"For `airflow …` commands against it, in another terminal:  source {_short(file)}",
+        markup=False,
+        soft_wrap=True,
+    )
     try:
         signal.pause()
     except KeyboardInterrupt:

@@ -1,0 +1,192 @@
+"""Nights, tables alone, and copies inside S3, in a real Airflow: what docs/backfill.md tells a user to do."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo import stack
+from demo.lookalike import Fault, Kind, Lookalike, Profile
+
+DAG = "mimic_cxr_jpg_backfill"
+PREFIX = "mimic-cxr-jpg/2.1.0"
+LISTS = "mimic-cxr/2.0.0"
+CONNECTIONS = 8
+DAYS = [f"2025-01-{day:02d}" for day in range(1, 6)]
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.glob("files/**/*.jpg")}
+
+
+def fetched(physionet: Lookalike) -> list[str]:
+    found = [seen.path for seen in physionet.counters.seen if seen.method == "GET" and seen.path.endswith(".jpg")]
+    return sorted(path.removeprefix(f"{PREFIX}/") for path in found)
+
+
+# -- a month in five days ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(
+    tmp_path: Path, physionet: Lookalike, s3_server: stack.S3Server, reader: tuple[str, str], bucket_name: str
+) -> Iterator[stack.Airflow]:
+    """An Airflow with a scheduler. The night that begins by itself, un-paused, goes to a bucket of its own."""
+    login, password = reader
+    other = f"{bucket_name}-scheduled"
+    s3_server.client().create_bucket(Bucket=other)
+    connections = {
+        "physionet_default": {"conn_type": "http", "host": physionet.url, "login": login, "password": password},
+        "aws_default": s3_server.connection(),
+    }
+    with stack.airflow(
+        tmp_path / "airflow", connections=connections, extra_env={"MIMIC_CXR_BUCKET": other}, timeout=300
+    ) as airflow:
+        airflow.api.wait_for_dag(DAG, timeout=300)
+        yield airflow
+
+
+class Backfills:
+    """``airflow backfill create`` over the five days, and its runs."""
+
+    def __init__(self, running: stack.Airflow, bucket: str) -> None:
+        self._running, self._conf = running, json.dumps({"bucket": bucket, "slices": 5, "connections": CONNECTIONS})
+
+    def airflow(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = stack.airflow_command(*arguments)
+        return subprocess.run(
+            command, env=dict(self._running.env), capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def create(self, behaviour: str) -> dict[str, dict[str, Any]]:
+        """Create one as a user does, wait until none of its runs is under way, and return all runs by day."""
+        words = ["backfill", "create", "--dag-id", DAG, "--from-date", "2025-01-01", "--to-date", "2025-01-06"]
+        words += ["--max-active-runs", "2", "--reprocess-behavior", behaviour, "--dag-run-conf", self._conf]
+        deadline = time.monotonic() + 900
+        self.pause(True)  # as the page tells, for SQLite's sake
+        while (done := self.airflow(*words)).returncode:
+            # The scheduler closes the one before only now and then, and two writers are too many for SQLite.
+            assert any(text in done.stderr + done.stdout for text in ("AlreadyRunning", "database is locked")), (
+                done.stdout + done.stderr
+            )
+            assert time.monotonic() < deadline
+            time.sleep(5)
+        self.pause(False)
+        while True:
+            runs = self.runs()
+            if sorted(runs) == DAYS and all(run["state"] in ("success", "failed") for run in runs.values()):
+                return runs
+            assert time.monotonic() < deadline, {day: run["state"] for day, run in runs.items()}
+            time.sleep(2)
+
+    def pause(self, paused: bool) -> None:
+        self._running.api.call("PATCH", f"dags/{DAG}", {"is_paused": paused}, update_mask="is_paused")
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        found = self._running.api.call("GET", f"dags/{DAG}/dagRuns", limit=100)["dag_runs"]
+        return {run["logical_date"][:10]: run for run in found if run["run_type"] == "backfill"}
+
+    def note_of(self, run: dict[str, Any]) -> str:
+        return self._running.api.log(DAG, run["dag_run_id"], "verify")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_five_nights_fill_everything_and_a_failed_one_is_repaired(
+    running: stack.Airflow, physionet: Lookalike, tiny_dataset: Path, s3_server: stack.S3Server, bucket_name: str
+) -> None:
+    version = tiny_dataset / PREFIX
+    published = stored(version)
+    victim = sorted(published)[30]  # of the third night's twelve
+    folder = s3_server.folder / bucket_name / PREFIX
+    physionet.profile = Profile(round_trip=0.05)
+    physionet.faults.add(Fault(Kind.STATUS, paths=f"*{victim}", status=404, attempts=None))
+    backfills = Backfills(running, bucket_name)
+
+    nights = backfills.create("none")
+    assert [nights[day]["state"] for day in DAYS] == ["success", "success", "failed", "success", "success"]
+    assert set(published) - set(stored(folder)) == {victim}
+    assert "1 missing" in backfills.note_of(nights[DAYS[2]])
+    assert physionet.counters.peak_connections <= CONNECTIONS
+
+    physionet.faults.clear()
+    physionet.counters.reset()
+    begun = {day: run["start_date"] for day, run in nights.items()}
+    nights = backfills.create("none")
+    assert {day: run["start_date"] for day, run in nights.items()} == begun
+    assert fetched(physionet) == []
+
+    nights = backfills.create("failed")
+    assert [nights[day]["state"] for day in DAYS] == ["success"] * 5
+    assert [day for day in DAYS if nights[day]["start_date"] != begun[day]] == [DAYS[2]]
+    assert fetched(physionet) == [victim]
+    assert stored(folder) == published
+
+    physionet.counters.reset()
+    begun = {day: run["start_date"] for day, run in nights.items()}
+    nights = backfills.create("completed")
+    assert [nights[day]["state"] for day in DAYS] == ["success"] * 5
+    assert all(nights[day]["start_date"] != begun[day] for day in DAYS)
+    assert fetched(physionet) == []
+    assert stored(folder) == published
+    assert physionet.counters.peak_connections <= CONNECTIONS
+
+
+# -- the tables alone, and copies inside S3 ----------------------------------------------------------------------------
+
+
+def test_a_missing_agreement_fails_its_own_dataset_and_leaves_the_other_alone(
+    airflow_home: Any, physionet: Lookalike, s3_server: stack.S3Server, bucket_name: str, tiny_dataset: Path
+) -> None:
+    physionet.access.revoke(LISTS)
+    done = airflow_home.run("dags", "test", "mimic_cxr_metadata", "-c", json.dumps({"bucket": bucket_name}))
+    assert done.returncode != 0
+    assert "AgreementMissing" in done.stdout
+    assert f"https://physionet.org/sign-dua/{LISTS}" in done.stdout
+    bucket = s3_server.folder / bucket_name
+    assert not (bucket / LISTS).exists()
+    for name in ("SHA256SUMS.txt", "mimic-cxr-2.0.0-split.csv.gz"):
+        assert (bucket / PREFIX / name).read_bytes() == (tiny_dataset / PREFIX / name).read_bytes()
+    assert (bucket / PREFIX / "_mirror/manifest.parquet").exists()
+    assert fetched(physionet) == []
+
+    physionet.access.restore(LISTS)
+    physionet.counters.reset()
+    done = airflow_home.run("dags", "test", "mimic_cxr_metadata", "-c", json.dumps({"bucket": bucket_name}))
+    assert done.returncode == 0, done.stdout[-4000:]
+    for name in ("cxr-record-list.csv.gz", "cxr-study-list.csv.gz"):
+        assert (bucket / LISTS / name).read_bytes() == (tiny_dataset / LISTS / name).read_bytes()
+    again = {path for path in physionet.counters.by_path if path.startswith(f"{PREFIX}/")}
+    assert again == {f"{PREFIX}/SHA256SUMS.txt"}  # the other one's tables were there
+
+
+def test_images_are_copied_inside_s3(
+    airflow_home: Any, physionet: Lookalike, s3_server: stack.S3Server, bucket_name: str, tiny_dataset: Path
+) -> None:
+    origin = f"{bucket_name}-source"
+    client = s3_server.client()
+    client.create_bucket(Bucket=origin)
+    version = tiny_dataset / PREFIX
+    published = stored(version)
+    for path in ["SHA256SUMS.txt", *published]:
+        client.put_object(Bucket=origin, Key=f"{PREFIX}/{path}", Body=(version / path).read_bytes())
+    connection = s3_server.connection()
+    connection["extra"] = {**connection["extra"], "physionet_access_point": origin}
+    done = airflow_home.run(
+        "dags",
+        "test",
+        "mimic_cxr_jpg",
+        "-c",
+        json.dumps({"bucket": bucket_name, "select": "all", "source": "s3"}),
+        AIRFLOW_CONN_AWS_DEFAULT=json.dumps(connection),
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "60 of 60 selected images verified (checksum)" in done.stdout
+    assert stored(s3_server.folder / bucket_name / PREFIX) == published
+    assert fetched(physionet) == []
