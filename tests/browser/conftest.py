@@ -22,7 +22,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-PATIENCE = 60_000
+PATIENCE = 120_000
 """Milliseconds; a busy machine is no failure."""
 
 
@@ -51,8 +51,10 @@ def window(chromium: Browser) -> Callable[..., Iterator[Page]]:
 
         def note(message: ConsoleMessage) -> None:
             # Being refused is an answer: Airflow's start page asks who is there before it knows, a viewer may not trigger.
-            # And that a report in the bucket may not show a picture is the point of its policy.
-            if message.type == "error" and not re.search(r"status of 40[13]|'img-src' was not", message.text):
+            # A network of the machine may come or go. And that a report in the bucket may not show a picture is the point of its policy.
+            if message.type == "error" and not re.search(
+                r"status of 40[13]|'img-src' was not|ERR_NETWORK_CHANGED", message.text
+            ):
                 trouble.append(message.text)
 
         page.on("console", note)

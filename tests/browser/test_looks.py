@@ -116,3 +116,17 @@ def test_a_viewer_may_plan_but_airflow_refuses_the_trigger(server, window):
         page.get_by_role("button", name="Trigger", exact=True).click()
         page.locator("#trigger-error", has_text="may not trigger this DAG").wait_for()
         assert set(refusals) == {403}
+
+
+def test_airflows_trigger_form_leads_to_the_plan(server, window, shoot):
+    with window() as page:
+        log_in(page, server.url, "admin", server.password("admin"))
+        page.goto(f"{server.url}/dags/mimic_cxr_jpg")
+        page.get_by_test_id("trigger-dag-button").first.click()
+        page.get_by_role("button", name="Which images").click()
+        link = page.get_by_role("link", name="See first who is in it and what it takes")
+        link.wait_for()
+        page.wait_for_timeout(1000)
+        shoot(page, "trigger-form")
+        page.goto(f"{server.url}/{link.get_attribute('href').lstrip('/')}")
+        page.frame_locator("iframe").get_by_role("heading", name="Plan a run").wait_for()

@@ -106,19 +106,6 @@ def test_the_connection_form_tests_the_account(airflow, window, shoot):
         shoot(page, "connection-form")
 
 
-def test_the_trigger_form_leads_to_the_plan(airflow, window, shoot):
-    with window() as page:
-        log_in(page, airflow.url, "admin", airflow.password)
-        page.goto(f"{airflow.url}/dags/mimic_cxr_jpg")
-        page.get_by_test_id("trigger-dag-button").first.click()
-        link = page.get_by_role("link", name="See first who is in it and what it takes")
-        link.wait_for()
-        page.wait_for_timeout(1000)
-        shoot(page, "trigger-form")
-        page.goto(f"{airflow.url}/{link.get_attribute('href').lstrip('/')}")
-        page.frame_locator("iframe").get_by_role("heading", name="Plan a run").wait_for()
-
-
 def test_a_stranger_sees_nothing(airflow, window):
     import json
 

@@ -81,8 +81,12 @@ def step(part: float, whole: float) -> int:
 
 def task_path(dag_id: str, run_id: str, shard: ShardProgress) -> str:
     """Where Airflow shows the log of a shard, below its root."""
-    task = "missing" if shard.state in ("there", "skipped", "checking") else "stream"
-    return f"{run_path(dag_id, run_id)}/tasks/{GROUP}.{task}/mapped/{shard.index}"
+    return f"{run_path(dag_id, run_id)}/tasks/{_task(shard)}/mapped/{shard.index}"
+
+
+def _task(shard: ShardProgress) -> str:
+    """Which of the shard's two tasks has more to say."""
+    return f"{GROUP}.missing" if shard.state in ("there", "skipped", "checking") else f"{GROUP}.stream"
 
 
 def run_path(dag_id: str, run_id: str) -> str:
@@ -99,7 +103,7 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
     """The live page's numbers, as JSON; the template fills in the same at first.
 
     ``fields`` by name (text), ``tone`` (good, bad, busy or quiet), ``over``, ``there`` and ``images`` for the bar,
-    ``states`` and ``shards`` ([shade, state, words] in order), ``series``, ``has``: the files that are there.
+    ``states`` and ``shards`` ([shade, state, words, task id] in order), ``series``, ``has``: the files that are there.
     """
     tone, headline, detail = _verdict(run, tasks, progress)
     states = progress.states
@@ -146,7 +150,7 @@ def _time_left(run: Run, progress: Progress) -> str:
     return "not known" if progress.seconds_left is None else readable_hours(progress.seconds_left / 3600)
 
 
-def _cell(shard: ShardProgress) -> tuple[int, str, str]:
+def _cell(shard: ShardProgress) -> tuple[int, str, str, str]:
     words = f"{shard.name}: {STATE_WORDS[shard.state]}"
     if shard.state in ("running", "retrying", "failed", "stopped"):
         words += f", {shard.there:,} of {shard.images:,} are there"
@@ -154,7 +158,7 @@ def _cell(shard: ShardProgress) -> tuple[int, str, str]:
         words += f", {shard.failed:,} failed"
     if shard.connections:
         words += f", {shard.connections} connection{'' if shard.connections == 1 else 's'}"
-    return step(shard.there, shard.images), shard.state, words
+    return step(shard.there, shard.images), shard.state, words, _task(shard)
 
 
 def _verdict(run: Run, tasks: RunTasks, progress: Progress) -> tuple[str, str, str]:

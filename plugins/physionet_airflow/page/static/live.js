@@ -22,11 +22,12 @@
     const bar = document.getElementById("bar");
     bar.max = next.images || 1;
     bar.value = next.there;
-    next.shards.forEach(([shade, state, words], index) => {
+    next.shards.forEach(([shade, state, words, task], index) => {
       const cell = cells[index];
       if (!cell || cell.title === words) return;
       cell.dataset.step = shade;
       cell.dataset.state = state;
+      cell.href = cell.href.replace(/\/tasks\/[^/]+\//, `/tasks/${task}/`);
       cell.title = words;
       cell.setAttribute("aria-label", words);
     });
