@@ -344,7 +344,8 @@ class PhysioNet:
                 self._session = self._new_session(dataset)
             except SourceError as error:
                 self._handshake_failed = error
-                self._refused = isinstance(error, CredentialsRefused)
+                if isinstance(error, CredentialsRefused):
+                    self._refused, self._session = True, None  # so that nobody asks with the old one either
                 raise
             if expired is not None:
                 log.info("PhysioNet's session had expired; logged in again.")

@@ -40,7 +40,7 @@ ATTEMPTS = 3
 """Tries of an image whose own fault it is."""
 
 REFUSALS = 12
-"""Times that an image may meet throttling while others go through."""
+"""Times that an image may meet throttling while others go through; a connection that hangs counts twice."""
 
 PATIENCE = 300.0
 """Seconds for which a server that serves nobody is waited for, before the task gives up and is retried later."""
@@ -120,6 +120,7 @@ class _Job:
     tries: int = 0
     refusals: int = 0
     waits: int = 0
+    hung: bool = False  # its last attempt was not answered at all
     running: int = 0
     slot: Slot | None = None  # of the attempt that downloads
     got: bool = False  # its bytes are here
@@ -355,7 +356,7 @@ class Transfer:
         with self._pace.slot(lambda: self._is_stopping() or job.got) as slot:
             if slot is None:
                 return None
-            job.slot = slot
+            job.slot, job.hung = slot, False
             begun = time.monotonic()
             try:
                 incoming = self._source.open(self._dataset, path, sha256, slot)
@@ -373,6 +374,7 @@ class Transfer:
                 raise
             except Stalled as error:
                 if not slot.answered:
+                    job.hung = True
                     self._pace.congested(slot, error.reason)
                 raise
         with self._changed:
@@ -484,9 +486,9 @@ class Transfer:
 
     def _try_again(self, job: _Job, error: MirrorError) -> None:
         """Later, exponentially and with jitter, and never before the server's own wish; or never."""
-        if isinstance(error, Throttled):
-            job.refusals += 1
-            asked_for = min(error.retry_after or 0.0, self._patience)
+        if isinstance(error, Throttled) or job.hung:  # a hang says more of the connection than of the image
+            job.refusals += 2 if job.hung else 1  # but takes a whole time-out
+            asked_for = min(getattr(error, "retry_after", None) or 0.0, self._patience)
             wait = max(min(self._backoff * 2.0 ** (job.refusals - 1), 30.0) * random.uniform(0.5, 1.5), asked_for)
         else:
             job.tries += 1

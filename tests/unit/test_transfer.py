@@ -199,7 +199,7 @@ def test_a_slow_bucket_does_not_hold_the_connections_back():
 # -- whose fault it is ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [NotFound, Truncated, Corrupt, NotTheFile, SourceUnavailable, Stalled])
+@pytest.mark.parametrize("error", [NotFound, Truncated, Corrupt, NotTheFile, SourceUnavailable])
 def test_an_image_is_tried_three_times_and_then_named(error):
     bad = images(30)[7].path
     source, bucket = Source(fails(lambda: error("why it failed"), None, {bad})), Bucket()
@@ -239,6 +239,12 @@ def test_what_no_retry_can_help_ends_the_shard_at_once(error):
     assert transfer.tally.error
     assert transfer.tally.error.reason == error("").reason
     assert len(bucket.objects) >= 16
+
+
+def test_connections_that_hang_cost_patience_not_tries():
+    """The fake's Stalled comes before any answer."""
+    hangs = fails(lambda: Stalled("no answer"), module.REFUSALS // 2 - 1, {images(40)[3].path})
+    assert make(images(40), Source(hangs), Bucket()).run().stored == 40
 
 
 def test_throttling_while_others_are_served_costs_patience_not_tries():
