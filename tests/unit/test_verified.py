@@ -98,7 +98,7 @@ def test_an_object_without_etag_cannot_be_recognised_again(bucket):
         b"",
         b"not gzip",
         gzip.compress(b"", mtime=0),
-        gzip.compress(b"some other header\n" + IMAGE.encode(, mtime=0)),
+        gzip.compress(b"some other header\n" + IMAGE.encode(), mtime=0),
         gzip.compress(b"\xff\xfe\x00", mtime=0),
         gzip.compress(b"path\tsize\tetag\tsha256\tverified_at\tlevel\n" * 1000, mtime=0)[:-20],
     ],
