@@ -144,9 +144,7 @@ def plan_of(bucket: Bucket, wish: Request, run: RunLayout = RUN) -> planning.Pla
     return planning.make_plan(wish, bucket, run, streams=2, params={})
 
 
-def test_a_shard_is_drained_when_told_to_stop(
-    physionet: Lookalike, reader: tuple[str, str], bucket: Bucket
-) -> None:
+def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
     metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     wish = request(bucket, select="all", shard_size=100)
     (shard,) = plan_of(bucket, wish).shards
