@@ -216,7 +216,10 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"images": images, "database": "PostgreSQL" if database else "SQLite"}
     if part != "shards":
-        result["workers"] = [_with_workers(folder, count, images, max(workers), database) for count in workers]
+        result["workers"] = []
+        for count in workers:
+            result["workers"].append(_with_workers(folder, count, images, max(workers), database))
+            print(json.dumps(result["workers"][-1]), file=sys.stderr)
     if part != "workers":
         result["shards"] = _with_shards(folder, shards, database)
     return result
@@ -318,6 +321,7 @@ def _with_shards(folder: Path, shards: Sequence[int], database: str | None) -> l
                     "scheduler_peak_mb": round(costs["scheduler"].peak_mb),
                 }
             )
+            print(json.dumps(found[-1]), file=sys.stderr)
     return found
 
 
