@@ -45,6 +45,9 @@ REFUSALS = 12
 PATIENCE = 300.0
 """Seconds for which a server that serves nobody is waited for, before the task gives up and is retried later."""
 
+NOTICED = 5.0
+"""Seconds in which an outage is noticed: a try that an image lost that shortly before it is given back."""
+
 GRACE = 15.0
 """Seconds that a download may take to end once the shard is drained."""
 
@@ -210,7 +213,7 @@ class Transfer:
         self._running: set[_Job] = set()
         self._unsettled = len(self._ready)
         self._served = 0  # images that the source gave
-        self._doubtful: list[_Job] = []  # those that lost a try since then
+        self._doubtful: list[tuple[float, _Job]] = []  # when which image lost a try to what an outage looks like
         self._down_since: float | None = None  # when the source was first asked in vain and served nobody since
         self._hold_until = 0.0
         self._fatal: MirrorError | None = None
@@ -380,7 +383,6 @@ class Transfer:
         with self._changed:
             self._served += 1
             self._down_since = None
-            self._doubtful.clear()
             if job.got:
                 return None
             job.got = True
@@ -474,9 +476,10 @@ class Transfer:
         if down > self._patience:
             self._fatal = error
             return
-        for other in self._doubtful:  # their tries were lost to the same outage
-            other.tries -= 1
-        self._doubtful.clear()
+        if not isinstance(error, Throttled):
+            for at, other in self._doubtful:
+                other.tries -= now - at < NOTICED
+            self._doubtful.clear()
         wait = min(0.5 * self._backoff + down / 4, 20.0) * random.uniform(0.5, 1.5)
         self._hold_until = max(self._hold_until, now + wait)
         job.waits += 1
@@ -492,7 +495,9 @@ class Transfer:
             wait = max(min(self._backoff * 2.0 ** (job.refusals - 1), 30.0) * random.uniform(0.5, 1.5), asked_for)
         else:
             job.tries += 1
-            self._doubtful.append(job)
+            if isinstance(error, SourceUnavailable | Truncated):
+                now = time.monotonic()
+                self._doubtful = [(at, other) for at, other in self._doubtful if now - at < NOTICED] + [(now, job)]
             wait = self._backoff * 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5)
         if job.tries >= self._attempts or job.refusals >= REFUSALS:
             job.settled = True
