@@ -92,7 +92,7 @@ logs: ## follow the compose stack's logs
 
 .PHONY: test
 test: $(READY) ## unit, integration and DAG tests
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not browser and not compose"
+	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not compose"
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## kills, faults, overlaps: the slow tests
