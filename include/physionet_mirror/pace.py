@@ -46,9 +46,9 @@ class Slot:
     answered: bool = False
 
 
-def recall(memory: Any, limit: int) -> dict[str, int]:
+def recall(memory: Any, limit: int) -> dict[str, Any]:
     """The arguments ``start`` and ``too_many`` of :class:`Pace` from what ``Pace.memory`` gave once; anything may be given."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, least, most in (("start", 1, limit), ("too_many", 2, limit + 1)):
         value = memory.get(name) if isinstance(memory, dict) else None
         if isinstance(value, int):

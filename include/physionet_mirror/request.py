@@ -248,7 +248,7 @@ def _whole(name: str, value: Any, least: int | None = None, most: int | None = N
 
 def _texts(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
     values = params.get(name) or ()
-    if isinstance(values, str) or not all(isinstance(value, str | int) for value in values):
+    if isinstance(values, str | Mapping) or not all(isinstance(value, str | int) for value in values):
         raise InputError(
             f"{name}: a list is wanted, such as {'[10000032]' if name == 'subjects' else '[...]'}. Nothing was done."
         )

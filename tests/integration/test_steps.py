@@ -162,6 +162,7 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
     assert result["state"] == "drained"
     assert 0 < result["stored"] < shard.images
     assert bucket.read_json(RUN.result(shard.index))["state"] == "drained"
+    assert bucket.read_json(RUN.pace)["start"] >= 1  # where the next shard begins
 
     physionet.profile = Profile()
     rest = step.stream_shard(

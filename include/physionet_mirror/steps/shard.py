@@ -14,7 +14,7 @@ from include.physionet_mirror.access_point import COPIES_A_CONNECTION, AccessPoi
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import DestinationError
 from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.pace import Pace
+from include.physionet_mirror.pace import Pace, recall
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.source import PhysioNet
 from include.physionet_mirror.transfer import Transfer
@@ -127,10 +127,9 @@ def stream_shard(
         except DestinationError as error:  # progress is for looking at; the images matter
             log.warning("The progress of %s could not be published: %s", shard.name, error)
 
-    held = bucket.read_json(run.pace) or {}
     pace = Pace(
         connections,
-        start=int(held.get("connections", 2)),
+        **recall(bucket.read_json(run.pace), connections),
         received=lambda: source.stats.received,
         on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
     )
@@ -161,7 +160,10 @@ def stream_shard(
         source.close()
         if alarm is not None:
             alarm.cancel()
-    bucket.write_json(run.pace, {"connections": pace.held})
+        try:
+            bucket.write_json(run.pace, pace.memory())
+        except DestinationError as error:  # the next shard finds out by itself
+            log.warning("What was learned about the pace could not be kept: %s", error)
     log.info(
         "%s: %s of %s stored, %s in %.0f s, %d retries, %d password checks.",
         shard.name,
