@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import json
@@ -135,6 +136,29 @@ def peak_mb() -> float:
 def forget_peak() -> None:
     """Let the peak of this process begin anew."""
     Path("/proc/self/clear_refs").write_text("5")
+
+
+def command_line(
+    doc: str | None,
+    name: str,
+    run: Callable[..., dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+    checks: Callable[[dict[str, Any]], Sequence[Check]],
+    *,
+    short: str,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Command line of one part: run it, print its table, and exit with whether its targets are met.
+
+    ``short`` says what ``--short`` makes of it.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=STATE / name)
+    parser.add_argument("--short", action="store_true", help=short)
+    options = parser.parse_args(arguments)
+    result = run(options.folder.resolve(), short=options.short)
+    print(table(result))
+    sys.exit(not all(check.ok for check in checks(result)))
 
 
 def cpu_of(services: Iterable[stack.Service]) -> float:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 import statistics
@@ -20,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench._measure import STATE, Check, cpu_of, environment, measure, scratch
+from bench._measure import Check, command_line, cpu_of, environment, measure, scratch
 from demo import stack, synthetic
 from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 
@@ -158,13 +157,7 @@ def checks(result: dict[str, Any]) -> list[Check]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=STATE / "airflow_share")
-    parser.add_argument("--short", action="store_true", help="200 images, 2 and 5 shards")
-    options = parser.parse_args(arguments)
-    result = run(options.folder.resolve(), short=options.short)
-    print(table(result))
-    sys.exit(not all(check.ok for check in checks(result)))
+    command_line(__doc__, "airflow_share", run, table, checks, short="200 images, 2 and 5 shards", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,15 @@ rounds, the others once: they pay a check for every request.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from bench import peers
-from bench._measure import STATE, Check, alternating, medians, scratch
+from bench._measure import Check, alternating, command_line, medians, scratch
 from bench.pace import make_images
 from bench.streaming import mirror
 from demo import stack
@@ -108,13 +106,7 @@ def checks(result: dict[str, Any]) -> list[Check]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=STATE / "password")
-    parser.add_argument("--short", action="store_true", help="20 images")
-    options = parser.parse_args(arguments)
-    result = run(options.folder.resolve(), short=options.short)
-    print(table(result))
-    sys.exit(not all(check.ok for check in checks(result)))
+    command_line(__doc__, "password", run, table, checks, short="20 images", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ and once after), no HEAD of an image, at most 2 minutes.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ from urllib.request import Request as WebRequest
 from urllib.request import urlopen
 
 from bench._listing import image
-from bench._measure import STATE, Check, cpu_of, environment, memory_of, python
+from bench._measure import Check, command_line, cpu_of, environment, memory_of, python
 from demo import stack, synthetic
 from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 
@@ -197,13 +195,7 @@ def checks(result: dict[str, Any]) -> list[Check]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=STATE / "rerun")
-    parser.add_argument("--short", action="store_true", help="20,000 images")
-    options = parser.parse_args(arguments)
-    result = run(options.folder.resolve(), short=options.short)
-    print(table(result))
-    sys.exit(not all(check.ok for check in checks(result)))
+    command_line(__doc__, "rerun", run, table, checks, short="20,000 images", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Stack:
         """Costs by kind (scheduler, api-server, dag-processor, worker) over the block; filled in at its end."""
         kinds = {name: name.rstrip("0123456789") for name in self.services}
         costs = {kind: Cost() for kind in kinds.values()}
-        before = {name: _cpu(service) for name, service in self.services.items()}
+        before = {name: cpu_of([service]) for name, service in self.services.items()}
         over = threading.Event()
 
         def watch() -> None:
@@ -88,21 +88,7 @@ class Stack:
             over.set()
             watcher.join()
             for name, service in self.services.items():
-                costs[kinds[name]].cpu += _cpu(service) - before[name]
-
-
-def _cpu(service: Any) -> float:
-    import psutil
-
-    total = 0.0
-    root = service.process
-    for process in [root, *root.children(recursive=True)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+                costs[kinds[name]].cpu += cpu_of([service]) - before[name]
 
 
 def _memory_mb(service: Any) -> float:
@@ -123,7 +109,8 @@ def airflow_on_celery(
     home: Path, *, workers: int, connections: dict[str, Any], concurrency: int, streams: int, database: str | None
 ) -> Iterator[Stack]:
     """API server, scheduler, DAG processor, and so many Celery workers; healthy, with the pool ``physionet``."""
-    from demo.stack import POOL, AirflowApi, Service, airflow_command, airflow_environment, free_port, migrate
+    from bench._measure import cpu_of
+from demo.stack import POOL, AirflowApi, Service, airflow_command, airflow_environment, free_port, migrate
 
     port, redis_port = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"

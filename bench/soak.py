@@ -10,19 +10,17 @@ run's beginning and end do not count.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import _servers
-from bench._measure import STATE, Check, memory_of, scratch
+from bench._measure import Check, command_line, memory_of, scratch
 from demo import stack, synthetic
 from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 from include.physionet_mirror.layout import RunLayout
@@ -158,13 +156,7 @@ def checks(result: dict[str, Any]) -> list[Check]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=STATE / "soak")
-    parser.add_argument("--short", action="store_true", help="2,000 images in 4 shards")
-    options = parser.parse_args(arguments)
-    result = run(options.folder.resolve(), short=options.short)
-    print(table(result))
-    sys.exit(not all(check.ok for check in checks(result)))
+    command_line(__doc__, "soak", run, table, checks, short="2,000 images in 4 shards", arguments=arguments)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from include.physionet_mirror.errors import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2OutputTypeDef
 
 
 PART_SIZE = 8 << 20
@@ -194,32 +194,32 @@ class Bucket:
             start_after: Only paths that sort behind this one.
             last: Only paths up to and with this one; the listing ends there.
         """
-        ask: dict[str, Any] = {"Bucket": self.name, "Prefix": self.key(under), **self._owner}
-        if start_after is not None:
-            ask["StartAfter"] = self.key(start_after)
+        options = {} if start_after is None else {"StartAfter": self.key(start_after)}
         end = None if last is None else last.encode()
-        while True:
-            with self._asking("LIST", f"a listing of {under or 'the prefix'}"):
-                page = self.client.list_objects_v2(**ask)
+        for page in self._pages(under, **options):
             for entry in page.get("Contents", ()):
                 path = entry["Key"][len(self._root) :]
                 if end is not None and path.encode() > end:
                     return
                 yield Listed(path, entry["Size"], entry["ETag"].strip('"'), entry["LastModified"])
-            if not page.get("IsTruncated"):
-                return
-            ask["ContinuationToken"] = page["NextContinuationToken"]
 
     def folders(self, under: str) -> Sequence[str]:
         """Names of the folders directly below the folder ``under``, which ends in a slash; one LIST per 1,000."""
-        found = []
-        ask: dict[str, Any] = {"Bucket": self.name, "Prefix": self.key(under), "Delimiter": "/", **self._owner}
+        return [
+            entry["Prefix"][len(self.key(under)) : -1]
+            for page in self._pages(under, Delimiter="/")
+            for entry in page.get("CommonPrefixes", ())
+        ]
+
+    def _pages(self, under: str, **options: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+        """The pages of a listing, each asked for when it is wanted."""
+        ask: dict[str, Any] = {"Bucket": self.name, "Prefix": self.key(under), **options, **self._owner}
         while True:
-            with self._asking("LIST", under):
+            with self._asking("LIST", f"a listing of {under or 'the prefix'}"):
                 page = self.client.list_objects_v2(**ask)
-            found += [entry["Prefix"][len(self.key(under)) : -1] for entry in page.get("CommonPrefixes", ())]
+            yield page
             if not page.get("IsTruncated"):
-                return found
+                return
             ask["ContinuationToken"] = page["NextContinuationToken"]
 
     def head(self, path: str) -> Stored | None:
@@ -289,15 +289,19 @@ class Bucket:
     def write(self, path: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Store a small object (state, reports, tables)."""
         with self._asking("PUT", path):
-            self.client.put_object(
-                Bucket=self.name,
-                Key=self.key(path),
-                Body=data,
-                ContentType=content_type,
-                ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
-                **self._encryption,
-                **self._owner,
-            )
+            self._put_small(path, data, content_type)
+
+    def _put_small(self, path: str, data: bytes, content_type: str, **condition: Any) -> None:
+        self.client.put_object(
+            Bucket=self.name,
+            Key=self.key(path),
+            Body=data,
+            ContentType=content_type,
+            ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
+            **condition,
+            **self._encryption,
+            **self._owner,
+        )
 
     def write_unless_changed(
         self, path: str, data: bytes, before: Stored | None, *, content_type: str = "application/octet-stream"
@@ -310,16 +314,7 @@ class Bucket:
         condition: Any = {"IfMatch": before.etag} if before else {"IfNoneMatch": "*"}
         self._count("PUT")
         try:
-            self.client.put_object(
-                Bucket=self.name,
-                Key=self.key(path),
-                Body=data,
-                ContentType=content_type,
-                ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
-                **condition,
-                **self._encryption,
-                **self._owner,
-            )
+            self._put_small(path, data, content_type, **condition)
         except botocore.exceptions.ClientError as error:
             code = str(error.response.get("Error", {}).get("Code", ""))
             if code in {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"}:
