@@ -31,6 +31,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bench._measure import cpu_of
+
 ROOT = Path(__file__).resolve().parents[1]
 DAG = "mimic_cxr_jpg"
 BUCKET = "bench"
@@ -109,8 +111,7 @@ def airflow_on_celery(
     home: Path, *, workers: int, connections: dict[str, Any], concurrency: int, streams: int, database: str | None
 ) -> Iterator[Stack]:
     """API server, scheduler, DAG processor, and so many Celery workers; healthy, with the pool ``physionet``."""
-    from bench._measure import cpu_of
-from demo.stack import POOL, AirflowApi, Service, airflow_command, airflow_environment, free_port, migrate
+    from demo.stack import POOL, AirflowApi, Service, airflow_command, airflow_environment, free_port, migrate
 
     port, redis_port = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
