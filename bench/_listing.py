@@ -154,6 +154,11 @@ def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer
         wbufsize = 1 << 16
         disable_nagle_algorithm = True
 
+        def handle_expect_100(self) -> bool:  # a client waits a second for this line; it must not stay in the buffer
+            super().handle_expect_100()
+            self.wfile.flush()
+            return True
+
         def _handle(self) -> None:
             if delay:
                 time.sleep(delay)

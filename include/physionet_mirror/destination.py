@@ -1,7 +1,7 @@
 """The bucket: every read, write and listing below one key prefix, and nothing outside it.
 
-Image bytes go through obstore, whose PUT costs a quarter of boto3's CPU time (bench/); everything else is an ordinary
-boto3 call. Both use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session
+Image bytes go through obstore, whose PUT costs a quarter of boto3's CPU time (bench/), and HEAD requests through
+``heads``; everything else is an ordinary boto3 call. All use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session
 (an S3Hook, for instance) owns the connection.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,6 +37,7 @@ from include.physionet_mirror.errors import (
     DestinationUnavailable,
     InputError,
 )
+from include.physionet_mirror.heads import Heads
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -103,6 +105,7 @@ class Bucket:
         self,
         client: S3Client,
         store: S3Store,
+        heads: Heads,
         name: str,
         prefix: str,
         *,
@@ -114,6 +117,7 @@ class Bucket:
         self.prefix = prefix.strip("/")
         self.requests: Counter[str] = Counter()
         self._store = store
+        self._heads = heads
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
         self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
@@ -166,7 +170,8 @@ class Bucket:
             "s3", endpoint_url=endpoint_url, config=config.merge(ours) if config else ours, verify=verify
         )
         store = _open_store(session, name, client, endpoint_url=endpoint_url, verify=verify, kms_key=kms_key)
-        return cls(client, store, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
+        heads = Heads(session, client, name, verify=verify, expected_owner=expected_owner)
+        return cls(client, store, heads, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
 
     def __repr__(self) -> str:
         return f"<Bucket {self.uri()}>"
@@ -224,24 +229,21 @@ class Bucket:
 
     def head(self, path: str) -> Stored | None:
         """Size, ETag and checksum of one object, or None where there is none."""
-        try:
-            with self._asking("HEAD", path):
-                answer = self.client.head_object(
-                    Bucket=self.name, Key=self.key(path), ChecksumMode="ENABLED", **self._owner
-                )
-        except FileNotFoundError:
+        with self._asking("HEAD", path):
+            headers = self._heads.ask(self.key(path))
+        if headers is None:
             return None
-        digest = answer.get("ChecksumSHA256", "")
+        digest = headers.get("x-amz-checksum-sha256", "")
         # A multipart object carries a hash of its parts' hashes ("…-3"): that is no checksum of the file.
-        whole = digest if answer.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" and "-" not in digest else ""
+        of_the_whole = headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT" and "-" not in digest
         return Stored(
             path,
-            answer["ContentLength"],
-            answer["ETag"].strip('"'),
-            b64decode(whole).hex() if whole else None,
-            answer.get("StorageClass", "STANDARD"),
-            answer.get("ContentType", "application/octet-stream"),
-            answer["LastModified"],
+            int(headers["content-length"]),
+            headers["etag"].strip('"'),
+            b64decode(digest).hex() if digest and of_the_whole else None,
+            headers.get("x-amz-storage-class", "STANDARD"),
+            headers.get("content-type", "application/octet-stream"),
+            parsedate_to_datetime(headers["last-modified"]),
         )
 
     def open_read(self, path: str, chunk: int = 1 << 20) -> Iterator[bytes]:
