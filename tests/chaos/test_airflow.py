@@ -201,6 +201,7 @@ def test_a_new_version_of_one_file_is_said_and_fetched_and_nothing_else(stage: S
     run_id = stage.trigger(sample_size=20)
     assert stage.ends(run_id) == "success"
     assert "1 images replaced, 0 added, 0 withdrawn" in stage.log(run_id, "fetch_metadata")
+    assert any("1 images replaced" in note for note in outside.report(stage.folder, run_id)["notes"])
     assert set(stage.fetched()) == {replaced}
     now = stored(stage.folder)
     assert {path for path in now if now[path] != before.get(path)} == {replaced}

@@ -133,8 +133,12 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
         sum_again(version, str(image.relative_to(version)))
         with caplog.at_level("INFO"):
             changed = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        kept = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
     assert (changed.fetched, changed.changed) == (0, True)
     assert "1 images replaced, 0 added, 0 withdrawn" in caplog.text
+    assert (kept.changed, kept.notes) == (False, changed.notes)
+    plan = plan_of(bucket, request(bucket, sample_size=4))
+    assert any("1 images replaced, 0 added, 0 withdrawn" in note for note in plan.notes)  # and so the report
 
 
 # -- plan, stream, verify ----------------------------------------------------------------------------------------------

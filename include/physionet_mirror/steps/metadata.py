@@ -7,6 +7,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Metadata:
         files: Paths of the tables and lists that are in the bucket now.
         fetched: How many of them had to be fetched.
         changed: Whether SHA256SUMS.txt differs from the one that the manifest in the bucket was built from.
-        notes: Sentences on what did not fit together in the tables.
+        notes: Sentences on what did not fit together in the tables, and on what PhysioNet changed last.
     """
 
     sums_sha256: str
@@ -81,11 +82,11 @@ def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metad
         built: bytes | None = None
         if rebuild:
             frame = manifest.build(dataset, files)
+            if before is not None:
+                frame.attrs["notes"].append(_what_changed(before[1], frame))
             out = BytesIO()
             manifest.write(frame, out, dataset=dataset, sums_sha256=sums_sha256)
             built, images, notes = out.getvalue(), len(frame), frame.attrs["notes"]
-            if before is not None:
-                log.info("%s", _what_changed(before[1], frame))
         else:
             assert before is not None
             images, notes = len(before[1]), before[1].attrs["notes"]
@@ -183,8 +184,8 @@ def _what_changed(before: Any, after: Any) -> str:
     replaced = int((kept["sha256"] != kept["sha256_new"]).sum())
     added, gone = int((both["_merge"] == "right_only").sum()), int((both["_merge"] == "left_only").sum())
     return (
-        f"PhysioNet has changed this version since the last run: {replaced:,} images replaced, {added:,} added, "
-        f"{gone:,} withdrawn. The manifest is built anew; replaced images are fetched again where they are selected."
+        f"PhysioNet has changed this version, noticed on {datetime.now(UTC):%Y-%m-%d}: {replaced:,} images replaced, "
+        f"{added:,} added, {gone:,} withdrawn. Replaced images are fetched again where they are selected."
     )
 
 

@@ -72,7 +72,7 @@ def make_plan(
     if file_list is not None:
         request = replace(request, selection=replace(request.selection, file_list=tuple(file_list)))
     chosen = choose(everything, request.selection)
-    frame, notes = chosen.frame, list(chosen.notes)
+    frame, notes = chosen.frame, [*everything.attrs["notes"], *chosen.notes]
     if part is not None and request.slices is not None:
         frame, note = _part_of(frame, part, request.slices, bucket)
         notes.append(note)
