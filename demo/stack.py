@@ -37,6 +37,9 @@ POOL = "physionet"
 STREAMS = 4
 """Shards streamed at once, and slots of the pool."""
 REGION = "us-east-1"
+_DATABASE = "airflow.db"
+_PATIENCE = 60
+"""Seconds for which one who writes to SQLite waits for another; by itself it gives up after five."""
 
 
 class StackError(RuntimeError):
@@ -276,7 +279,7 @@ def airflow_environment(
         "CORE__FERNET_KEY": keys["fernet"],
         "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": home / "passwords.json",
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / 'airflow.db'}",
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / _DATABASE}?timeout={_PATIENCE}",
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "API__SECRET_KEY": keys["api"],
         "API_AUTH__JWT_SECRET": keys["jwt"],
