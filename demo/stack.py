@@ -277,6 +277,7 @@ def airflow_environment(
         "CORE__LOAD_EXAMPLES": False,
         "CORE__EXECUTOR": "LocalExecutor",
         "CORE__FERNET_KEY": keys["fernet"],
+        "CORE__TEST_CONNECTION": "Enabled",
         "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": home / "passwords.json",
         "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / _DATABASE}?timeout={_PATIENCE}",
