@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 import requests
 
+from demo import sqlite
+
 if TYPE_CHECKING:
     import boto3
 
@@ -38,8 +40,6 @@ STREAMS = 4
 """Shards streamed at once, and slots of the pool."""
 REGION = "us-east-1"
 _DATABASE = "airflow.db"
-_PATIENCE = 60
-"""Seconds for which one who writes to SQLite waits for another; by itself it gives up after five."""
 
 
 class StackError(RuntimeError):
@@ -280,7 +280,8 @@ def airflow_environment(
         "CORE__TEST_CONNECTION": "Enabled",
         "CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": home / "passwords.json",
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / _DATABASE}?timeout={_PATIENCE}",
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / _DATABASE}",
+        "DATABASE__SQL_ALCHEMY_CONNECT_ARGS": "demo.sqlite.CONNECT_ARGS",
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "API__SECRET_KEY": keys["api"],
         "API_AUTH__JWT_SECRET": keys["jwt"],
@@ -310,6 +311,7 @@ def migrate(home: Path, env: Mapping[str, str]) -> None:
     done = subprocess.run(airflow_command("db", "migrate"), env=dict(env), cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise StackError(f"airflow db migrate failed in {home}.\n{done.stdout}{done.stderr}")
+    sqlite.prepare(home / _DATABASE)
     marker.write_text(wanted)
 
 

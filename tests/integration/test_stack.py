@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
 
+from demo import sqlite
 from demo.stack import ROOT, Service, StackError, plain_environment
 
 # A service with a child that has left its session and would outlive it.
@@ -69,3 +74,43 @@ def test_a_service_that_dies_early_says_why(tmp_path: Path) -> None:
         pytest.raises(StackError, match=r"The thing ended unexpectedly.\n.*\n  no such option"),
     ):
         service.wait_for("never")
+
+
+def _write_in_a_savepoint(connection: sqlite3.Connection, until: float) -> int:
+    """Transactions like those in which Airflow creates a backfill's runs: a SAVEPOINT, a read, a write."""
+    done = 0
+    cursor = connection.cursor()
+    while time.monotonic() < until:
+        cursor.execute("SAVEPOINT one")
+        cursor.execute("SELECT count(*) FROM runs").fetchone()
+        time.sleep(0.002)
+        cursor.execute("INSERT INTO runs VALUES (?)", (done,))
+        cursor.execute("RELEASE one")
+        connection.commit()
+        done += 1
+    return done
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_two_who_write_to_sqlite_wait_for_each_other(tmp_path, patient):
+    file = tmp_path / "airflow.db"
+    options = sqlite.CONNECT_ARGS if patient else {"timeout": sqlite.PATIENCE}
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE runs (number)")
+    sqlite.prepare(file)
+    until = time.monotonic() + 1.0
+
+    def write() -> int:
+        with closing(sqlite3.connect(file, **options)) as connection:
+            return _write_in_a_savepoint(connection, until)
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(write) for _ in range(2)]
+        if not patient:  # what happens without it
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                _ = [writer.result() for writer in writers]
+            return
+        done = [writer.result() for writer in writers]
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT count(*) FROM runs").fetchone() == (sum(done),)
+    assert min(done) >= 1
