@@ -27,13 +27,17 @@ def provider_info() -> dict[str, Any]:
                 "hook-class-name": "physionet_airflow.hook.PhysioNetHook",
                 "hook-name": "PhysioNet",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["schema", "port"],
+                    "hidden-fields": ["schema"],
                     "relabeling": {
                         "host": "Address",
                         "login": "PhysioNet user name",
                         "password": "PhysioNet password",
                     },
-                    "placeholders": {"host": "https://physionet.org", "login": "as at physionet.org/login"},
+                    "placeholders": {
+                        "host": "https://physionet.org",
+                        "port": "443; Airflow's Test button needs one",  # its UI takes an empty one for another: 0
+                        "login": "as at physionet.org/login",
+                    },
                 },
                 "conn-fields": {
                     "dataset": text(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from include.physionet_mirror.source import PhysioNet
 
 PHYSIONET = "https://physionet.org"
+_PORTS = {"https": 443, "http": 80}
 
 _HOW = (
     "Set it under Admin > Connections, or as the environment variable AIRFLOW_CONN_PHYSIONET_DEFAULT="
@@ -141,7 +142,8 @@ def _base_url(connection: Connection) -> str:
     if "://" not in host:
         scheme = connection.schema if connection.schema in {"http", "https"} else None
         host = f"{scheme or ('http' if _is_loopback(host) else 'https')}://{host}"
-    if connection.port and ":" not in host.partition("://")[2]:
+    scheme, _, name = host.partition("://")
+    if connection.port and connection.port != _PORTS.get(scheme) and ":" not in name:
         host += f":{connection.port}"
     return host
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -94,8 +96,9 @@ def test_a_second_run_skips_what_is_there(airflow, window, shoot):
         shoot(page, "grid")
 
 
-def test_the_connection_form_tests_the_account(airflow, window, shoot):
-    with window() as page:
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_the_connection_form_has_the_accounts_fields(airflow, window, shoot, theme, width):
+    with window(theme, width) as page:
         log_in(page, airflow.url, "admin", airflow.password)
         page.goto(f"{airflow.url}/connections")
         page.get_by_role("button", name="Add Connection").click()
@@ -103,12 +106,34 @@ def test_the_connection_form_tests_the_account(airflow, window, shoot):
         page.keyboard.type("PhysioNet")
         page.keyboard.press("Enter")
         page.get_by_text("PhysioNet user name").wait_for()
-        shoot(page, "connection-form")
+        shoot(page, "connection-form" if theme == "light" else f"connection-form-{theme}-{width}")
+
+
+@pytest.mark.parametrize(("word", "title"), [("", "Successful"), ("not the password", "Failed")])
+def test_the_test_button_tells_a_right_password_from_a_wrong_one(airflow, window, shoot, word, title):
+    account = json.loads(airflow.env["AIRFLOW_CONN_PHYSIONET_DEFAULT"])
+    body = {
+        "connection_id": f"physionet_{title.lower()}",
+        "conn_type": "physionet",
+        "host": account["host"],
+        "port": urlsplit(account["host"]).port,
+        "login": account["login"],
+        "password": word or account["password"],
+    }
+    airflow.api.call("POST", "connections", body)
+    with window() as page:
+        log_in(page, airflow.url, "admin", airflow.password)
+        page.goto(f"{airflow.url}/connections")
+        row = page.get_by_role("row").filter(has_text=body["connection_id"])
+        row.get_by_role("button", name="Test Connection").click()
+        page.get_by_text(f"Test Connection {title}").wait_for()
+        shoot(page, f"connection-test-{title.lower()}")
+        assert account["password"] not in page.content()
+        if word:
+            page.get_by_text("Wrong user name or password").first.wait_for()
 
 
 def test_a_stranger_sees_nothing(airflow, window):
-    import json
-
     password = json.loads((airflow.services["api-server"].log.parent / "passwords.json").read_text())["stranger"]
     with window() as page:
         log_in(page, airflow.url, "stranger", password)
