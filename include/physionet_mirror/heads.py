@@ -1,17 +1,18 @@
 """HEAD requests at a quarter of boto3's CPU time, which is what decides how fast a verification is.
 
 The first one goes through boto3. It shows where the bucket's keys are and how they are signed for; from then on botocore
-signs and the standard library's HTTP client sends, on a connection that each thread keeps. Whatever is not a plain
-answer is asked again with boto3, which knows about retries, redirects and clocks.
+signs, and the request is written to a socket that each thread keeps: a HEAD and its answer are a few lines each way.
+Whatever is not a plain answer is asked again with boto3, which knows about retries, redirects and clocks.
 """
 
 from __future__ import annotations
 
-import http.client
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/([^/]+)/s3/")
 _TIMEOUT = 60.0  # seconds, as boto3's
+_LONGEST = 1 << 16  # bytes of an answer's head
 
 
 class Heads:
@@ -106,7 +108,10 @@ class _Direct:
         self._session, self._url, self._region = session, url, region
         trusted: Any = True if verify is None else verify
         at = urlsplit(url)
-        self._host, self._path = at.netloc, at.path
+        usual = 443 if at.scheme == "https" else 80
+        self._address = at.hostname or "", at.port or usual
+        self._host = at.netloc.removesuffix(f":{usual}")  # as botocore signs it
+        self._path = at.path
         self._tls = None
         if at.scheme == "https":
             self._tls = ssl.create_default_context(cafile=get_cert_path(trusted))
@@ -122,25 +127,52 @@ class _Direct:
         path = _quoted(key)
         request = AWSRequest("HEAD", self._url + path, headers=headers)
         S3SigV4Auth(credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
-        connection = self._connection()
+        lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         try:
-            connection.request("HEAD", self._path + path, headers=dict(request.headers.items()))
-            answer = connection.getresponse()
-            answer.read()  # there is no body, but http.client wants to be asked
-        except (OSError, http.client.HTTPException):
-            connection.close()  # the next request opens it again
+            answer = self._exchange(f"HEAD {self._path}{path} HTTP/1.1\r\nHost: {self._host}\r\n{lines}\r\n".encode())
+            first, *fields = answer.decode("latin-1").splitlines()
+            status = int(first.split(" ", 2)[1])
+            found = {
+                name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields if field)
+            }
+        except (OSError, ValueError, IndexError):
+            self._close()
             return 0, {}
-        return answer.status, {name.lower(): value for name, value in answer.headers.items()}
+        if not first.startswith("HTTP/1.1") or found.get("connection", "").lower() == "close":
+            self._close()
+        return status, found
 
-    def _connection(self) -> http.client.HTTPConnection:
-        found: http.client.HTTPConnection | None = getattr(self._kept, "connection", None)
+    def _exchange(self, request: bytes) -> bytes:
+        """Send it and return the head of the answer, which has no body."""
+        connection = self._connection()
+        connection.sendall(request)
+        answer = b""
+        while (end := answer.find(b"\r\n\r\n")) < 0:
+            received = connection.recv(16384)
+            if not received or len(answer) > _LONGEST:
+                raise ConnectionError
+            answer += received
+        if end + 4 != len(answer):  # something else follows, which nobody asked for
+            raise ConnectionError
+        return answer
+
+    def _connection(self) -> socket.socket:
+        found: socket.socket | None = getattr(self._kept, "connection", None)
         if found is None:
+            found = socket.create_connection(self._address, timeout=_TIMEOUT)
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls:
-                found = http.client.HTTPSConnection(self._host, timeout=_TIMEOUT, context=self._tls)
-            else:
-                found = http.client.HTTPConnection(self._host, timeout=_TIMEOUT)
+                found = self._tls.wrap_socket(found, server_hostname=self._address[0])
             self._kept.connection = found
         return found
+
+    def _close(self) -> None:
+        """The next request opens it again."""
+        found: socket.socket | None = getattr(self._kept, "connection", None)
+        self._kept.connection = None
+        if found is not None:
+            with suppress(OSError):
+                found.close()
 
 
 def _quoted(key: str) -> str:
