@@ -25,7 +25,7 @@ SHARD_SECONDS = 300
 """A shard's work when there is little of it: short enough to retry, long enough that Airflow's share does not count."""
 
 USUAL_SHARDS = 400
-"""As many as the plan makes by itself: a task instance costs Airflow about 0.2 s, and a grid of more is not read."""
+"""As many as the plan makes by itself: each costs Airflow about a second, more the more there are (docs/performance.md)."""
 
 MOST_SHARDS = 1_000
 """Airflow maps a task at most 1,024 times."""
