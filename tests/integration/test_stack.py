@@ -21,9 +21,10 @@ from demo.stack import ROOT, Service, StackError, plain_environment
 # A service with a child that has left its session and would outlive it.
 RUNAWAY = "import subprocess, time; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
 OWNER = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from demo.stack import Service, plain_environment
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 service = Service("runaway", [sys.executable, "-c", sys.argv[1]], log=Path(sys.argv[2]), env=plain_environment())
 with service:
     print(service.wait_for(r"(\\d+)\\n")[1], flush=True)
