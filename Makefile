@@ -96,7 +96,7 @@ test: $(READY) ## unit, integration and DAG tests
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## kills, faults, overlaps: the slow tests
-	$(PYTEST) -n 2 --dist loadfile -m "slow and not browser and not compose"
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not browser and not compose" tests/dags tests/chaos tests/integration
 
 .PHONY: test-browser
 test-browser: $(READY) ## the UI in Debian's chromium
