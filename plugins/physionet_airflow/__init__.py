@@ -5,5 +5,5 @@
     sensors     access check, missing?                 operators   metadata, plan, approval, stream, verify
     mirror      the mapped group that DAGs share       audit, cleanup   the operators of these two DAGs
 
-Nothing here imports pandas, boto3, pyarrow or obstore before a task runs: Airflow parses DAG files every few seconds.
+Nothing here imports pandas, boto3 or pyarrow before a task runs: Airflow parses DAG files every few seconds.
 """

@@ -12,7 +12,7 @@ import pytest
 
 from demo import stack
 
-HEAVY = {"pandas", "numpy", "pyarrow", "boto3", "botocore", "obstore", "requests", "matplotlib", "PIL"}
+HEAVY = {"pandas", "numpy", "pyarrow", "boto3", "botocore", "requests", "matplotlib", "PIL"}
 
 REFUSED = [
     ("mimic_cxr_jpg", "bucket", "Not A Bucket"),

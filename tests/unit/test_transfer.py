@@ -99,8 +99,11 @@ class Bucket:
         self.puts: list[tuple[str, bytes]] = []
         self.kinds: set[tuple[str, str]] = set()
 
-    def put(self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD") -> str:
+    def put(
+        self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD", sha256: str | None = None
+    ) -> str:
         self.meet(path)
+        assert sha256 in {None, hashlib.sha256(data).hexdigest()}
         self.kinds.add((content_type, storage_class))
         self.objects[path] = data
         self.puts.append((path, data))

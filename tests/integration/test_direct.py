@@ -1,10 +1,12 @@
-"""HEAD requests past boto3: the same answers, and boto3 again wherever one is not plain."""
+"""HEAD and PUT past boto3: the same answers, and boto3 again wherever one is not plain."""
 
 from __future__ import annotations
 
 import hashlib
 import ssl
 import threading
+import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,16 +19,20 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from werkzeug.serving import generate_adhoc_ssl_pair
 
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused, DestinationUnavailable
+from include.physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable
 
 KEYS = ("files/p10/a.jpg", "files/p10/with space.jpg", "files/ü+%41&=?#~(!)*'.jpg")
 SECRET = "s3cret/of+nobody"
+DATA = b"some bytes"
+DIGEST = hashlib.sha256(DATA).hexdigest()
 
 
 class Scripted(ThreadingHTTPServer):
-    """Answers 200 to every HEAD, but for what ``script`` holds: a status, or 0 for a closed connection, for one each.
+    """Answers 200 to every HEAD and PUT, and 400 to a PUT whose bytes do not hash to its checksum, as S3 does.
 
-    ``asked`` holds the headers of each request, and ``by_boto3`` whether boto3 sent it.
+    ``script`` holds what it does otherwise, for one request each: a status; 0 to close the connection without an answer;
+    -1 to answer and then close the connection without a word; -2 to refuse (403) and hang up before the body has come.
+    ``asked`` holds the headers of each request, ``by_boto3`` whether boto3 sent it, ``objects`` what was stored by path.
     """
 
     daemon_threads = True
@@ -35,6 +41,7 @@ class Scripted(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script: list[int] = []
         self.asked: list[dict[str, str]] = []
+        self.objects: dict[str, bytes] = {}
         self.url = f"http://localhost:{self.server_port}"
 
     @property
@@ -47,14 +54,32 @@ class _Handler(BaseHTTPRequestHandler):
     server: Scripted
 
     def do_HEAD(self) -> None:
-        self.server.asked.append({name.lower(): value for name, value in self.headers.items()})
-        status = self.server.script.pop(0) if self.server.script else 200
-        if status == 0:
+        self._answer(self._next())
+
+    def do_PUT(self) -> None:
+        status = self._next()
+        if status == -2:
             self.close_connection = True
+            self._answer(403)
             return
-        self.send_response(status)
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        if b64encode(hashlib.sha256(data).digest()).decode() != self.headers["x-amz-checksum-sha256"]:
+            status = 400
+        elif status in (200, -1):
+            self.server.objects[self.path] = data
+        self._answer(status)
+
+    def _next(self) -> int:
+        self.server.asked.append({name.lower(): value for name, value in self.headers.items()})
+        return self.server.script.pop(0) if self.server.script else 200
+
+    def _answer(self, status: int) -> None:
+        self.close_connection = self.close_connection or status <= 0
+        if status == 0:
+            return
+        self.send_response(200 if status == -1 else status)
         for name, value in {
-            "Content-Length": "7",
+            "Content-Length": "0" if self.command == "PUT" else "7",
             "ETag": '"abc"',
             "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT",
             "x-amz-checksum-sha256": "AAAA",
@@ -82,6 +107,14 @@ def serving(server: Scripted) -> Iterator[Scripted]:
 def scripted() -> Iterator[Scripted]:
     with serving(Scripted()) as server:
         yield server
+
+
+def head(bucket: Bucket) -> object:
+    return bucket.head("x")
+
+
+def put(bucket: Bucket, **options: str) -> str:
+    return bucket.put("x", DATA, content_type="image/jpeg", sha256=DIGEST, **options)
 
 
 @pytest.fixture
@@ -121,25 +154,82 @@ def test_only_the_first_goes_through_boto3_and_threads_keep_their_connections(sc
         assert "x-amz-expected-bucket-owner" in headers["authorization"]  # signed
 
 
-@pytest.mark.parametrize("trouble", [0, 500, 503])
-def test_after_a_passing_trouble_boto3_asks_again_once(scripted, to_scripted, trouble):
+def test_a_put_says_all_that_boto3_says(scripted, to_scripted):
+    bucket = to_scripted(expected_owner="123456789012", kms_key="my-key")
+    for _ in range(2):
+        put(bucket, storage_class="GLACIER_IR")
+    assert scripted.by_boto3 == [True, False]
+    assert scripted.objects == {"/my-bucket/p/x": DATA}
+    by_boto3, direct = scripted.asked
+    said = {name: value for name, value in by_boto3.items() if name.startswith(("x-amz-", "content-"))}
+    said.pop("x-amz-sdk-checksum-algorithm", None)  # a word to servers that take several checksums
+    for name in ("x-amz-date", "content-md5"):
+        said.pop(name, None)
+    assert said.items() <= direct.items()
+    assert {"x-amz-expected-bucket-owner", "x-amz-server-side-encryption-aws-kms-key-id"} <= said.keys()
+    signed = direct["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
+    assert {name for name in direct if name.startswith("x-amz-")} <= set(signed)
+
+
+def test_s3_compares_with_the_checksum_that_it_is_told(scripted, to_scripted):
     bucket = to_scripted()
-    bucket.head("x")
+    put(bucket)
+    for _ in range(2):  # directly, and then by boto3 alone
+        with pytest.raises(DestinationError, match="400"):
+            bucket.put("y", b"other bytes", content_type="image/jpeg", sha256=DIGEST)
+    assert scripted.objects == {"/my-bucket/p/x": DATA}
+
+
+@pytest.mark.parametrize("trouble", [0, 500, 503])
+@pytest.mark.parametrize("ask", [head, put])
+def test_after_a_passing_trouble_boto3_asks_again_once(scripted, to_scripted, ask, trouble):
+    bucket = to_scripted()
+    ask(bucket)
     scripted.script = [trouble]
-    assert [bucket.head("x") is not None for _ in range(3)] == [True] * 3
+    assert all(ask(bucket) for _ in range(3))
     assert scripted.by_boto3 == [True, False, True, False, False]
 
 
-def test_a_refusal_is_told_as_ever_and_boto3_goes_on_alone(scripted, to_scripted):
+@pytest.mark.parametrize("ask", [head, put])
+def test_a_connection_that_was_closed_while_idle_is_opened_again(scripted, to_scripted, ask):
     bucket = to_scripted()
-    bucket.head("x")
+    ask(bucket)
+    scripted.script = [-1]
+    ask(bucket)
+    time.sleep(0.1)
+    assert ask(bucket)
+    assert scripted.by_boto3 == [True, False, False]
+
+
+@pytest.mark.parametrize("ask", [head, put])
+def test_a_refusal_is_told_as_ever_and_boto3_goes_on_alone(scripted, to_scripted, ask):
+    bucket = to_scripted()
+    ask(bucket)
     scripted.script = [403, 403]
     with pytest.raises(BucketRefused) as refused:
-        bucket.head("x")
+        ask(bucket)
     assert SECRET not in str(refused.value)
     assert "Credential" not in str(refused.value)
-    assert bucket.head("x")
+    assert ask(bucket)
     assert scripted.by_boto3 == [True, False, True, True]
+
+
+def test_a_refusal_before_the_bytes_have_come(scripted, to_scripted):
+    bucket = to_scripted()
+    put(bucket)
+    scripted.script = [-2, -2]
+    data = bytes(20 << 20)  # more than the sockets hold
+    with pytest.raises(BucketRefused):
+        bucket.put("x", data, content_type="image/jpeg")
+    assert scripted.objects == {"/my-bucket/p/x": DATA}
+
+
+def test_no_header_can_be_smuggled_in(scripted, to_scripted):
+    bucket = to_scripted()
+    put(bucket)
+    with pytest.raises(DestinationUnavailable):  # boto3 refuses it too
+        bucket.put("x", DATA, content_type="image/jpeg\r\nx-amz-acl: public-read")
+    assert len(scripted.asked) == 1
 
 
 def test_a_server_that_is_gone_is_unavailable(to_scripted, scripted):
@@ -188,4 +278,5 @@ def test_tls_is_checked_as_boto3_checks_it(tmp_path: Path):
             bucket = Bucket.open(session, "my-bucket", "p", endpoint_url=url, verify=verify)
             assert bucket.head("x")
             assert bucket.head("x")
-    assert server.by_boto3 == [True, False, True, False]
+            assert put(bucket)
+    assert server.by_boto3 == [True, False, False] * 2
