@@ -7,6 +7,7 @@ boto3, which knows about retries, redirects and clocks.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -25,12 +26,13 @@ from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError
 from botocore.httpsession import get_cert_path
 from urllib3.util import wait_for_read
+from urllib3.util.ssl_ import create_urllib3_context
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/([^/]+)/s3/")
-_TIMEOUT = 60.0  # seconds, as boto3's
+_IN_VAIN = 10  # times in a row that boto3 gets what was not to be had directly; then boto3 is asked alone
 _LONGEST = 1 << 16  # bytes of an answer's head
 _HEADERS = {
     "ContentType": "content-type",
@@ -72,7 +74,8 @@ class DirectRequests:
         self._verify = verify
         self._owner = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
         self._wire: _Wire | None = None
-        self._asked = threading.local()  # .sent: the request that boto3 has just sent for this thread
+        self._in_vain = 0
+        self._asked = threading.local()  # .sent: address and signature of what boto3 has just sent for this thread
         for operation in ("HeadObject", "PutObject"):
             client.meta.events.register(f"before-send.s3.{operation}", self._remember)
 
@@ -81,6 +84,7 @@ class DirectRequests:
         options: dict[str, Any] = {"ChecksumMode": "ENABLED", **self._owner}
         status, headers = self._ask("HEAD", key, options)
         if status in {200, 404}:
+            self._in_vain = 0
             return headers if status == 200 else None
         try:
             answer = self._client.head_object(Bucket=self._bucket, Key=key, **options)
@@ -88,7 +92,7 @@ class DirectRequests:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                 return None
             raise
-        self._learn(key)
+        self._learn(key, status)
         return answer["ResponseMetadata"]["HTTPHeaders"]
 
     def put(self, key: str, data: bytes, sha256: str, **options: str) -> str:
@@ -104,9 +108,10 @@ class DirectRequests:
         asked: dict[str, Any] = {**options, "ChecksumSHA256": checksum, **self._owner}
         status, headers = self._ask("PUT", key, asked, data, sha256)
         if status == 200 and "etag" in headers:
+            self._in_vain = 0
             return headers["etag"]
         answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **asked)
-        self._learn(key)
+        self._learn(key, status)
         return answer["ETag"]
 
     def _ask(
@@ -114,26 +119,34 @@ class DirectRequests:
     ) -> tuple[int, Mapping[str, str]]:
         """HTTP status and headers; the status is 0 where there was no plain answer."""
         wire = self._wire
-        if wire is None:
+        if wire is None or self._in_vain >= _IN_VAIN:
             return 0, {}
-        headers = {_HEADERS[name]: value for name, value in options.items()}
-        status, answer = wire.ask(method, key, headers, data, sha256)
-        if 300 <= status < 500 and status != 404:  # not a matter of trying again
-            self._wire = None
-        return status, answer
+        return wire.ask(method, key, {_HEADERS[name]: value for name, value in options.items()}, data, sha256)
 
     def _remember(self, request: AWSPreparedRequest, **_: object) -> None:
-        self._asked.sent = request
+        self._asked.sent = request.url, request.headers.get("Authorization", b"")
 
-    def _learn(self, key: str) -> None:
-        """Go the way that boto3 went from now on, unless that takes more than a signature (a proxy, for instance)."""
-        sent = self._asked.sent
+    def _learn(self, key: str, status: int) -> None:
+        """Boto3 got an answer: go its way from now on, unless that takes more than a signature (a proxy, for instance)."""
+        url, signature = getattr(self._asked, "sent", ("", b""))
+        self._asked.sent = "", b""
+        if self._wire is not None:
+            self._in_vain += status < 500
+            return
         config: Any = self._client.meta.config  # its attributes are made at run time
-        signed = _SCOPE.match(str(sent.headers.get("Authorization", b""), "ascii"))
+        signed = _SCOPE.match(signature.decode(errors="replace") if isinstance(signature, bytes) else signature)
         path = _quoted(key)
-        detour = config.client_cert or config.proxies or getproxies().keys() & {urlsplit(sent.url).scheme, "all"}
-        if self._wire is None and signed and not detour and sent.url.endswith(path):
-            self._wire = _Wire(self._session, sent.url.removesuffix(path), signed[1], self._verify)
+        detour = config.client_cert or config.proxies or getproxies().keys() & {urlsplit(url).scheme, "all"}
+        if signed and not detour and url.endswith(path):
+            timeouts = config.connect_timeout, config.read_timeout
+            self._wire = _Wire(self._session, url.removesuffix(path), signed[1], self._trusted(), timeouts)
+
+    def _trusted(self) -> bool | str:
+        """Whom boto3 trusts: True = whom botocore's own bundle names, False = anybody, else the path of a bundle."""
+        if self._verify is not None:
+            return self._verify
+        botocore: Any = self._session._session  # boto3 has no other way to its settings
+        return botocore.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
 
 
 class _Signer(S3SigV4Auth):
@@ -148,22 +161,29 @@ class _Signer(S3SigV4Auth):
 
 
 class _Wire:
-    """Signed requests to one bucket, whose keys begin at ``url``, over a connection for each thread."""
+    """Signed requests to one bucket, whose keys begin at ``url``, over a connection for each thread.
 
-    def __init__(self, session: boto3.Session, url: str, region: str, verify: bool | str | None) -> None:
+    ``timeouts`` are seconds for a connect, and for a send or a read.
+    """
+
+    def __init__(
+        self, session: boto3.Session, url: str, region: str, trusted: Any, timeouts: tuple[float, float]
+    ) -> None:
         self._session, self._url, self._region = session, url, region
-        trusted: Any = True if verify is None else verify
+        self._connect_timeout, self._read_timeout = timeouts
         at = urlsplit(url)
         usual = 443 if at.scheme == "https" else 80
         self._address = at.hostname or "", at.port or usual
-        self._host = at.netloc.removesuffix(f":{usual}")  # as botocore signs it
+        self._host = at.netloc.rpartition("@")[2].removesuffix(f":{usual}")
         self._path = at.path
         self._tls = None
         if at.scheme == "https":
-            self._tls = ssl.create_default_context(cafile=get_cert_path(trusted))
-            if verify is False:
+            self._tls = create_urllib3_context()  # as boto3 does
+            if trusted is False:
                 self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
-        self._kept = threading.local()  # .connection
+            else:
+                self._tls.load_verify_locations(get_cert_path(trusted))
+        self._kept = threading.local()  # .connection, while no answer is owed on it
 
     def ask(
         self, method: str, key: str, headers: Mapping[str, str], data: bytes, sha256: str
@@ -173,64 +193,74 @@ class _Wire:
         if credentials is None:
             return 0, {}
         path = _quoted(key)
-        request = AWSRequest(method, self._url + path, headers=headers)
+        request = AWSRequest(method, self._url + path, headers={"Host": self._host, **headers})
         _Signer(credentials.get_frozen_credentials(), self._region, sha256).add_auth(request)
-        lines = [f"{method} {self._path}{path} HTTP/1.1", f"Host: {self._host}"]
+        lines = [f"{method} {self._path}{path} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in request.headers.items()]
         if method == "PUT":
             lines.append(f"Content-Length: {len(data)}")
         if any("\r" in line or "\n" in line for line in lines):
             return 0, {}
         try:
-            head, rest = self._exchange("\r\n".join([*lines, "\r\n"]).encode(), data)
-            first, *fields = head.decode("latin-1").splitlines()
-            status = int(first.split(" ", 2)[1])
-            answer = {
-                name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields if field)
-            }
-        except (OSError, ValueError, IndexError):
-            self._close()
+            connection = self._take()
+        except OSError:
             return 0, {}
-        bare = not rest and (method == "HEAD" or answer.get("content-length") == "0")
-        keeps = status >= 200 and first.startswith("HTTP/1.1") and answer.get("connection", "").lower() != "close"
-        if not (bare and keeps):
-            self._close()
-        return status, answer
+        reusable = False
+        try:
+            head, rest = _exchange(connection, "\r\n".join([*lines, "\r\n"]).encode(), data)
+            first, *fields = head.decode("latin-1").split("\r\n")
+            status = _status(first)
+            answer = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
+            bare = not rest and (method == "HEAD" or answer.get("content-length") == "0")
+            reusable = bare and first.startswith("HTTP/1.1") and answer.get("connection", "").lower() != "close"
+            return status, answer
+        except (OSError, ValueError, IndexError):
+            return 0, {}
+        finally:  # also when something interrupts: the next request must not read this one's answer
+            if reusable:
+                self._kept.connection = connection
+            else:
+                with suppress(OSError):
+                    connection.close()
 
-    def _exchange(self, head: bytes, data: bytes) -> tuple[bytes, bytes]:
-        """Send a request; the head of its answer, and what came behind it so far."""
-        connection = self._connection()
-        connection.sendall(head)
-        if data:
-            connection.sendall(data)
-        answer = b""
+    def _take(self) -> socket.socket:
+        """This thread's connection, out of its place; a new one where there is none that works."""
+        kept: socket.socket | None = getattr(self._kept, "connection", None)
+        self._kept.connection = None
+        if kept is not None:
+            if not wait_for_read(kept, timeout=0):
+                return kept
+            kept.close()  # it was closed at the other end while it lay idle
+        made = socket.create_connection(self._address, timeout=self._connect_timeout)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls:
+            made = self._tls.wrap_socket(made, server_hostname=self._address[0])
+        made.settimeout(self._read_timeout)
+        return made
+
+
+def _exchange(connection: socket.socket, head: bytes, data: bytes) -> tuple[bytes, bytes]:
+    """Send a request; the head of its answer, and what came behind it so far."""
+    connection.sendall(head)
+    if data:
+        connection.sendall(data)
+    answer = b""
+    while True:
         while (end := answer.find(b"\r\n\r\n")) < 0:
             received = connection.recv(16384)
             if not received or len(answer) > _LONGEST:
                 raise ConnectionError
             answer += received
-        return answer[:end], answer[end + 4 :]
+        head, answer = answer[:end], answer[end + 4 :]
+        if not 100 <= _status(head.decode("latin-1")) < 200:  # a word beforehand; the answer follows
+            return head, answer
 
-    def _connection(self) -> socket.socket:
-        found: socket.socket | None = getattr(self._kept, "connection", None)
-        if found is not None and wait_for_read(found, timeout=0):  # closed at the other end while it lay idle
-            self._close()
-            found = None
-        if found is None:
-            found = socket.create_connection(self._address, timeout=_TIMEOUT)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls:
-                found = self._tls.wrap_socket(found, server_hostname=self._address[0])
-            self._kept.connection = found
-        return found
 
-    def _close(self) -> None:
-        """The next request opens it again."""
-        found: socket.socket | None = getattr(self._kept, "connection", None)
-        self._kept.connection = None
-        if found is not None:
-            with suppress(OSError):
-                found.close()
+def _status(first_line: str) -> int:
+    """Of an answer. Raises ValueError or IndexError where it is none."""
+    if not first_line.startswith("HTTP/1."):
+        raise ValueError
+    return int(first_line.split(" ", 2)[1])
 
 
 def _quoted(key: str) -> str:

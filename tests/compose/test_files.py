@@ -328,7 +328,9 @@ def test_helm_values_are_those_of_the_chart():
     assert values["executor"] == "KubernetesExecutor"
     assert values["images"]["airflow"]["tag"] != "latest"
     role = "eks.amazonaws.com/role-arn"
-    assert role in values["workers"]["serviceAccount"]["annotations"]
+    for part in ("workers", "apiServer", "triggerer"):
+        assert role in values[part]["serviceAccount"]["annotations"]
+    assert values["createUserJob"]["enabled"] is False, "the chart's administrator has a known password"
     environment = {entry["name"]: entry.get("value") for entry in values["env"]}
     assert environment["PHYSIONET_POOL"] == "physionet"
     assert {entry["secretName"] for entry in values["secret"]} == {"physionet-connection"}

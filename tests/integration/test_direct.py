@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import ssl
+import sys
 import threading
 import time
 from base64 import b64encode
@@ -31,7 +34,8 @@ class Scripted(ThreadingHTTPServer):
     """Answers 200 to every HEAD and PUT, and 400 to a PUT whose bytes do not hash to its checksum, as S3 does.
 
     ``script`` holds what it does otherwise, for one request each: a status; 0 to close the connection without an answer;
-    -1 to answer and then close the connection without a word; -2 to refuse (403) and hang up before the body has come.
+    -1 to answer and then close the connection without a word; -2 to refuse (403) and hang up before the body has come;
+    100 to say so first; -3 to answer late. ``answers`` are more headers; with ``prefers_boto3`` others are refused.
     ``asked`` holds the headers of each request, ``by_boto3`` whether boto3 sent it, ``objects`` what was stored by path.
     """
 
@@ -42,6 +46,8 @@ class Scripted(ThreadingHTTPServer):
         self.script: list[int] = []
         self.asked: list[dict[str, str]] = []
         self.objects: dict[str, bytes] = {}
+        self.answers: dict[str, str] = {}
+        self.prefers_boto3 = False
         self.url = f"http://localhost:{self.server_port}"
 
     @property
@@ -65,20 +71,28 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers["Content-Length"]))
         if b64encode(hashlib.sha256(data).digest()).decode() != self.headers["x-amz-checksum-sha256"]:
             status = 400
-        elif status in (200, -1):
+        elif status not in (0, 403, 500, 503):
             self.server.objects[self.path] = data
         self._answer(status)
 
     def _next(self) -> int:
         self.server.asked.append({name.lower(): value for name, value in self.headers.items()})
+        if self.server.prefers_boto3 and not self.server.by_boto3[-1]:
+            return 403
         return self.server.script.pop(0) if self.server.script else 200
 
     def _answer(self, status: int) -> None:
-        self.close_connection = self.close_connection or status <= 0
+        self.close_connection = self.close_connection or status in (0, -1)
         if status == 0:
             return
-        self.send_response(200 if status == -1 else status)
+        if status == 100:
+            self.send_response_only(100)
+            self.end_headers()
+        if status == -3:
+            time.sleep(0.4)
+        self.send_response(200 if status in (-1, -3, 100) else status)
         for name, value in {
+            **self.server.answers,
             "Content-Length": "0" if self.command == "PUT" else "7",
             "ETag": '"abc"',
             "Last-Modified": "Wed, 01 Jan 2025 00:00:00 GMT",
@@ -202,7 +216,7 @@ def test_a_connection_that_was_closed_while_idle_is_opened_again(scripted, to_sc
 
 
 @pytest.mark.parametrize("ask", [head, put])
-def test_a_refusal_is_told_as_ever_and_boto3_goes_on_alone(scripted, to_scripted, ask):
+def test_a_refusal_is_told_as_ever(scripted, to_scripted, ask):
     bucket = to_scripted()
     ask(bucket)
     scripted.script = [403, 403]
@@ -211,7 +225,70 @@ def test_a_refusal_is_told_as_ever_and_boto3_goes_on_alone(scripted, to_scripted
     assert SECRET not in str(refused.value)
     assert "Credential" not in str(refused.value)
     assert ask(bucket)
-    assert scripted.by_boto3 == [True, False, True, True]
+    assert scripted.by_boto3 == [True, False, True, False]
+
+
+@pytest.mark.parametrize("ask", [head, put])
+def test_a_server_that_takes_boto3_only_is_soon_left_to_it(scripted, to_scripted, ask):
+    bucket = to_scripted()
+    scripted.prefers_boto3 = True
+    for _ in range(30):
+        ask(bucket)
+    assert scripted.by_boto3.count(True) == 30
+    assert scripted.by_boto3.count(False) == 10
+
+
+@pytest.mark.parametrize("ask", [head, put])
+def test_a_word_beforehand_is_no_answer(scripted, to_scripted, ask):
+    bucket = to_scripted()
+    ask(bucket)
+    scripted.script = [100, 200, 100]
+    assert all(ask(bucket) for _ in range(3))
+    assert scripted.by_boto3 == [True, False, False, False]
+
+
+def test_headers_are_split_at_line_ends_only(scripted, to_scripted):
+    """As http.client splits them: what an object's metadata holds must not pass for a header of S3's."""
+    bucket = to_scripted()
+    forged = b64encode(bytes(32)).decode()
+    scripted.answers = {"x-amz-meta-who": f"\xc5\x85x-amz-checksum-sha256: {forged}\x0bx-amz-checksum-type: COMPOSITE"}
+    by_boto3 = bucket.head("x")
+    assert bucket.head("x") == by_boto3
+    assert scripted.by_boto3 == [True, False]
+
+
+def test_an_interrupted_request_leaves_no_answer_behind(scripted, to_scripted):
+    """A time-out of Airflow's comes as an exception out of a signal, between a request and its answer."""
+    bucket = to_scripted()
+    bucket.head("x")
+    scripted.script = [-3]
+
+    class OutOfTime(BaseException):
+        pass
+
+    def out_of_time(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, out_of_time)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        with pytest.raises(OutOfTime):
+            bucket.head("slow")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    scripted.answers = {"x-amz-storage-class": "GLACIER"}
+    stored = bucket.head("other")
+    assert stored
+    assert stored.storage_class == "GLACIER"
+
+
+def test_what_boto3_sent_is_not_kept(scripted, to_scripted):
+    bucket = to_scripted()
+    data = os.urandom(100)
+    bucket.put("x", data, content_type="image/jpeg")
+    assert scripted.by_boto3 == [True]
+    assert sys.getrefcount(data) == 2  # this function's, and the call's own
 
 
 def test_a_refusal_before_the_bytes_have_come(scripted, to_scripted):
@@ -260,7 +337,7 @@ def test_behind_a_proxy_boto3_goes_on_alone(scripted, monkeypatch):
     assert scripted.by_boto3 == [True, True]
 
 
-def test_tls_is_checked_as_boto3_checks_it(tmp_path: Path):
+def test_tls_is_checked_as_boto3_checks_it(tmp_path: Path, monkeypatch):
     certificate, key = generate_adhoc_ssl_pair("localhost")
     ca = tmp_path / "ca.pem"
     ca.write_bytes(certificate.public_bytes(Encoding.PEM))
@@ -272,11 +349,13 @@ def test_tls_is_checked_as_boto3_checks_it(tmp_path: Path):
     server = Scripted()
     server.socket = context.wrap_socket(server.socket, server_side=True)
     with serving(server):
-        for verify in (str(ca), False):
+        for verify in (str(ca), False, None):
+            if verify is None:
+                monkeypatch.setenv("AWS_CA_BUNDLE", str(ca))
             session = boto3.Session("AKIAEXAMPLE", SECRET, region_name="eu-west-1")
             url = server.url.replace("http:", "https:")
             bucket = Bucket.open(session, "my-bucket", "p", endpoint_url=url, verify=verify)
             assert bucket.head("x")
             assert bucket.head("x")
             assert put(bucket)
-    assert server.by_boto3 == [True, False, False] * 2
+    assert server.by_boto3 == [True, False, False] * 3
