@@ -337,6 +337,7 @@ def test_behind_a_proxy_boto3_goes_on_alone(scripted, monkeypatch):
     assert scripted.by_boto3 == [True, True]
 
 
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # which is what verify=False asks for
 def test_tls_is_checked_as_boto3_checks_it(tmp_path: Path, monkeypatch):
     certificate, key = generate_adhoc_ssl_pair("localhost")
     ca = tmp_path / "ca.pem"
