@@ -161,7 +161,7 @@ class Bucket:
         client = session.client(
             "s3", endpoint_url=endpoint_url, config=config.merge(ours) if config else ours, verify=verify
         )
-        direct = DirectRequests(session, client, name, verify=verify, expected_owner=expected_owner)
+        direct = DirectRequests(session, client, name, verify=verify)
         return cls(client, direct, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
 
     def __repr__(self) -> str:
@@ -221,7 +221,7 @@ class Bucket:
     def head(self, path: str) -> Stored | None:
         """Size, ETag and checksum of one object, or None where there is none."""
         with self._asking("HEAD", path):
-            headers = self._direct.head(self.key(path))
+            headers = self._direct.head(self.key(path), **self._owner)
         if headers is None:
             return None
         digest = headers.get("x-amz-checksum-sha256", "")
@@ -277,7 +277,7 @@ class Bucket:
             sha256: What the bytes must hash to (hex): S3 compares, refuses anything else, and keeps it as the object's
                 checksum. None = whatever they hash to.
         """
-        options = {"ContentType": content_type, **self._encryption}
+        options = {"ContentType": content_type, **self._encryption, **self._owner}
         if storage_class != "STANDARD":
             options["StorageClass"] = storage_class
         digest = hashlib.sha256(data).hexdigest() if sha256 is None else sha256

@@ -56,38 +56,35 @@ class DirectRequests:
         client: Made from it.
         bucket: The bucket's name.
         verify: As boto3's: False for no TLS verification, or the path of a CA bundle.
-        expected_owner: AWS account id that must own the bucket.
     """
 
     def __init__(
-        self,
-        session: boto3.Session,
-        client: S3Client,
-        bucket: str,
-        *,
-        verify: bool | str | None = None,
-        expected_owner: str | None = None,
+        self, session: boto3.Session, client: S3Client, bucket: str, *, verify: bool | str | None = None
     ) -> None:
         self._session = session
         self._client = client
         self._bucket = bucket
         self._verify = verify
-        self._owner = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
         self._wire: _Wire | None = None
         self._in_vain = 0
         self._asked = threading.local()  # .sent: address and signature of what boto3 has just sent for this thread
         for operation in ("HeadObject", "PutObject"):
             client.meta.events.register(f"before-send.s3.{operation}", self._remember)
 
-    def head(self, key: str) -> Mapping[str, str] | None:
-        """Headers of an object by their names in lower case, checksum included, or None where there is no such object."""
-        options: dict[str, Any] = {"ChecksumMode": "ENABLED", **self._owner}
-        status, headers = self._ask("HEAD", key, options)
+    def head(self, key: str, **options: str) -> Mapping[str, str] | None:
+        """Headers of an object by their names in lower case, checksum included, or None where there is no such object.
+
+        Args:
+            key: The object's key.
+            options: ExpectedBucketOwner, as boto3's ``head_object`` takes it.
+        """
+        asked: dict[str, Any] = {**options, "ChecksumMode": "ENABLED"}
+        status, headers = self._ask("HEAD", key, asked)
         if status in {200, 404}:
             self._in_vain = 0
             return headers if status == 200 else None
         try:
-            answer = self._client.head_object(Bucket=self._bucket, Key=key, **options)
+            answer = self._client.head_object(Bucket=self._bucket, Key=key, **asked)
         except ClientError as error:
             if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
                 return None
@@ -102,10 +99,11 @@ class DirectRequests:
             key: The object's key.
             data: Its bytes.
             sha256: Their SHA-256 (hex), which S3 compares with the bytes that arrive and keeps.
-            options: ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId, as boto3's ``put_object`` takes them.
+            options: ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId, ExpectedBucketOwner, as boto3's
+                ``put_object`` takes them.
         """
         checksum = b64encode(bytes.fromhex(sha256)).decode()
-        asked: dict[str, Any] = {**options, "ChecksumSHA256": checksum, **self._owner}
+        asked: dict[str, Any] = {**options, "ChecksumSHA256": checksum}
         status, headers = self._ask("PUT", key, asked, data, sha256)
         if status == 200 and "etag" in headers:
             self._in_vain = 0
@@ -207,9 +205,7 @@ class _Wire:
             return 0, {}
         reusable = False
         try:
-            head, rest = _exchange(connection, "\r\n".join([*lines, "\r\n"]).encode(), data)
-            first, *fields = head.decode("latin-1").split("\r\n")
-            status = _status(first)
+            status, (first, *fields), rest = _exchange(connection, "\r\n".join([*lines, "\r\n"]).encode(), data)
             answer = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
             bare = not rest and (method == "HEAD" or answer.get("content-length") == "0")
             reusable = bare and first.startswith("HTTP/1.1") and answer.get("connection", "").lower() != "close"
@@ -239,8 +235,12 @@ class _Wire:
         return made
 
 
-def _exchange(connection: socket.socket, head: bytes, data: bytes) -> tuple[bytes, bytes]:
-    """Send a request; the head of its answer, and what came behind it so far."""
+def _exchange(connection: socket.socket, head: bytes, data: bytes) -> tuple[int, list[str], bytes]:
+    """Send a request; its answer's status, the lines of the answer's head, and what came behind them so far.
+
+    Raises:
+        OSError, ValueError, IndexError: There was no answer, or none of HTTP/1.
+    """
     connection.sendall(head)
     if data:
         connection.sendall(data)
@@ -251,16 +251,12 @@ def _exchange(connection: socket.socket, head: bytes, data: bytes) -> tuple[byte
             if not received or len(answer) > _LONGEST:
                 raise ConnectionError
             answer += received
-        head, answer = answer[:end], answer[end + 4 :]
-        if not 100 <= _status(head.decode("latin-1")) < 200:  # a word beforehand; the answer follows
-            return head, answer
-
-
-def _status(first_line: str) -> int:
-    """Of an answer. Raises ValueError or IndexError where it is none."""
-    if not first_line.startswith("HTTP/1."):
-        raise ValueError
-    return int(first_line.split(" ", 2)[1])
+        lines, answer = answer[:end].decode("latin-1").split("\r\n"), answer[end + 4 :]
+        if not lines[0].startswith("HTTP/1."):
+            raise ValueError
+        status = int(lines[0].split(" ", 2)[1])
+        if not 100 <= status < 200:  # that is a word beforehand; the answer follows
+            return status, lines, answer
 
 
 def _quoted(key: str) -> str:

@@ -262,7 +262,12 @@ def test_dashboard_and_alerts_ask_only_for_figures_that_are_sent():
 def test_each_alert_says_what_to_do():
     (group,) = yaml.safe_load((DEPLOY / "monitoring/alerts.yml").read_text())["groups"]
     alerts = [rule for rule in group["rules"] if "alert" in rule]
-    assert alerts
+    assert {rule["alert"] for rule in alerts} == {
+        "MirrorStalled",
+        "MirrorImagesFailing",
+        "MirrorRefused",
+        "MirrorUnwatched",
+    }
     for rule in alerts:
         assert rule["expr"].strip()
         assert len(rule["annotations"]["description"]) > 80
