@@ -9,8 +9,8 @@ prefix of its own (`mimic-cxr-jpg/2.1.0`, `mimic-cxr/2.0.0`), each proven agains
 | `check_access` | Asks PhysioNet, for this dataset, and S3 whether they let us in; waits for maintenance to end. |
 | `fetch_metadata` | Fetches what has changed, proves it, and joins it into the manifest. |
 
-Each dataset has a data use agreement of its own. Where one is not signed, that dataset's `check_access` fails and says
-where to sign; the other one is left alone.
+Each dataset has a data use agreement of its own. Where one is not signed, that dataset's `check_access` fails and names
+the page that says what is missing; the other one is left alone.
 
 **Needs** the connections `physionet_default` and `aws_default`, and a bucket: `MIMIC_CXR_BUCKET`, or the param.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from include.physionet_mirror.dataset import SUMS, Dataset
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     BucketMissing,
     BucketRefused,
     Corrupt,
@@ -49,14 +49,14 @@ class AccessPoint:
         """Ask for the dataset's checksum file without reading it.
 
         Raises:
-            AgreementMissing: This AWS identity has no cloud access at PhysioNet.
+            AccessRefused: This AWS identity has no cloud access at PhysioNet.
             NotFound: It is not there: a wrong access point.
             DestinationUnavailable: S3 cannot say now.
         """
         try:
             found = self._source.head(SUMS)
         except (BucketRefused, BucketMissing):
-            raise AgreementMissing(
+            raise AccessRefused(
                 f"S3 does not let this AWS identity read {self._source.name}. Nothing was copied. To get cloud access: enter "
                 "your AWS account at https://physionet.org/settings/cloud/, then ask for access under 'Files' at "
                 f"{dataset.page} (the data use agreement must be signed), and allow the role s3:GetObject on "

@@ -5,7 +5,7 @@
     ├── MetadataError              a table or checksum file that is not what PhysioNet publishes
     ├── SourceError                PhysioNet, or the way to it
     │   ├── CredentialsRefused     401 after a fresh handshake            retrying cannot help
-    │   ├── AgreementMissing       403: data use agreement not signed     retrying cannot help
+    │   ├── AccessRefused          403, which has many causes             retrying cannot help
     │   ├── Throttled              429, 503 with Retry-After, connects that time out: wait longer, use fewer connections
     │   ├── SourceUnavailable      5xx, refused, reset, DNS: wait and retry
     │   │   └── Stalled            no byte for longer than the read time-out
@@ -54,8 +54,12 @@ class CredentialsRefused(SourceError):
     """PhysioNet answered 401 to a fresh handshake: wrong user name or password."""
 
 
-class AgreementMissing(SourceError):
-    """PhysioNet answered 403: the user has not signed this project's data use agreement."""
+class AccessRefused(SourceError):
+    """PhysioNet answered 403: this account may not read this project.
+
+    It does not say why: the agreement, the credentialing, the training, a withdrawn version, disabled downloads, a blocked
+    country. The project's page, opened logged in, does.
+    """
 
 
 class SourceUnavailable(SourceError):

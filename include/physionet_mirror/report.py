@@ -60,8 +60,8 @@ NEXT_STEPS: Mapping[str, str] = {
     "throttled": f"PhysioNet asked for less. {_AGAIN} with fewer connections.",
     "source unavailable": f"PhysioNet could not be reached; see https://physionet.org. {_AGAIN} when it is back.",
     "credentials refused": f"Correct user name and password in the connection physionet_default. {_AGAIN}.",
-    "agreement missing": "Sign the dataset's data use agreement at PhysioNet with the account of physionet_default. "
-    f"{_AGAIN}.",
+    "access refused": "Open the dataset's page at PhysioNet, logged in with the account of physionet_default: it says what "
+    f"is missing. {_AGAIN}.",
     "destination unavailable": f"S3 could not take the images. {_AGAIN}; if it comes back, check endpoint and network.",
     "bucket refused": f"Allow the role or the keys of aws_default s3:PutObject on this prefix. {_AGAIN}.",
 }

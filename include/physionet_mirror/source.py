@@ -41,7 +41,7 @@ from urllib3.response import BaseHTTPResponse
 from include.physionet_mirror import PROJECT, PROJECT_URL, __version__
 from include.physionet_mirror.dataset import SUMS, Dataset
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     Corrupt,
     CredentialsRefused,
     InputError,
@@ -69,6 +69,9 @@ RESUMABLE = 1 << 20
 
 BIG = 32 << 20
 """Files above this size in bytes are never held in memory, and an outage amid one is waited for."""
+
+LONGEST_WAIT = 86_400.0
+"""Seconds that a Retry-After may ask for; what is longer is taken for this."""
 
 _CHUNK = 1 << 16  # at PhysioNet's pace a tenth of a second: what the pace is measured by
 _OUTAGE = 1, 2, 4, 8, 16, 30, 30  # seconds between the tries to resume a big file
@@ -193,7 +196,7 @@ class PhysioNet:
 
         Raises:
             CredentialsRefused: Wrong user name or password.
-            AgreementMissing: The data use agreement is not signed.
+            AccessRefused: This account may not read this project.
             NotFound: PhysioNet has no such project version.
             Throttled, SourceUnavailable: PhysioNet cannot say now.
         """
@@ -493,10 +496,12 @@ class PhysioNet:
         response.drain_conn()
         if status == 403:
             self._fault(
-                AgreementMissing(
-                    f"PhysioNet refused {dataset.name} (403): this user has not signed the data use agreement of this "
-                    f"project, or it was revoked. What is stored stays stored. Sign it at {dataset.agreement_page} "
-                    f"(the project's page is {dataset.page}), then trigger the run again."
+                AccessRefused(
+                    f"PhysioNet does not let this account read {dataset.name} (403), and does not say why. What is stored "
+                    f"stays stored. Open {dataset.page} logged in as this user: its section Files says what is missing. "
+                    "It may be this project's data use agreement (each project has its own), the account's credentialing, "
+                    "or a required training that is missing or has expired; or the version was withdrawn, its downloads are "
+                    "disabled, or PhysioNet blocks the country of this worker or of the account. Then trigger the run again."
                 )
             )
         if status == 404:
@@ -614,16 +619,16 @@ def _continues(response: BaseHTTPResponse, offset: int, total: int) -> bool:
 
 
 def _retry_after(response: BaseHTTPResponse) -> float | None:
-    """Seconds that the server asks us to wait, given as a number or as an HTTP date."""
-    value = response.headers.get("Retry-After")
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
+    """Seconds that the server asks us to wait, given as a number or as an HTTP date; None where it is neither."""
+    value = response.headers.get("Retry-After", "").strip()
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+        if value.isascii() and value.isdigit():
+            seconds = float(value)
+        else:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+    except (TypeError, ValueError, OverflowError, IndexError):
         return None
+    return min(max(0.0, seconds), LONGEST_WAIT)
 
 
 def _cookies(response: BaseHTTPResponse) -> dict[str, str]:

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     CredentialsRefused,
     InputError,
     MirrorError,
@@ -36,7 +36,7 @@ _HOW = (
 
 _TEST_SAYS = {
     CredentialsRefused: "Wrong user name or password",
-    AgreementMissing: "The data use agreement is missing",
+    AccessRefused: "PhysioNet refuses this account",
     InputError: "The connection cannot be used as it is",
     SourceUnavailable: "PhysioNet cannot be reached",
     Stalled: "PhysioNet does not answer",

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     BucketRefused,
     BucketUnsafe,
     CredentialsRefused,
@@ -31,7 +31,7 @@ from include.physionet_mirror.errors import (
 log = logging.getLogger(__name__)
 
 _COUNTERS = {"stored": "images_stored", "bytes": "bytes_stored", "retries": "retries"}
-_REFUSALS = (CredentialsRefused, AgreementMissing, BucketRefused, BucketUnsafe)
+_REFUSALS = (CredentialsRefused, AccessRefused, BucketRefused, BucketUnsafe)
 
 
 class ShardMetrics:

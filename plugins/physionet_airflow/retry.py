@@ -7,7 +7,7 @@ from datetime import timedelta
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     BucketMissing,
     BucketRefused,
     BucketUnsafe,
@@ -25,7 +25,7 @@ PERMANENT = (
     InputError,
     MetadataError,
     CredentialsRefused,
-    AgreementMissing,
+    AccessRefused,
     BucketMissing,
     BucketRefused,
     BucketUnsafe,

@@ -144,8 +144,8 @@ def test_a_missing_agreement_fails_its_own_dataset_and_leaves_the_other_alone(
     physionet.access.revoke(LISTS)
     done = airflow_home.run("dags", "test", "mimic_cxr_metadata", "-c", json.dumps({"bucket": bucket_name}))
     assert done.returncode != 0
-    assert "AgreementMissing" in done.stdout
-    assert f"https://physionet.org/sign-dua/{LISTS}" in done.stdout
+    assert "AccessRefused" in done.stdout
+    assert f"https://physionet.org/content/{LISTS}/" in done.stdout
     bucket = s3_server.folder / bucket_name
     assert not (bucket / LISTS).exists()
     for name in ("SHA256SUMS.txt", "mimic-cxr-2.0.0-split.csv.gz"):

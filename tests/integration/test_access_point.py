@@ -16,7 +16,7 @@ from include.physionet_mirror import access_point
 from include.physionet_mirror.access_point import AccessPoint, access_point_of
 from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import AgreementMissing, ImagesFailed, InputError, NotFound
+from include.physionet_mirror.errors import AccessRefused, ImagesFailed, InputError, NotFound
 from include.physionet_mirror.pace import Pace
 from include.physionet_mirror.shards import Image, decode
 from include.physionet_mirror.transfer import Transfer
@@ -118,7 +118,7 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(moto: str, bucket_nam
 def test_who_has_no_cloud_access_is_told_how_to_get_it(s3_server: stack.S3Server, bucket_name: str) -> None:
     stranger = boto3.Session("stranger1", "strangersecret", region_name="us-east-1")
     origin = Bucket.open(stranger, bucket_name, NAME, endpoint_url=s3_server.endpoint)
-    with pytest.raises(AgreementMissing, match=r"physionet\.org/settings/cloud"):
+    with pytest.raises(AccessRefused, match=r"physionet\.org/settings/cloud"):
         AccessPoint(origin, origin).check_access(MIMIC_CXR_JPG)
 
 

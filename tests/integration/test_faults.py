@@ -24,7 +24,7 @@ from demo.lookalike import Fault, Kind, Lookalike, Profile, User
 from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     CredentialsRefused,
     ImagesFailed,
     MirrorError,
@@ -364,8 +364,8 @@ def test_the_password_is_changed_in_mid_run(mirror, physionet, images):
 def test_the_agreement_is_revoked_in_mid_run(mirror, physionet, images):
     physionet.faults.set(Fault(Kind.AGREEMENT_REVOKED, after=40))
     outcome = mirror(images)
-    assert isinstance(outcome.error, AgreementMissing)
-    assert MIMIC_CXR_JPG.agreement_page in str(outcome.error)
+    assert isinstance(outcome.error, AccessRefused)
+    assert MIMIC_CXR_JPG.page in str(outcome.error)
     assert physionet.counters.by_status[403] <= 8, "those that were under way, and nobody after them"
     assert physionet.counters.password_checks == 1
     assert 0 < outcome.tally["stored"] < len(images)

@@ -248,7 +248,7 @@ def physionet(tmp_path_factory):
     [
         ({}, "PhysioNet lets demo-reader read mimic-cxr-jpg/2.1.0."),
         ({"password": "wrong"}, "Wrong user name or password."),
-        ({"dataset": "mimic-cxr/2.0.0"}, "https://physionet.org/sign-dua/mimic-cxr/2.0.0/"),
+        ({"dataset": "mimic-cxr/2.0.0"}, "https://physionet.org/content/mimic-cxr/2.0.0/"),
         ({"dataset": "imagenet/1"}, "There is no dataset 'imagenet/1'"),
         ({"user_agent": "python-requests/2"}, "PhysioNet ignores the password of a client that calls itself"),
         ({"host": "http://127.0.0.1:9"}, "PhysioNet cannot be reached."),

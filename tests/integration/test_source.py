@@ -21,7 +21,7 @@ from demo.lookalike import Fault, Kind, Lookalike, User
 from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR, MIMIC_CXR_JPG, SUMS
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     Corrupt,
     CredentialsRefused,
     NotFound,
@@ -118,7 +118,7 @@ def test_an_unsigned_agreement(tiny_dataset):
     with Lookalike(tiny_dataset, users={"a": User("b", frozenset())}, check_seconds=0) as server:
         source = PhysioNet(server.url, "a", "b")
         for _ in range(3):
-            with pytest.raises(AgreementMissing, match=MIMIC_CXR_JPG.agreement_page):
+            with pytest.raises(AccessRefused, match=MIMIC_CXR_JPG.page):
                 source.check_access(MIMIC_CXR_JPG)
         assert server.counters.password_checks == 1
 

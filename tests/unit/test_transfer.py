@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from include.physionet_mirror import transfer as module
 from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, Dataset
 from include.physionet_mirror.errors import (
-    AgreementMissing,
+    AccessRefused,
     BucketRefused,
     Corrupt,
     CredentialsRefused,
@@ -224,7 +224,7 @@ def test_two_failures_are_overcome(error):
     assert tally.retries == 40
 
 
-@pytest.mark.parametrize("error", [CredentialsRefused, AgreementMissing])
+@pytest.mark.parametrize("error", [CredentialsRefused, AccessRefused])
 def test_what_no_retry_can_help_ends_the_shard_at_once(error):
     count = [0]
 
