@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from urllib3._collections import HTTPHeaderDict
 
 from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.source import USER_AGENT, PhysioNet, _LiveFirst, _retry_after
+from include.physionet_mirror.source import LONGEST_WAIT, USER_AGENT, PhysioNet, _LiveFirst, _retry_after
 
 PASSWORD = "correct horse battery staple"
 
@@ -76,10 +78,29 @@ class _Answer:
 
 @pytest.mark.parametrize(
     ("value", "seconds"),
-    [(None, None), ("30", 30.0), (" 7 ", 7.0), ("soon", None), ("-3", None), ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0)],
+    [
+        (None, None),
+        ("30", 30.0),
+        (" 7 ", 7.0),
+        ("", None),
+        ("soon", None),
+        ("-3", None),
+        ("\xb2", None),  # a superscript two, which str.isdigit takes for a number
+        ("9" * 400, LONGEST_WAIT),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
+        ("Thu, 01 Jan 9999 00:00:00 GMT", LONGEST_WAIT),
+        ("Thu, 01 Jan 99999 00:00:00 GMT", None),
+        ("Thu, 01 Jan 2026 00:00:00 -0000", None),
+    ],
 )
 def test_retry_after(value, seconds):
     assert _retry_after(_Answer(value)) == seconds
+
+
+@given(st.text(st.characters(max_codepoint=255)))
+def test_any_retry_after_is_understood_or_ignored(value):
+    seconds = _retry_after(_Answer(value))
+    assert seconds is None or 0 <= seconds <= LONGEST_WAIT
 
 
 def test_retry_after_as_a_date():
