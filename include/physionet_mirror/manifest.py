@@ -190,7 +190,7 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
     sums_file = _local(files, SUMS)
     with sums_file.open("rb") as stream:
         sums = parse_sums(stream)
-    frame, _ = _images_and_others(dataset, sums)
+    frame = _images(dataset, sums)
     del sums
     if frame.num_rows == 0:
         raise MetadataError(
@@ -237,13 +237,8 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
     return result
 
 
-def other_files(dataset: Dataset, sums: pd.DataFrame) -> pd.DataFrame:
-    """The files of the version that are not images (tables, licence, lists): the rows of ``parse_sums`` for them."""
-    return _frame(_images_and_others(dataset, sums)[1])
-
-
-def _images_and_others(dataset: Dataset, sums: pd.DataFrame) -> tuple[Table, Table]:
-    """The images with the ids in their paths, and the rest."""
+def _images(dataset: Dataset, sums: pd.DataFrame) -> Table:
+    """The images with the ids in their paths."""
     table = pa.table({name: pa.array(sums[name]).cast(pa.large_string()) for name in ("path", "sha256")})
     ids = pc.extract_regex(table["path"], f"^(?:{dataset.image_path.pattern})$")
     is_image = ids.is_valid()
@@ -256,7 +251,7 @@ def _images_and_others(dataset: Dataset, sums: pd.DataFrame) -> tuple[Table, Tab
         ("dicom_id", pa.large_string()),
     ):
         images = images.append_column(name, pc.struct_field(ids, name).cast(kind))
-    return images, table.filter(pc.invert(is_image))
+    return images
 
 
 def _left_join(ours: Table, theirs: Table) -> tuple[Table, int]:

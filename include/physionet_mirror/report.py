@@ -87,7 +87,6 @@ def write(
     started: datetime,
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
-    contact_sheet: bool = False,
     shard_of: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Bring the index up to date and write the run's report; returns the content of ``report.json``.
@@ -102,17 +101,11 @@ def write(
         started: Start of the run.
         notes: Sentences of the selection and the plan ("all 812 images are taken").
         software: Versions beside those that are found here.
-        contact_sheet: Show thumbnails, which are restricted data.
         shard_of: The shard of each image that is not there (see `explain`).
 
     Raises:
         DestinationError: S3 does not take the report.
     """
-    pictures: list[str] = []
-    if contact_sheet:
-        from include.physionet_mirror.contact_sheet import thumbnails
-
-        pictures = thumbnails(verdict.ok, bucket)
     results = read_results(bucket, run)
     problems = explain(verdict.problems, results, shard_of)
     if problems:
@@ -133,7 +126,7 @@ def write(
         notes=notes,
         software=software,
     )
-    bucket.write_text(run.report_html, html(report, pictures), content_type="text/html; charset=utf-8")
+    bucket.write_text(run.report_html, html(report), content_type="text/html; charset=utf-8")
     bucket.write_json(run.report_json, report)
     return report
 
@@ -317,8 +310,8 @@ def summary_table(report: Mapping[str, Any]) -> str:
     return "\n".join(table)
 
 
-def html(report: Mapping[str, Any], thumbnails: Sequence[str] = ()) -> str:
-    """``report.html``: one page that needs nothing else, without script; ``thumbnails`` are ``data:`` URIs."""
+def html(report: Mapping[str, Any]) -> str:
+    """``report.html``: one page that needs nothing else, without script and without any image of a patient."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -338,7 +331,6 @@ def html(report: Mapping[str, Any], thumbnails: Sequence[str] = ()) -> str:
         means=LEVEL_MEANS[report["result"]["level"]],
         throughput=[Markup(svg) for svg in plots.throughput(report["transfer"]["series"])],  # noqa: S704
         size_plot=[Markup(svg) for svg in plots.sizes(report["sizes"])],  # noqa: S704
-        thumbnails=thumbnails,
     )
 
 

@@ -224,10 +224,6 @@ class PhysioNet:
         response = self._ask("GET", dataset, path, slot=slot)
         return Download(_length(response), self._proven(self._body(response, dataset, path), path, sha256))
 
-    def fetch(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> bytes:
-        """As ``open``, whole and in memory."""
-        return b"".join(self.open(dataset, path, sha256, slot))
-
     def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
         """As ``open``, for callers who do not need the size."""
         yield from self.open(dataset, path, sha256)

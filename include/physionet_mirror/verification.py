@@ -25,19 +25,17 @@ from datetime import datetime
 from itertools import islice
 from posixpath import commonpath, dirname
 from threading import Lock
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from include.physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, VerificationFailed
 from include.physionet_mirror.prices import request_cost
+from include.physionet_mirror.request import LEVELS, Level
 from include.physionet_mirror.verified import Memory, groups_of
 
 if TYPE_CHECKING:
     from include.physionet_mirror.destination import Bucket, Listed, Stored
 
 log = logging.getLogger(__name__)
-
-Level = Literal["count", "checksum", "content"]
-LEVELS: tuple[Level, ...] = get_args(Level)
 
 WORKERS = 32
 """Requests in flight: at S3's 25 ms they are up to 1,280 HEADs a second, about what one Python process can sign and parse."""

@@ -86,7 +86,7 @@ class PlanShardsOperator(BaseOperator):
 
     Returns (XCom):
         The shards (``Shard.to_dict()``) to map over; none in a dry run. Under the key ``plan``: ``images``, ``shards``,
-        ``dry_run``, ``estimate`` (``Estimate.to_dict()``), ``table`` (text), ``uri`` of plan.json.
+        ``dry_run``, ``approve_above_gb``, ``estimate`` (``Estimate.to_dict()``), ``table`` (text), ``uri`` of plan.json.
     """
 
     ui_color = "#e4ecf4"
@@ -116,6 +116,7 @@ class PlanShardsOperator(BaseOperator):
                 "images": made.estimate.images,
                 "shards": len(made.shards),
                 "dry_run": run.request.dry_run,
+                "approve_above_gb": run.request.approve_above_gb,
                 "estimate": made.estimate.to_dict(),
                 "table": made.table(),
                 "uri": run.bucket.uri(run.layout.plan),
@@ -198,7 +199,7 @@ class ApproveLargePlanOperator(AskOperator):
 
         plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
         estimate = Estimate.from_dict(plan["estimate"])
-        limit = float(context["params"].get("approve_above_gb") or 0)
+        limit = plan["approve_above_gb"]
         if plan["dry_run"] or not limit or estimate.gigabytes <= limit:
             self.log.info("%.1f GB to fetch: no approval needed (limit: %g GB).", estimate.gigabytes, limit)
             return None

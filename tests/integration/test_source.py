@@ -45,6 +45,10 @@ def source(physionet, reader) -> Iterator[PhysioNet]:
     source.close()
 
 
+def fetched(source: PhysioNet, path: str, sha256: str | None) -> bytes:
+    return b"".join(source.open(MIMIC_CXR_JPG, path, sha256))
+
+
 def sums(root: Path, dataset=MIMIC_CXR_JPG) -> dict[str, str]:
     lines = (root / dataset.name / SUMS).read_text().splitlines()
     return {path: digest for digest, path in (line.split(" ", 1) for line in lines)}
@@ -55,16 +59,16 @@ def sums(root: Path, dataset=MIMIC_CXR_JPG) -> dict[str, str]:
 
 def test_a_file_arrives_and_costs_one_password_check(source, physionet, tiny_dataset):
     digest = sums(tiny_dataset)[TABLE]
-    assert source.fetch(MIMIC_CXR_JPG, TABLE, digest) == (tiny_dataset / MIMIC_CXR_JPG.name / TABLE).read_bytes()
+    assert fetched(source, TABLE, digest) == (tiny_dataset / MIMIC_CXR_JPG.name / TABLE).read_bytes()
     for _ in range(10):
-        source.fetch(MIMIC_CXR_JPG, TABLE, digest)
+        fetched(source, TABLE, digest)
     assert physionet.counters.password_checks == source.stats.handshakes == 1
 
 
 def test_all_threads_share_one_handshake(source, physionet, tiny_dataset):
     digest = sums(tiny_dataset)[TABLE]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: source.fetch(MIMIC_CXR_JPG, TABLE, digest), range(40)))
+        list(pool.map(lambda _: fetched(source, TABLE, digest), range(40)))
     assert physionet.counters.password_checks == 1
     assert physionet.counters.accepted <= 8
 
@@ -77,7 +81,7 @@ def test_a_burst_of_401s_costs_one_handshake(source, physionet, tiny_dataset):
 
     def fetch(_: int) -> bytes:
         barrier.wait()
-        return source.fetch(MIMIC_CXR_JPG, TABLE, digest)
+        return fetched(source, TABLE, digest)
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(fetch, range(8)))) == 1
@@ -158,7 +162,7 @@ def elsewhere() -> Iterator[str]:
 def test_a_redirect_carries_no_credentials_to_another_host(source, physionet, elsewhere):
     source.check_access(MIMIC_CXR_JPG)
     physionet.faults.set(Fault(Kind.REDIRECT, paths=f"*/{TABLE}", location=elsewhere))
-    assert source.fetch(MIMIC_CXR_JPG, TABLE, hashlib.sha256(b"bytes").hexdigest()) == b"bytes"
+    assert fetched(source, TABLE, hashlib.sha256(b"bytes").hexdigest()) == b"bytes"
     (seen,) = _Elsewhere.seen
     assert seen["user-agent"] == source.user_agent
     assert not {"authorization", "cookie"} & seen.keys()
@@ -166,7 +170,7 @@ def test_a_redirect_carries_no_credentials_to_another_host(source, physionet, el
 
 def test_a_redirect_within_physionet_keeps_them(source, physionet, tiny_dataset):
     physionet.faults.set(Fault(Kind.REDIRECT, paths=f"*/{TABLE}", location=physionet.url))
-    source.fetch(MIMIC_CXR_JPG, TABLE, sums(tiny_dataset)[TABLE])
+    fetched(source, TABLE, sums(tiny_dataset)[TABLE])
 
 
 @pytest.mark.parametrize("location", ["ftp://example.org", "file://", "http://127.0.0.1:1", "http://["])
@@ -174,13 +178,13 @@ def test_a_redirect_to_nowhere_is_an_error_of_ours(source, physionet, location):
     source.check_access(MIMIC_CXR_JPG)
     physionet.faults.set(Fault(Kind.REDIRECT, paths=f"*/{TABLE}", location=location, attempts=None))
     with pytest.raises(SourceUnavailable):
-        source.fetch(MIMIC_CXR_JPG, TABLE, None)
+        fetched(source, TABLE, None)
 
 
 def test_a_redirect_in_a_circle_ends(source, physionet):
     physionet.faults.set(Fault(Kind.REDIRECT, paths=f"*/{TABLE}", location=physionet.url, attempts=None))
     with pytest.raises(SourceUnavailable, match="circle"):
-        source.fetch(MIMIC_CXR_JPG, TABLE, None)
+        fetched(source, TABLE, None)
 
 
 def test_no_other_credentials_are_added(physionet, reader, tmp_path, monkeypatch):
@@ -228,7 +232,7 @@ def test_it_is_resumed_several_times(one_large, reader):
     server, file, path, digest = one_large
     server.faults.set(Fault(Kind.RESET_IN_BODY, paths="*/large.bin", attempts=3, at=0.4))
     source = PhysioNet(server.url, *reader, read_timeout=1)
-    assert source.fetch(MIMIC_CXR_JPG, path, digest) == file.read_bytes()
+    assert fetched(source, path, digest) == file.read_bytes()
     assert source.stats.resumed == 3
     ranges = [int(seen.headers["range"][6:-1]) for seen in server.counters.seen if "range" in seen.headers]
     assert ranges == sorted(set(ranges))
@@ -244,7 +248,7 @@ def test_one_that_changed_meanwhile_is_not_stitched_together(one_large, reader):
     os.utime(file, (1, 1))  # another version, as its ETag says
     with pytest.raises(Truncated, match="changed at PhysioNet"):
         list(chunks)
-    assert source.fetch(MIMIC_CXR_JPG, path, digest) == file.read_bytes()
+    assert fetched(source, path, digest) == file.read_bytes()
 
 
 def test_one_byte_wrong_in_a_resumed_part_is_found(one_large, reader):
@@ -253,7 +257,7 @@ def test_one_byte_wrong_in_a_resumed_part_is_found(one_large, reader):
         Fault(Kind.SHORT_BODY, paths="*/large.bin", at=0.5), Fault(Kind.FLIPPED_BYTE, paths="*/large.bin", at=0.9)
     )
     with pytest.raises(Corrupt):
-        PhysioNet(server.url, *reader, read_timeout=1).fetch(MIMIC_CXR_JPG, path, digest)
+        fetched(PhysioNet(server.url, *reader, read_timeout=1), path, digest)
 
 
 # -- big files ------------------------------------------------------------------------------------------------------

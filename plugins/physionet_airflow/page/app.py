@@ -58,8 +58,7 @@ REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
     "sandbox allow-popups allow-popups-to-escape-sandbox"
 )
-"""For report.html, which lies in the bucket: no script, no request, and no picture, so that thumbnails of patients'
-images, where a report has them, are never shown here."""
+"""For report.html, which lies in the bucket: no script, no request, and no picture."""
 
 _HEADERS = {
     "Content-Security-Policy": POLICY,
