@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Literal, get_args
@@ -30,6 +32,24 @@ STORAGE_CLASSES = (
 CONNECTIONS = 4, 64
 """The fewest and the most PhysioNet connections that a run may ask for."""
 
+SAMPLE_SIZE = 1, 1_000_000_000
+"""Units of a sample; more than there are takes all."""
+
+SEED = -(2**53 - 1), 2**53 - 1
+"""Whole numbers that a browser's form and a worker write down alike (source: JavaScript's Number.MAX_SAFE_INTEGER)."""
+
+SHARD_SIZE = 1, 10_000
+"""Images a shard: at most ten LIST requests, and a list of 1.6 MB."""
+
+SLICES = 1, 1000
+"""Parts of a dataset, one a night."""
+
+APPROVE_ABOVE_GB = 0, 1_000_000
+"""GB from which a person is asked; the most is a petabyte, 200 times the largest dataset of PhysioNet."""
+
+FRONTAL, LATERAL, NO_VIEW = "frontal", "lateral", "none"
+"""Names in ``views`` that stand for more than one ViewPosition, and for images without any."""
+
 _BUCKET = re.compile(r"(?!\d+\.\d+\.\d+\.\d+$)(?!xn--)[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]")
 _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()=-]+(?:/[A-Za-z0-9!_.*'()=-]+)*")
 _S3_URI = re.compile(r"s3://([^/]+)/(.+)")
@@ -45,7 +65,8 @@ class Selection:
         sample_size: Number of units, with ``select="sample"``.
         sample_by: The unit: ``image``, ``study`` or ``patient``; whole studies or patients stay together.
         seed: Same seed, same sample, on any machine and in any order of the manifest.
-        views: ViewPosition values.
+        views: ViewPosition values, and the names ``frontal`` (AP, PA), ``lateral`` (LATERAL, LL) and ``none`` (images
+            without a ViewPosition).
         splits: train, validate, test.
         labels: CheXpert labels; an image matches when any of them is positive (1).
         groups: Patient groups, p10 … p19.
@@ -118,17 +139,14 @@ class Request:
 
         dataset = DATASETS[choice("dataset", MIMIC_CXR_JPG.name, tuple(DATASETS))]
         shard_size = params.get("shard_size")
-        approve = params.get("approve_above_gb")
-        if isinstance(approve, bool) or not isinstance(approve, int | float | None) or (approve or 0) < 0:
-            raise InputError("approve_above_gb: a number of GB, or 0 for never. Nothing was done.")
         return cls(
             bucket=checked_bucket(params.get("bucket")),
             prefix=checked_prefix(params.get("prefix", dataset.name)),
             selection=Selection(
                 select=choice("select", "sample", ("sample", "all")),
-                sample_size=_whole("sample_size", params.get("sample_size", 1000), 1),
+                sample_size=_whole("sample_size", params.get("sample_size", 1000), *SAMPLE_SIZE),
                 sample_by=choice("sample_by", "image", ("image", "study", "patient")),
-                seed=_whole("seed", params.get("seed", 42)),
+                seed=_whole("seed", params.get("seed", 42), *SEED),
                 views=_texts("views", params),
                 splits=_texts("splits", params),
                 labels=_texts("labels", params),
@@ -136,14 +154,14 @@ class Request:
                 subjects=_texts("subjects", params),
             ),
             file_list=checked_uri("file_list", params.get("file_list")),
-            shard_size=None if shard_size in (None, "") else _whole("shard_size", shard_size, 1),
+            shard_size=None if shard_size in (None, "") else _whole("shard_size", shard_size, *SHARD_SIZE),
             connections=_whole("connections", params.get("connections", 8), *CONNECTIONS),
             storage_class=choice("storage_class", "STANDARD", STORAGE_CLASSES),
             verify=choice("verify", "checksum", LEVELS),
             source=choice("source", "physionet", SOURCES),
-            approve_above_gb=50.0 if approve is None else float(approve),
+            approve_above_gb=_gigabytes("approve_above_gb", params.get("approve_above_gb"), 50.0, *APPROVE_ABOVE_GB),
             dry_run=bool(params.get("dry_run", False)),
-            slices=None if params.get("slices") is None else _whole("slices", params["slices"], 1, 1000),
+            slices=None if params.get("slices") is None else _whole("slices", params["slices"], *SLICES),
             stop_after=_stop_after(params.get("stop_after")),
             dataset=dataset,
         )
@@ -210,10 +228,10 @@ def _stop_after(text: Any) -> timedelta | time | None:
     """``06:30`` is a time of day, ``4.5`` or ``4.5 h`` a duration. Raises InputError."""
     if text in (None, ""):
         return None
-    clock = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", str(text).strip())
+    clock = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", str(text).strip())
     if clock:
         return time(int(clock[1]), int(clock[2]))
-    hours = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)\s*(?:h|hours?)?", str(text).strip())
+    hours = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)\s*(?:h|hours?)?", str(text).strip())
     if hours and float(hours[1]) > 0:
         return timedelta(hours=float(hours[1]))
     raise InputError(
@@ -232,24 +250,61 @@ def checked_uri(name: str, uri: Any) -> str | None:
     return str(uri)
 
 
-def _whole(name: str, value: Any, least: int | None = None, most: int | None = None) -> int:
-    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value.strip()):
+def checked_names(given: Iterable[str], known: Collection[str]) -> None:
+    """Raise unless every param that was given is one that the DAG knows: a misspelt one would be ignored in silence.
+
+    Raises:
+        InputError: The message names the param and the known one that is spelt most like it.
+    """
+    if unknown := sorted(set(given) - set(known)):
+        name = unknown[0]
+        alike = difflib.get_close_matches(name.lower(), known, n=1)
+        meant = f"Did you mean `{alike[0]}`?" if alike else f"It knows {', '.join(sorted(known))}."
+        raise InputError(
+            f"{name[:80]}: this DAG has no such param. {meant} Nothing was done. Correct the conf and trigger the run again."
+        )
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    wanted = "a whole number" + (f" of at least {least}" if least is not None else "")
-    wanted += f" and at most {most}" if most is not None else ""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{name}: {str(value)[:80]!r} is not {wanted}. Nothing was done.")
-    if (least is not None and value < least) or (most is not None and value > most):
-        raise InputError(f"{name}: {value} is not {wanted}. Nothing was done.")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InputError(
+            f"{name}: {_quoted(value)} is not a whole number from {least:,} to {most:,}. Nothing was done."
+        )
     return value
+
+
+def _gigabytes(name: str, value: Any, default: float, least: int, most: int) -> float:
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:  # NaN is neither
+        raise InputError(
+            f"{name}: {_quoted(value)} is not a number of GB from {least:,} (never ask) to {most:,}. Nothing was done."
+        )
+    return float(value)
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, int) and value.bit_length() > 300:  # Python refuses to write out very long ones
+        return f"a number of about {int(value.bit_length() * math.log10(2)):,} digits"
+    return repr(value)[:80]
 
 
 def _texts(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
     values = params.get(name) or ()
-    if isinstance(values, str | Mapping) or not all(isinstance(value, str | int) for value in values):
+    if isinstance(values, str | Mapping) or not all(
+        isinstance(value, str | int) and not isinstance(value, bool) for value in values
+    ):
         raise InputError(
             f"{name}: a list is wanted, such as {'[10000032]' if name == 'subjects' else '[...]'}. Nothing was done."
         )
-    return tuple(str(value).strip() for value in values if str(value).strip())
+    texts = tuple(value.strip() if isinstance(value, str) else _quoted(value) for value in values)
+    if not all(texts):
+        raise InputError(
+            f"{name}: an entry of the list is blank. Nothing was done. Take it out; an empty list means any"
+            + (f", and {NO_VIEW!r} means images without a ViewPosition." if name == "views" else ".")
+        )
+    return texts

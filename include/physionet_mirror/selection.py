@@ -11,13 +11,16 @@ import numpy as np
 
 from include.physionet_mirror.errors import InputError
 from include.physionet_mirror.manifest import label_columns, path_fault
-from include.physionet_mirror.request import Selection
+from include.physionet_mirror.request import FRONTAL, LATERAL, NO_VIEW, Selection
 
 if TYPE_CHECKING:
     import pandas as pd
 
 UNITS = {"image": "dicom_id", "study": "study_id", "patient": "subject_id"}
 """What can be sampled, and the column that tells one unit from another."""
+
+VIEWS_OF = {FRONTAL: ("AP", "PA"), LATERAL: ("LATERAL", "LL")}
+"""What the names in ``views`` stand for (source: 35,000 laterals of MIMIC-CXR carry the code LL)."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,15 @@ def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
     filters: list[Filter] = []
     for name, column, wanted in (
         ("groups", "group", selection.groups),
-        ("views", "view", selection.views),
         ("splits", "split", selection.splits),
     ):
         if wanted:
             _must_exist(name, wanted, _values(manifest[column]))
             filters.append((name, wanted, _one_of(column, wanted)))
+    if views := selection.views:
+        existing = _values(manifest["view"])
+        _must_exist("views", views, [*existing, *VIEWS_OF, NO_VIEW] if existing else [])
+        filters.append(("views", views, lambda f: f[_has_view(f["view"], views)]))
     if labels := selection.labels:
         _must_exist("labels", labels, label_columns(manifest.columns))
         filters.append(("labels", labels, lambda f: f[_any_positive(f, labels)]))
@@ -166,6 +172,12 @@ def rank(units: Iterable[object], seed: int) -> np.ndarray[tuple[int], np.dtype[
     return np.frombuffer(b"".join(map(digest, units)), dtype=">u8").astype(np.uint64)
 
 
+def _has_view(column: pd.Series, views: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    codes = [code for view in views for code in VIEWS_OF.get(view, (view,))]
+    found = column.isin(codes).fillna(False).to_numpy(dtype=bool)
+    return found | column.isna().to_numpy(dtype=bool) if NO_VIEW in views else found
+
+
 def _any_positive(frame: pd.DataFrame, labels: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     positive = np.zeros(len(frame), dtype=bool)
     for label in labels:
@@ -175,7 +187,7 @@ def _any_positive(frame: pd.DataFrame, labels: Sequence[str]) -> np.ndarray[tupl
 
 def _subject_id(value: int | str) -> int:
     text = str(value).strip().removeprefix("p")
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()):
+    if isinstance(value, bool) or not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise InputError(
             f"subjects: {value!r} is not a subject id such as 10000032. Nothing was done; correct the list."
         )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from include.physionet_mirror.errors import InputError, MetadataError
+from include.physionet_mirror.request import SHARD_SIZE
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,8 +31,8 @@ USUAL_SHARDS = 400
 MOST_SHARDS = 1_000
 """Airflow maps a task at most 1,024 times."""
 
-LARGEST_SHARD = 10_000
-"""Images; ten LIST requests, and a file of 1.6 MB."""
+LARGEST_SHARD = SHARD_SIZE[1]
+"""Images."""
 
 HANDFUL = 5
 """Fewer images a stream than this are not worth a shard of their own."""

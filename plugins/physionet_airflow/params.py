@@ -12,11 +12,23 @@ from typing import Any
 from airflow.sdk import Param
 
 from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR_JPG, SPLITS
+from include.physionet_mirror.request import (
+    APPROVE_ABOVE_GB,
+    CONNECTIONS,
+    FRONTAL,
+    LATERAL,
+    NO_VIEW,
+    SAMPLE_SIZE,
+    SEED,
+    SHARD_SIZE,
+    SLICES,
+)
 
 BUCKET_VARIABLE = "MIMIC_CXR_BUCKET"
 
-VIEWS = ("AP", "PA", "LATERAL", "LL", "XTABLE LATERAL", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD")
-"""ViewPosition codes to pick from; rarer ones can be given as JSON."""
+_CODES = ("AP", "PA", "LATERAL", "LL", "XTABLE LATERAL", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD")
+VIEWS = (FRONTAL, LATERAL, *_CODES, NO_VIEW)
+"""Views to pick from: the names that stand for several codes, and ViewPosition codes; rarer ones can be given as JSON."""
 
 STORAGE_CLASSES = {
     "STANDARD": "STANDARD",
@@ -36,10 +48,14 @@ _WHERE, _WHICH, _HOW, _SAFE = "Where to", "Which images", "How", "Before it star
 
 _SUBJECT = {
     "anyOf": [
-        {"type": "string", "pattern": r"^(p?1\d{7})?$"},
+        {"type": "string", "pattern": r"^p?1\d{7}$"},
         {"type": "integer", "minimum": 10_000_000, "maximum": 19_999_999},
     ]
 }
+
+
+def _within(bounds: tuple[int, int]) -> dict[str, int]:
+    return {"minimum": bounds[0], "maximum": bounds[1]}
 
 
 def mirror_params() -> dict[str, Param]:
@@ -60,7 +76,7 @@ def mirror_params() -> dict[str, Param]:
         "sample_size": Param(
             1000,
             type="integer",
-            minimum=1,
+            **_within(SAMPLE_SIZE),
             title="Sample size",
             description="How many images, studies or patients; more than there are takes all and says so.",
             section=_WHICH,
@@ -76,6 +92,7 @@ def mirror_params() -> dict[str, Param]:
         "seed": Param(
             42,
             type="integer",
+            **_within(SEED),
             title="Seed",
             description="Same seed, same sample on any machine; a sample is contained in every larger one.",
             section=_WHICH,
@@ -93,8 +110,7 @@ def mirror_params() -> dict[str, Param]:
         "shard_size": Param(
             None,
             type=["integer", "null"],
-            minimum=1,
-            maximum=10_000,
+            **_within(SHARD_SIZE),
             title="Images a shard",
             description="Empty = chosen by the plan: a few minutes of work each.",
             section=_HOW,
@@ -124,7 +140,8 @@ def mirror_params() -> dict[str, Param]:
         "approve_above_gb": Param(
             50,
             type="number",
-            minimum=0,
+            **_within(APPROVE_ABOVE_GB),
+            **{"not": {"exclusiveMaximum": APPROVE_ABOVE_GB[0]}},  # NaN passes every bound, and so fails this one
             title="Ask above (GB)",
             description="A plan larger than this waits for a person's approval; 0 = never wait.",
             section=_SAFE,
@@ -178,7 +195,7 @@ def filter_params() -> dict[str, Param]:
         return Param(
             [],
             type=["array", "null"],
-            items={"type": "string", "enum": list(examples)} if only else {"type": "string", "maxLength": 40},
+            items={"type": "string", **({"enum": list(examples)} if only else {"pattern": r"\S", "maxLength": 40})},
             examples=list(examples),
             uniqueItems=True,
             title=title,
@@ -187,7 +204,12 @@ def filter_params() -> dict[str, Param]:
         )
 
     return {
-        "views": pick("Views", "ViewPosition of the image; none picked = any.", VIEWS, only=False),
+        "views": pick(
+            "Views",
+            "ViewPosition; frontal = AP, PA; lateral = LATERAL, LL; none = without one. None picked = any.",
+            VIEWS,
+            only=False,
+        ),
         "splits": pick("Splits", "The dataset's own split; none picked = any.", SPLITS),
         "labels": pick("Labels", "CheXpert labels, at least one of them positive; none picked = any.", LABELS),
         "groups": pick("Patient groups", "The folders p10 to p19; none picked = all.", GROUPS),
@@ -208,8 +230,7 @@ def transfer_params() -> dict[str, Param]:
         "connections": Param(
             8,
             type="integer",
-            minimum=4,
-            maximum=64,
+            **_within(CONNECTIONS),
             title="Connections",
             description="The most PhysioNet connections that this run may hold at once, over all its streams.",
             section=_HOW,
@@ -305,8 +326,7 @@ def backfill_params() -> dict[str, Param]:
         "slices": Param(
             30,
             type="integer",
-            minimum=1,
-            maximum=1000,
+            **_within(SLICES),
             title="Slices",
             description="Parts into which the dataset is cut; each night owns one, and after the last comes the first again.",
             section=_HOW,
@@ -314,7 +334,7 @@ def backfill_params() -> dict[str, Param]:
         "stop_after": Param(
             None,
             type=["string", "null"],
-            pattern=r"^(([01]?\d|2[0-3]):[0-5]\d|\d{1,3}(\.\d+)?\s*h?)?$",
+            pattern=r"^(([01]?\d|2[0-3]):[0-5]\d|\d{1,3}(\.\d{1,9})?\s?h?)?$",
             examples=["06:30", "4.5"],
             title="Stop after",
             description="End of the night: a time of day (UTC) such as 06:30, or hours such as 4.5; the next night goes on.",

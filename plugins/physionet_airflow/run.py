@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
+_NOT_OURS = {"openlineage"}
+"""Keys that Airflow's own operators put into the conf of a run that they trigger."""
+
 
 def streams() -> int:
     """Shards streamed at once: the environment variable ``PHYSIONET_STREAMS``, default 4.
@@ -33,7 +37,7 @@ def streams() -> int:
         InputError: It is no whole number above zero.
     """
     text = os.environ.get("PHYSIONET_STREAMS") or "4"
-    if not text.isdigit() or not int(text):
+    if not re.fullmatch(r"0*[1-9][0-9]{0,4}", text):
         raise InputError(
             f"The environment variable PHYSIONET_STREAMS is {text!r}; it must be a whole number above zero."
         )
@@ -70,11 +74,12 @@ class Run:
         """The run of a task's context. ``overrides`` replace params.
 
         Raises:
-            InputError: A param that cannot be worked with.
+            InputError: A param that cannot be worked with, or a key of the run's conf that is no param of its DAG.
         """
         from include.physionet_mirror.layout import RunLayout
-        from include.physionet_mirror.request import Request
+        from include.physionet_mirror.request import Request, checked_names
 
+        checked_names(set(context["dag_run"].conf or ()) - _NOT_OURS, context["dag"].params)
         params = {**dict(context["params"]), **overrides}
         request = Request.from_params(params)
         return cls(

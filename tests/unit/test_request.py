@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
 from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.request import STORAGE_CLASSES, Request, checked_bucket, checked_prefix, checked_uri
+from include.physionet_mirror.request import (
+    APPROVE_ABOVE_GB,
+    CONNECTIONS,
+    SAMPLE_SIZE,
+    SEED,
+    SHARD_SIZE,
+    SLICES,
+    STORAGE_CLASSES,
+    Request,
+    checked_bucket,
+    checked_names,
+    checked_prefix,
+    checked_uri,
+)
 
 
 def ask(**params: object) -> Request:
@@ -127,8 +142,90 @@ def test_what_cannot_be_worked_with_is_refused_by_name(name, value):
 
 
 def test_absent_lists_mean_any():
-    for empty in (None, [], "", [" "]):
+    for empty in (None, [], ""):
         assert ask(views=empty).selection.views == ()
+
+
+@pytest.mark.parametrize("name", ["views", "splits", "labels", "groups", "subjects"])
+@pytest.mark.parametrize("values", [[""], [" "], ["\t\n"], ["10000032", ""], ["", "10000032"]])
+def test_a_blank_entry_does_not_mean_any(name, values):
+    with pytest.raises(InputError, match=f"^{name}: an entry of the list is blank. Nothing was done"):
+        ask(**{name: values})
+
+
+BOUNDED = {
+    "sample_size": SAMPLE_SIZE,
+    "seed": SEED,
+    "shard_size": SHARD_SIZE,
+    "connections": CONNECTIONS,
+    "slices": SLICES,
+    "approve_above_gb": APPROVE_ABOVE_GB,
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_every_number_has_a_least_and_a_most_which_are_taken(name):
+    for value in BOUNDED[name]:
+        ask(**{name: value})
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize(
+    "value",
+    [10**30, -(10**30), pytest.param(10**6000, id="long"), math.nan, math.inf, -math.inf, 1e30, "1" * 99, "²", True],
+)
+def test_a_number_beyond_every_bound_is_refused_in_a_few_words(name, value):
+    with pytest.raises(InputError, match=f"^{name}: .* Nothing was done") as refused:
+        ask(**{name: value})
+    assert len(str(refused.value)) < 300
+
+
+@given(name=st.sampled_from(sorted(BOUNDED)), value=st.integers() | st.floats())
+def test_any_number_is_within_its_bounds_or_refused(name, value):
+    least, most = BOUNDED[name]
+    if least <= value <= most and (name == "approve_above_gb" or float(value).is_integer()):
+        ask(**{name: value})
+    else:
+        with pytest.raises(InputError, match=f"^{name}: "):
+            ask(**{name: value})
+
+
+@pytest.mark.parametrize("value", ["9" * 400, "4." + "5" * 400, "1e9", "nan", math.nan, math.inf, 10**30, "٤"])
+def test_an_end_that_is_no_plain_number_of_hours_is_refused(value):
+    with pytest.raises(InputError, match=r"^stop_after: "):
+        ask(stop_after=value)
+
+
+# --- names that no param has ------------------------------------------------------------------------------------------
+
+KNOWN = ("bucket", "prefix", "sample_size", "sample_by", "seed", "views")
+
+
+@pytest.mark.parametrize(
+    ("given_name", "meant"),
+    [
+        ("sampel_size", "sample_size"),
+        ("Bucket", "bucket"),
+        ("view", "views"),
+        ("sample-by", "sample_by"),
+        ("seeds", "seed"),
+    ],
+)
+def test_a_misspelt_param_is_refused_with_the_one_that_was_meant(given_name, meant):
+    with pytest.raises(InputError) as refused:
+        checked_names(["bucket", given_name], KNOWN)
+    assert str(refused.value).startswith(f"{given_name}: this DAG has no such param. Did you mean `{meant}`?")
+    assert "Nothing was done." in str(refused.value)
+
+
+def test_a_name_like_no_other_is_refused_with_all_that_there_are():
+    with pytest.raises(InputError, match="It knows bucket, prefix, sample_by, sample_size, seed, views"):
+        checked_names(["hospital"], KNOWN)
+
+
+def test_names_that_there_are_are_taken():
+    checked_names([], KNOWN)
+    checked_names(KNOWN, KNOWN)
 
 
 @pytest.mark.parametrize("storage_class", STORAGE_CLASSES)

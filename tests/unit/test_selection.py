@@ -187,13 +187,14 @@ def test_subjects_may_be_text_or_numbers() -> None:
 @pytest.mark.parametrize(
     ("selection", "words"),
     [
-        (Selection(views=("XX",)), ["views", "'XX'", "AP, LATERAL, PA"]),
+        (Selection(views=("XX",)), ["views", "'XX'", "AP, LATERAL, PA, frontal, lateral, none"]),
         (Selection(views=("AP", "pa")), ["views", "'pa'", "AP, LATERAL, PA"]),
         (Selection(splits=("valid",)), ["splits", "'valid'", "test, train, validate"]),
         (Selection(labels=("Cough",)), ["labels", "'Cough'", "Atelectasis", "Support Devices"]),
         (Selection(groups=("p20",)), ["groups", "'p20'", "p10"]),
         (Selection(subjects=(1, 2, 3, 4, 5, 6, 7)), ["subjects", "1, 2, 3, 4, 5 and 2 more", "60 subjects"]),
         (Selection(subjects=("p1x",)), ["subjects", "'p1x' is not a subject id"]),
+        (Selection(subjects=("1" * 5000,)), ["subjects", "is not a subject id"]),
         (Selection(sample_size=0), ["sample_size is 0", "at least 1"]),
         (Selection(sample_by="scan"), ["sample_by", "'scan'", "image, study, patient"]),
         (Selection(select="some"), ["select", "'some'"]),
@@ -221,11 +222,38 @@ def test_the_filter_that_empties_a_combination_is_named() -> None:
     assert f"with splits=['{other}']" in str(caught.value)
 
 
-def test_a_dataset_without_views_says_so() -> None:
+@pytest.mark.parametrize("name", ["AP", "frontal", "none"])
+def test_a_dataset_without_views_says_so(name: str) -> None:
     blank = MANIFEST.assign(view=pd.array([pd.NA] * len(MANIFEST), dtype="string[pyarrow]"))
 
     with pytest.raises(InputError, match="has no views at all"):
-        choose(blank, Selection(views=("AP",)))
+        choose(blank, Selection(views=(name,)))
+
+
+def views(*names: str) -> set[str]:
+    """The ViewPosition codes of what the names choose, "" for none."""
+    draw = np.random.default_rng(3)
+    codes = draw.choice(["AP", "PA", "LATERAL", "LL", "LAO", "AP LLD", None], len(MANIFEST))
+    manifest = MANIFEST.assign(view=pd.array(codes, dtype="string[pyarrow]"))
+    chosen = choose(manifest, Selection(select="all", views=names)).frame["view"]
+    wanted = manifest["view"].fillna("")[manifest["view"].fillna("").isin(set(chosen.fillna("")))]
+    assert len(chosen) == len(wanted), "every image of a chosen view is taken"
+    return set(chosen.fillna(""))
+
+
+@pytest.mark.parametrize(
+    ("names", "codes"),
+    [
+        (("frontal",), {"AP", "PA"}),
+        (("lateral",), {"LATERAL", "LL"}),
+        (("none",), {""}),
+        (("frontal", "AP"), {"AP", "PA"}),
+        (("lateral", "none", "LAO"), {"LATERAL", "LL", "", "LAO"}),
+        (("AP",), {"AP"}),
+    ],
+)
+def test_views_have_names(names: tuple[str, ...], codes: set[str]) -> None:
+    assert views(*names) == codes
 
 
 # --- the file list ----------------------------------------------------------------------------------------------------
