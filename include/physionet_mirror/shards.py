@@ -29,7 +29,7 @@ USUAL_SHARDS = 400
 """As many as the plan makes by itself: each costs Airflow about a second, more the more there are (docs/performance.md)."""
 
 MOST_SHARDS = 1_000
-"""Airflow maps a task at most 1,024 times."""
+"""Airflow maps a task at most 1,024 times, unless its setting ``[core] max_map_length`` says otherwise."""
 
 LARGEST_SHARD = SHARD_SIZE[1]
 """Images."""
@@ -103,12 +103,13 @@ def size_for(
     expected_missing: int | None = None,
     image_bytes: float = 1_450_000,
     bytes_per_second: float = BYTES_PER_SECOND,
+    most: int = MOST_SHARDS,
 ) -> int:
     """Images a shard, such that a shard is a few minutes of work.
 
     The work is that of the images that are expected to be missing, at a stream's share of the connections. The number
     of shards stays between ``streams`` (unless there are only a handful of images) and 400; a shard holds at most
-    10,000 images, unless that would make more than 1,000 shards.
+    10,000 images, unless that would make more than ``most`` shards.
 
     Args:
         images: Images selected.
@@ -117,6 +118,7 @@ def size_for(
         expected_missing: Images not remembered as verified; None = all.
         image_bytes: Mean size of an image.
         bytes_per_second: What one connection carries.
+        most: Shards at most.
     """
     if images <= 0:
         return 1
@@ -124,27 +126,32 @@ def size_for(
     missing = images if expected_missing is None else min(max(expected_missing, 0), images)
     a_second = bytes_per_second * max(connections / streams, 1) / image_bytes
     count = math.ceil(missing / (a_second * SHARD_SECONDS))
-    count = min(count, USUAL_SHARDS)
+    usual = min(USUAL_SHARDS, most)
+    count = min(count, usual)
     count = max(count, math.ceil(images / LARGEST_SHARD), min(streams, images // HANDFUL), 1)
-    count = min(count, MOST_SHARDS)
+    count = min(count, most)
     # Rounding down keeps at least `count` shards; rounding up keeps to the limits where they bind.
     down = max(images // count, 1)
-    return down if math.ceil(images / down) <= min(MOST_SHARDS, max(count, USUAL_SHARDS)) else math.ceil(images / count)
+    return down if math.ceil(images / down) <= max(count, usual) else math.ceil(images / count)
 
 
-def check_size(images: int, size: int) -> None:
+def check_size(images: int, size: int, most: int = MOST_SHARDS) -> None:
     """Refuse a shard size that a person chose and Airflow cannot map.
 
     Raises:
-        InputError: Less than 1, more than 10,000 images, or more than 1,000 shards.
+        InputError: Less than 1, more than 10,000 images, or more than ``most`` shards.
     """
     if not 1 <= size <= LARGEST_SHARD:
-        raise InputError(f"shard_size is {size:,}; it must be 1 to {LARGEST_SHARD:,}, or empty to let the plan choose.")
-    if (count := math.ceil(images / size)) > MOST_SHARDS:
         raise InputError(
-            f"shard_size {size:,} cuts {images:,} images into {count:,} shards; Airflow maps at most {MOST_SHARDS:,}. "
-            f"Nothing was done; give at least {math.ceil(images / MOST_SHARDS):,}, "
-            "or leave it empty to let the plan choose."
+            f"shard_size: {size:,} is not from 1 to {LARGEST_SHARD:,}. Leave it empty to let the plan choose."
+        )
+    if (count := math.ceil(images / size)) > most:
+        least = math.ceil(images / most)
+        raise InputError(
+            f"shard_size: {size:,} cuts {images:,} images into {count:,} shards, and this Airflow maps at most {most:,} "
+            f"(its setting [core] max_map_length, and never more than {MOST_SHARDS:,}). Nothing was done; "
+            + (f"give at least {least:,}, or leave it empty" if least <= LARGEST_SHARD else "leave it empty")
+            + " to let the plan choose."
         )
 
 

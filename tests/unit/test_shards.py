@@ -89,6 +89,33 @@ def test_the_plan_keeps_to_its_limits(count: int, streams: int, connections: int
     assert shards >= min(streams, max(count // HANDFUL, 1))
 
 
+@settings(deadline=None)
+@given(
+    count=st.integers(1, 9_000_000),
+    most=st.integers(1, 1_000),
+    streams=st.integers(1, 64),
+    expected=st.none() | st.integers(0, 400_000),
+)
+def test_the_plan_makes_no_more_shards_than_airflow_can_map(
+    count: int, most: int, streams: int, expected: int | None
+) -> None:
+    size = size_for(count, streams, 8, expected, most=most)
+
+    assert len(cut(count, size)) <= most
+    if most == MOST_SHARDS:
+        assert size == size_for(count, streams, 8, expected)
+
+
+def test_a_shard_size_is_measured_by_what_this_airflow_can_map() -> None:
+    check_size(1000, 50, 20)
+    with pytest.raises(
+        InputError, match=r"^shard_size: 49 cuts 1,000 images into 21 shards, .* at most 20 .* at least 50"
+    ):
+        check_size(1000, 49, 20)
+    with pytest.raises(InputError, match="leave it empty to let the plan choose"):
+        check_size(377_110, 9_000, 20)
+
+
 def test_the_whole_dataset_makes_about_400_shards() -> None:
     assert len(cut(377_110, size_for(377_110, 4, 8))) == 400
 

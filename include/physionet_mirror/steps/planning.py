@@ -49,6 +49,7 @@ def make_plan(
     params: Mapping[str, Any],
     file_list: Sequence[str] | None = None,
     part: int | None = None,
+    most_shards: int = shards.MOST_SHARDS,
 ) -> Plan:
     """Choose the images, cut them into shards, estimate what it takes, and write it all down under the run's folder.
 
@@ -60,6 +61,7 @@ def make_plan(
         params: The params as given, for plan.json.
         file_list: Lines of ``request.file_list``.
         part: Which of ``request.slices`` parts, from 0; what an earlier part left over is taken along.
+        most_shards: More than these cannot be scheduled.
 
     Raises:
         InputError: A filter that matches nothing, a shard size that cannot be. Nothing was written.
@@ -85,10 +87,10 @@ def make_plan(
     reports = [document for document in report_documents(bucket) if _source_of(document) == request.source]
     if request.shard_size is None:
         rate = otherwise.bytes_per_second
-        size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate)
+        size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
     else:
         size = request.shard_size
-        shards.check_size(count, size)
+        shards.check_size(count, size, most_shards)
     estimate = plan.estimate(
         count,
         mean_bytes,
