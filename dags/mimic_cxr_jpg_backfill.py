@@ -1,8 +1,9 @@
 """Fill the bucket night by night, one slice of MIMIC-CXR-JPG per data interval.
 
-The images (those that the filters leave) are cut into `slices` contiguous parts of nearly equal count. The data interval
-of day *d* owns part (*d* - 2025-01-01) modulo `slices`: so any stretch of that many days fills everything, in any order,
-and a repeated interval fetches nothing. After one full turn the nights go on as a rolling verification and repair.
+The images (those that the filters leave) are cut into `slices` contiguous parts of nearly equal count. The run whose
+logical date is day *d* (UTC) owns part (*d* - 2025-01-01) modulo `slices`: so any stretch of that many days fills everything,
+in any order, and a repeated night fetches nothing. A run triggered by hand without a logical date owns the part of the day
+on which it is triggered. After one full turn the nights go on as a rolling verification and repair.
 
 | task | what it does |
 |---|---|

@@ -8,7 +8,7 @@ from airflow.sdk import BaseOperator
 
 from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.operators import AskOperator
-from physionet_airflow.run import Run, engine_errors
+from physionet_airflow.run import Run, engine_errors, result_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,7 +54,7 @@ class ApproveDeletionOperator(AskOperator):
 
     def question(self, context: Context) -> str | None:
         """Counts and GB of what would go."""
-        found = context["ti"].xcom_pull(task_ids=LISTING)
+        found = result_of(context, LISTING)
         if context["params"]["dry_run"] or not found["objects"]:
             return None
         kinds = "".join(f"| {kind} | {count:,} |\n" for kind, count in found["by_kind"].items())
@@ -87,7 +87,7 @@ class DeleteListedOperator(BaseOperator):
         """Delete, unless this is a dry run or there is nothing."""
         from include.physionet_mirror.steps import cleanup
 
-        found = context["ti"].xcom_pull(task_ids=LISTING)
+        found = result_of(context, LISTING)
         if context["params"]["dry_run"] or not found["objects"]:
             self.log.info("%s. Nothing was deleted.", "Dry run" if context["params"]["dry_run"] else "There is nothing")
             return {"deleted": 0, "bytes": 0}

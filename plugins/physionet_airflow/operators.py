@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
@@ -13,7 +13,7 @@ from include.physionet_mirror.errors import VerificationFailed
 from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.metrics import ShardMetrics
-from physionet_airflow.run import Run, dataset_overrides, engine_errors, streams
+from physionet_airflow.run import Run, dataset_overrides, engine_errors, most_shards, no_result, result_of, streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,6 +109,7 @@ class PlanShardsOperator(BaseOperator):
                 params=run.params,
                 file_list=self._file_list(run),
                 part=self._part(context, run),
+                most_shards=most_shards(),
             )
         context["ti"].xcom_push(
             key=PLAN,
@@ -128,13 +129,19 @@ class PlanShardsOperator(BaseOperator):
         return [shard.to_dict() for shard in made.shards]
 
     def _part(self, context: Context, run: Run) -> int | None:
-        """The part that this run's data interval owns: days since the DAG's start, around and around; None = no parts."""
+        """The part of the day (UTC) of the run's logical date, or, without one, of the day it was triggered; None = no parts.
+
+        The logical date is what the person sees, also of a run triggered by hand; Airflow gives such a run the data
+        interval before, or none at all.
+        """
         if run.request.slices is None:
             return None
         from include.physionet_mirror.shards import slice_of_day
 
-        day = context.get("data_interval_start") or context["dag_run"].run_after
-        return slice_of_day(day, context["dag"].start_date, run.request.slices)
+        day = context["dag_run"].logical_date or context["dag_run"].run_after
+        part = slice_of_day(day, context["dag"].start_date, run.request.slices)
+        self.log.info("Part %d of %d, that of %s.", part + 1, run.request.slices, day.astimezone(UTC).date())
+        return part
 
     def _file_list(self, run: Run) -> list[str] | None:
         from include.physionet_mirror.steps import planning
@@ -197,7 +204,7 @@ class ApproveLargePlanOperator(AskOperator):
         """Images, GB, hours and dollars of a plan above the limit."""
         from include.physionet_mirror.plan import Estimate
 
-        plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
+        plan = result_of(context, PLAN, PLAN)
         estimate = Estimate.from_dict(plan["estimate"])
         limit = plan["approve_above_gb"]
         if plan["dry_run"] or not limit or estimate.gigabytes <= limit:
@@ -233,7 +240,7 @@ class StreamShardOperator(BaseOperator):
     """Brings what is missing of one shard into the bucket.
 
     Args:
-        shard: What `MissingSensor` hands on.
+        shard: What `MissingSensor` hands on; None where it did not run.
         physionet_conn_id: The PhysioNet account.
         aws_conn_id: The bucket's account.
 
@@ -247,7 +254,7 @@ class StreamShardOperator(BaseOperator):
     def __init__(
         self,
         *,
-        shard: Mapping[str, Any],
+        shard: Mapping[str, Any] | None,
         physionet_conn_id: str = PhysioNetHook.default_conn_name,
         aws_conn_id: str = AWS_CONN_ID,
         **kwargs: Any,
@@ -261,6 +268,9 @@ class StreamShardOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream until all is stored, or named."""
+        if self.shard is None:
+            context["shard_name"] = "unknown"  # type: ignore[literal-required]
+            raise no_result("missing?")
         context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
         from include.physionet_mirror.shards import Shard
         from include.physionet_mirror.steps import shard
@@ -321,7 +331,7 @@ class VerifyOperator(BaseOperator):
         from include.physionet_mirror.steps import conclusion
 
         self._check_earlier_tasks(context)
-        plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
+        plan = result_of(context, PLAN, PLAN)
         if plan["dry_run"]:
             self.log.info("Dry run: nothing was fetched, so nothing is verified.\n%s", plan["table"])
             return None

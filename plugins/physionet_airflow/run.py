@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk.bases.xcom import BaseXCom
+
 from include.physionet_mirror.errors import InputError, MirrorError
 from physionet_airflow import metrics
 from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
@@ -47,6 +49,15 @@ def streams() -> int:
 def pool() -> str:
     """The pool of the stream tasks, one slot a stream: ``PHYSIONET_POOL``; Airflow's default pool always exists."""
     return os.environ.get("PHYSIONET_POOL") or "default_pool"
+
+
+def most_shards() -> int:
+    """Shards that this Airflow can map over, by its setting ``[core] max_map_length``."""
+    from airflow.configuration import conf
+
+    from include.physionet_mirror.shards import MOST_SHARDS
+
+    return max(1, min(MOST_SHARDS, conf.getint("core", "max_map_length", fallback=MOST_SHARDS)))
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,26 @@ class Run:
 def dataset_overrides(dataset: str | None) -> dict[str, str]:
     """Params that make a task work on one dataset, below a prefix of the same name, whatever the run's params say."""
     return {} if dataset is None else {"dataset": dataset, "prefix": dataset}
+
+
+def result_of(context: Context, task_id: str, key: str = BaseXCom.XCOM_RETURN_KEY) -> Any:
+    """What an earlier task of this run handed on.
+
+    Raises:
+        InputError: Nothing, as when a person marked the task as success by hand.
+    """
+    result = context["ti"].xcom_pull(task_ids=task_id, key=key)
+    if result is None:
+        raise no_result(task_id)
+    return result
+
+
+def no_result(task_id: str) -> InputError:
+    """The error of a task that cannot go on, because the named one before it left no result."""
+    return InputError(
+        f"The task {task_id} of this run left no result: it did not run, or was marked as success by hand. Nothing was done. "
+        f"Clear {task_id} with what comes after it, so that it runs, or trigger a new run."
+    )
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def test_runs_complete_skip_and_grow(
 def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     airflow_home: Any, bucket_name: str, folder: Path, tiny_dataset: Path, s3_server: stack.S3Server
 ) -> None:
-    code, log = run(airflow_home, "mimic_cxr_jpg", bucket_name, sample_size=6)
+    code, log = run(airflow_home, "mimic_cxr_jpg", bucket_name, sample_size=6, connections=5, approve_above_gb=7)
     assert code == 0, log[-4000:]
     victim, lost, *_ = sorted(images(folder))
     data = bytearray((folder / victim).read_bytes())
@@ -129,8 +129,17 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     (folder / victim).write_bytes(data)
     s3_server.client().delete_object(Bucket=bucket_name, Key=f"{PREFIX}/{lost}")
 
+    airflow_home.run("dags", "pause", "mimic_cxr_jpg", "-y")
     code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, level="content", repair=True)
     assert code != 0
+    assert states(airflow_home, "mimic_cxr_audit") == {"audit": ["success"], "repair": ["failed"], "judge": ["failed"]}
+    assert log.count("The repair was not triggered, because mimic_cxr_jpg is paused.") >= 2  # repair, and judge
+    assert "was triggered, which" not in log
+
+    airflow_home.run("dags", "unpause", "mimic_cxr_jpg", "-y")
+    code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, level="content", repair=True)
+    assert code != 0
+    assert re.search(r"The run repair__\S+ of mimic_cxr_jpg was triggered, which fetches them again", log)
     assert "1 missing" in log
     assert "1 wrong bytes" in log
     assert victim in log
@@ -139,7 +148,8 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
         airflow_home, "select conf from dag_run where dag_id = 'mimic_cxr_jpg' and triggered_by = 'OPERATOR'"
     )
     repair = json.loads(conf)
-    assert repair["select"] == "all"
+    assert (repair["select"], repair["verify"]) == ("all", "content")
+    assert (repair["connections"], repair["approve_above_gb"]) == (5, 7), "as in the run before"
 
     code, log = run(airflow_home, "mimic_cxr_jpg", **repair)
     assert code == 0, log[-4000:]
@@ -154,11 +164,13 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     ("conf", "env", "task", "text"),
     [
         ({"views": ["SIDEWAYS"]}, {}, "plan", "views: the dataset has no 'SIDEWAYS'"),
+        ({"sampel_size": 5}, {}, "check_access", "Did you mean `sample_size`?"),
+        ({"slices": 5}, {}, "check_access", "slices: this DAG has no such param."),
         ({"bucket": "no-such-bucket-here"}, {}, "check_access", "no-such-bucket-here does not exist"),
         ({}, {"password": "wrong"}, "check_access", "PhysioNet refused the user name or password"),
         ({}, {"password": ""}, "check_access", "has no password"),
     ],
-    ids=["unknown view", "missing bucket", "wrong password", "no password"],
+    ids=["unknown view", "misspelt param", "param of another DAG", "missing bucket", "wrong password", "no password"],
 )
 def test_bad_input_fails_at_once_says_why_and_writes_no_image(
     airflow_home: Any,
@@ -178,6 +190,46 @@ def test_bad_input_fails_at_once_says_why_and_writes_no_image(
     assert states(airflow_home, "mimic_cxr_jpg")["verify"] == ["failed"]
     assert f"the task {task} failed" in log
     assert images(folder) == {}
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "by_hand", "ends"),
+    [
+        ("mimic_cxr_jpg", "plan", {"approve": "plan", "verify": "plan"}),
+        ("mimic_cxr_jpg", r"mirror_shard\.missing", {"mirror_shard.stream": "missing?", "verify": ""}),
+        ("mimic_cxr_cleanup", "list_objects", {"approve": "list_objects"}),
+        ("mimic_cxr_audit", "audit", {"repair": "audit", "judge": "audit"}),
+    ],
+)
+def test_a_task_marked_as_success_by_hand_ends_what_needs_its_result_at_once_and_in_words(
+    airflow_home: Any, bucket_name: str, dag_id: str, by_hand: str, ends: dict[str, str]
+) -> None:
+    conf = {"bucket": bucket_name} | ({"sample_size": 5, "shard_size": 5} if dag_id == "mimic_cxr_jpg" else {})
+    done = airflow_home.run(
+        "dags", "test", dag_id, "-c", json.dumps(conf), "--mark-success-pattern", by_hand, timeout=120
+    )
+    assert done.returncode != 0
+    assert "TypeError" not in done.stdout
+    after = states(airflow_home, dag_id)
+    for task, cause in ends.items():
+        assert set(after[task]) == {"failed"}, after
+        assert (
+            not cause or f"task {cause} of this run left no result" in done.stdout or "There is no audit" in done.stdout
+        )
+    assert rows(airflow_home, "select max(try_number) from task_instance") == [(1,)]
+
+
+def test_what_airflow_can_map_bounds_the_number_of_shards(airflow_home: Any, bucket_name: str, folder: Path) -> None:
+    setting = {"AIRFLOW__CORE__MAX_MAP_LENGTH": "3"}
+    code, log = run(airflow_home, "mimic_cxr_jpg", bucket_name, sample_size=30, shard_size=5, env=setting)
+    assert code != 0
+    assert "shard_size: 5 cuts 30 images into 6 shards, and this Airflow maps at most 3" in log
+    assert states(airflow_home, "mimic_cxr_jpg")["plan"] == ["failed"]
+
+    code, log = run(airflow_home, "mimic_cxr_jpg", bucket_name, sample_size=30, env=setting)
+    assert code == 0, log[-4000:]
+    assert len(images(folder)) == 30
+    assert len(states(airflow_home, "mimic_cxr_jpg")["mirror_shard.stream"]) == 3
 
 
 def test_a_dry_run_plans_and_fetches_nothing(airflow_home: Any, bucket_name: str, folder: Path) -> None:
