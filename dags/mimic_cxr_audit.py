@@ -5,7 +5,7 @@ Looked at is every image that was ever verified (so that a lost one is missed) a
 | task | what it does |
 |---|---|
 | `audit` | Asks S3 anew about every image of the share: listed (`count`), its SHA-256 (`checksum`), or its bytes read back (`content`). |
-| `repair` | With `repair=true`, triggers `mimic_cxr_jpg` for exactly the images that are missing or wrong. Skipped otherwise. |
+| `repair` | With `repair=true`, triggers `mimic_cxr_jpg` for exactly the images that are missing or wrong, with the storage class, connections and source of the latest run. Fails where that DAG is paused. Skipped otherwise. |
 | `judge` | Turns the run red when anything differs, with the counts and where the list is. |
 
 `content` reads every byte, which costs time and GET requests: let it roll. With `share` set to `*/8`, each weekly run reads

@@ -6,7 +6,9 @@ Knows nothing of Airflow; its imports are heavy, so it is itself imported only w
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -16,11 +18,15 @@ from include.physionet_mirror import manifest
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
-from include.physionet_mirror.request import Level
+from include.physionet_mirror.request import Level, Request
 from include.physionet_mirror.shards import Image, slice_of
+from include.physionet_mirror.steps.planning import report_documents
 from include.physionet_mirror.verification import Verdict, verify
 
 log = logging.getLogger(__name__)
+
+_CARRIED = ("storage_class", "connections", "source", "approve_above_gb")
+"""Params of the latest run to the bucket that a repair takes over."""
 
 _NAMED = 10  # images named in the log; failed_images.txt names all
 
@@ -42,12 +48,12 @@ class Share:
         Raises:
             InputError: It is neither.
         """
-        number, slash, of = str(text).partition("/")
-        if slash and of.isdigit() and int(of) >= 1:
-            if number == "*":
-                return cls((day.toordinal() - 1) // 7 % int(of) + 1, int(of))
-            if number.isdigit() and 1 <= int(number) <= int(of):
-                return cls(int(number), int(of))
+        if match := re.fullmatch(r"(\*|[1-9][0-9]{0,2})/([1-9][0-9]{0,2})", str(text)):
+            of = int(match[2])
+            if match[1] == "*":
+                return cls((day.toordinal() - 1) // 7 % of + 1, of)
+            if int(match[1]) <= of:
+                return cls(int(match[1]), of)
         raise InputError(f"share: {str(text)[:40]!r} is neither like 2/8 nor like */8. Nothing was done.")
 
 
@@ -131,3 +137,33 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
         verdict.cost,
     )
     return document
+
+
+def repair_params(bucket: Bucket, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The params of a run that fetches what an audit found missing or wrong, in the way of the latest run to this bucket.
+
+    Args:
+        bucket: The audited one.
+        found: What `write_audit` returned.
+    """
+    params = {
+        "bucket": bucket.name,
+        "prefix": bucket.prefix,
+        "select": "all",
+        "file_list": found["failed_images"],
+        "verify": found["level"],
+    }
+    latest = next(iter(report_documents(bucket)), {}).get("params")
+    if not isinstance(latest, Mapping):
+        log.info("No report of an earlier run is here: the repair takes every other setting's default.")
+        return params
+    carried = {name: latest[name] for name in _CARRIED if latest.get(name) is not None}
+    if carried.get("storage_class") in ("GLACIER", "DEEP_ARCHIVE") and params["verify"] == "content":
+        params["verify"] = "checksum"  # what is archived cannot be read back
+    try:
+        Request.from_params({**params, **carried})
+    except InputError as error:  # the report may be of another version, or damaged
+        log.warning("The settings of the latest run are not taken over: %s", error)
+        return params
+    log.info("As in the latest run to this bucket: %s", ", ".join(f"{k}={v}" for k, v in carried.items()) or "defaults")
+    return {**params, **carried}
