@@ -22,6 +22,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -187,8 +188,12 @@ class S3Server:
     def make_bucket(self, name: str) -> Path:
         """Make a bucket, if it is not there, and return its folder."""
         if not (self.folder / name).is_dir():
-            self.client().create_bucket(Bucket=name)
+            self._maker.create_bucket(Bucket=name)
         return self.folder / name
+
+    @cached_property
+    def _maker(self) -> Any:
+        return self.client()
 
     def connection(self) -> dict[str, Any]:
         """It as an Airflow connection of type ``aws``."""

@@ -15,6 +15,7 @@ import pytest
 
 from demo import stack, synthetic
 from demo.lookalike import Lookalike, User
+from tests.strict_s3 import strict_s3_server
 
 READER = ("reader", "correct horse battery staple")
 
@@ -46,6 +47,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.S3Serv
     """An S3 server: objects are plain files in ``s3_server.folder / <bucket> / <key>``."""
     folder = tmp_path_factory.mktemp("s3") / "buckets"
     with stack.s3_server(folder) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def strict_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.S3Server]:
+    """An S3 server that refuses wrong checksums and keeps conditions, as S3 does; it has no files to look at."""
+    with strict_s3_server(tmp_path_factory.mktemp("strict-s3")) as server:
         yield server
 
 

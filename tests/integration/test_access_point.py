@@ -1,4 +1,4 @@
-"""Copies inside S3, on two servers: rclone, which keeps objects as files, and moto, which computes checksums of copies."""
+"""Copies inside S3, on three servers: rclone, which keeps objects as files; moto and a strict one, which compute checksums of copies."""
 
 from __future__ import annotations
 
@@ -33,11 +33,18 @@ def moto() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture(params=["rclone", "moto"])
+@pytest.fixture(params=["moto", "strict"])
+def endpoint(request: pytest.FixtureRequest) -> str:
+    """Of a server that computes a copy's checksum, as S3 does."""
+    return request.getfixturevalue("moto") if request.param == "moto" else request.getfixturevalue("strict_s3").endpoint
+
+
+@pytest.fixture(params=["rclone", "moto", "strict"])
 def s3(request: pytest.FixtureRequest, s3_server: stack.S3Server) -> tuple[boto3.Session, str]:
-    if request.param == "rclone":
-        return s3_server.session(), s3_server.endpoint
-    return boto3.Session("testaccess", "testsecret", region_name="us-east-1"), request.getfixturevalue("moto")
+    if request.param == "moto":
+        return boto3.Session("testaccess", "testsecret", region_name="us-east-1"), request.getfixturevalue("moto")
+    server = s3_server if request.param == "rclone" else request.getfixturevalue("strict_s3")
+    return server.session(), server.endpoint
 
 
 @pytest.fixture
@@ -84,12 +91,12 @@ def test_images_are_copied_and_proven_without_passing_through_here(
     assert stored.content_type == "image/jpeg"
 
 
-def test_the_storage_class_is_the_destinations(moto: str, bucket_name: str) -> None:
+def test_the_storage_class_is_the_destinations(endpoint: str, bucket_name: str) -> None:
     session = boto3.Session("testaccess", "testsecret", region_name="us-east-1")
-    client = session.client("s3", endpoint_url=moto)
+    client = session.client("s3", endpoint_url=endpoint)
     client.create_bucket(Bucket=bucket_name)
-    origin = Bucket.open(session, bucket_name, NAME, endpoint_url=moto)
-    bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=moto)
+    origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
+    bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     client.put_object(Bucket=bucket_name, Key=origin.key("files/a.jpg"), Body=b"a", Tagging="owner=physionet")
     AccessPoint(origin, bucket, "STANDARD_IA").open(MIMIC_CXR_JPG, "files/a.jpg", hashlib.sha256(b"a").hexdigest())
     stored = bucket.head("files/a.jpg")
@@ -98,11 +105,11 @@ def test_the_storage_class_is_the_destinations(moto: str, bucket_name: str) -> N
     assert client.get_object_tagging(Bucket=bucket_name, Key=bucket.key("files/a.jpg"))["TagSet"] == []
 
 
-def test_a_copy_that_does_not_hash_is_taken_away_and_named(moto: str, bucket_name: str) -> None:
+def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket_name: str) -> None:
     session = boto3.Session("testaccess", "testsecret", region_name="us-east-1")
-    session.client("s3", endpoint_url=moto).create_bucket(Bucket=bucket_name)
-    origin = Bucket.open(session, bucket_name, NAME, endpoint_url=moto)
-    bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=moto)
+    session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket_name)
+    origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
+    bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
     wanted = [Image("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), Image("files/b.jpg", "0" * 64)]
     transfer = copy(wanted, AccessPoint(origin, bucket), bucket)
@@ -128,11 +135,11 @@ def test_a_wrong_access_point_is_named(buckets: tuple[Bucket, Bucket]) -> None:
         AccessPoint(empty, empty).check_access(MIMIC_CXR_JPG)
 
 
-def test_an_object_above_the_limit_of_one_copy_goes_in_parts(moto: str, bucket_name: str, monkeypatch: Any) -> None:
+def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, bucket_name: str, monkeypatch: Any) -> None:
     session = boto3.Session("testaccess", "testsecret", region_name="us-east-1")
-    session.client("s3", endpoint_url=moto).create_bucket(Bucket=bucket_name)
-    origin = Bucket.open(session, bucket_name, NAME, endpoint_url=moto)
-    bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=moto)
+    session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket_name)
+    origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
+    bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     data = bytes(range(256)) * 40_000  # 10 MB: two parts of boto3's own transfer
     origin.upload("big.bin", [data], part_size=32 << 20)
     monkeypatch.setattr("include.physionet_mirror.destination._ONE_COPY", 1 << 20)

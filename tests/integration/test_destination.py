@@ -1,4 +1,4 @@
-"""The bucket on a real S3 server: what is written is what was meant, below the prefix, whole or not at all."""
+"""The bucket on two real S3 servers: what is written is what was meant, below the prefix, whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,18 +12,31 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 import pytest
 
+from demo.stack import S3Server
 from include.physionet_mirror.destination import PART_SIZE, Bucket
-from include.physionet_mirror.errors import BucketMissing, BucketRefused, DestinationUnavailable, InputError
+from include.physionet_mirror.errors import (
+    BucketMissing,
+    BucketRefused,
+    DestinationError,
+    DestinationUnavailable,
+    InputError,
+)
+
+
+@pytest.fixture(params=["rclone", "strict"])
+def server(request) -> S3Server:
+    return request.getfixturevalue("s3_server" if request.param == "rclone" else "strict_s3")
 
 
 @pytest.fixture
-def bucket(boto_session, s3_server, bucket_name) -> Bucket:
-    return Bucket.open(boto_session, bucket_name, "a/prefix", endpoint_url=s3_server.endpoint)
+def bucket(server, bucket_name) -> Bucket:
+    server.make_bucket(bucket_name)
+    return Bucket.open(server.session(), bucket_name, "a/prefix", endpoint_url=server.endpoint)
 
 
-@pytest.fixture
-def folder(s3_server, bucket_name):
-    return s3_server.folder / bucket_name / "a" / "prefix"
+def bytes_of(bucket: Bucket, path: str) -> bytes:
+    """What S3 gives to somebody else."""
+    return bucket.client.get_object(Bucket=bucket.name, Key=f"{bucket.prefix}/{path}".lstrip("/"))["Body"].read()
 
 
 def sha256(data: bytes) -> str:
@@ -40,18 +53,18 @@ def test_keys_and_uris(bucket):
     assert bucket.uri() == f"s3://{bucket.name}/a/prefix"
 
 
-def test_an_empty_prefix_is_the_bucket_itself(boto_session, s3_server, bucket_name):
-    bucket = Bucket.open(boto_session, bucket_name, "/", endpoint_url=s3_server.endpoint)
+def test_an_empty_prefix_is_the_bucket_itself(server, bucket):
+    bucket = Bucket.open(server.session(), bucket.name, "/", endpoint_url=server.endpoint)
     bucket.put("x.jpg", b"x", content_type="image/jpeg")
-    assert (s3_server.folder / bucket_name / "x.jpg").read_bytes() == b"x"
+    assert bytes_of(bucket, "x.jpg") == b"x"
     assert [listed.path for listed in bucket.list()] == ["x.jpg"]
 
 
 @pytest.mark.parametrize("size", [0, 1, 300_000])
-def test_put_stores_the_bytes_their_checksum_and_type(bucket, folder, size):
+def test_put_stores_the_bytes_their_checksum_and_type(bucket, size):
     data = random.Random(size).randbytes(size)
     bucket.put("files/x.jpg", data, content_type="image/jpeg")
-    assert (folder / "files/x.jpg").read_bytes() == data
+    assert bytes_of(bucket, "files/x.jpg") == data
     stored = bucket.head("files/x.jpg")
     assert stored
     assert (stored.path, stored.size, stored.content_type) == ("files/x.jpg", size, "image/jpeg")
@@ -84,11 +97,11 @@ def test_small_objects(bucket):
 # -- listing --------------------------------------------------------------------------------------------------------
 
 
-def test_a_listing_is_in_byte_order_below_the_prefix_and_within_the_range(bucket, s3_server, boto_session, bucket_name):
+def test_a_listing_is_in_byte_order_below_the_prefix_and_within_the_range(bucket, server):
     paths = [f"files/p{n}/{m}.jpg" for n in (10, 11, 12) for m in range(4)]
     for path in paths:
         bucket.put(path, path.encode(), content_type="image/jpeg")
-    Bucket.open(boto_session, bucket_name, "a/prefix-of-another", endpoint_url=s3_server.endpoint).put(
+    Bucket.open(server.session(), bucket.name, "a/prefix-of-another", endpoint_url=server.endpoint).put(
         "files/p11/9.jpg", b"not ours", content_type="image/jpeg"
     )
     assert [listed.path for listed in bucket.list()] == sorted(paths)
@@ -99,10 +112,9 @@ def test_a_listing_is_in_byte_order_below_the_prefix_and_within_the_range(bucket
     assert first.etag == bucket.head(paths[0]).etag
 
 
-def test_a_listing_costs_one_request_a_thousand_keys(bucket, folder):
-    (folder / "files").mkdir(parents=True)
-    for n in range(1500):
-        (folder / f"files/{n:05}.jpg").write_bytes(b"x")
+def test_a_listing_costs_one_request_a_thousand_keys(bucket):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: bucket.put(f"files/{n:05}.jpg", b"x", content_type="image/jpeg"), range(1500)))
     assert len(list(bucket.list())) == 1500
     assert bucket.requests["LIST"] == 2
     bucket.requests.clear()
@@ -114,11 +126,11 @@ def test_a_listing_costs_one_request_a_thousand_keys(bucket, folder):
 
 
 @pytest.mark.parametrize("size", [0, 100, PART_SIZE, PART_SIZE + 1, 2 * PART_SIZE, 2 * PART_SIZE + 17])
-def test_an_upload_of_any_size(bucket, folder, size):
+def test_an_upload_of_any_size(bucket, size):
     data = random.Random(size).randbytes(size)
     chunks = [data[at : at + 700_001] for at in range(0, size, 700_001)]
     assert bucket.upload("big.bin", chunks, content_type="application/zip") == size
-    assert (folder / "big.bin").read_bytes() == data
+    assert bytes_of(bucket, "big.bin") == data
 
 
 def test_an_upload_whose_stream_breaks_becomes_no_object(bucket, bucket_name):
@@ -186,6 +198,84 @@ def test_rewriting_keeps_bytes_and_type(bucket):
     # That S3 then holds the SHA-256 is seen with moto, in test_verification.py: rclone keeps none of a copy.
 
 
+# -- as strict as S3 ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def strict(strict_s3, bucket_name) -> Bucket:
+    """A bucket of a server that compares checksums and keeps conditions."""
+    strict_s3.make_bucket(bucket_name)
+    return Bucket.open(strict_s3.session(), bucket_name, "a/prefix", endpoint_url=strict_s3.endpoint)
+
+
+def test_bytes_that_do_not_hash_to_the_published_checksum_never_become_an_object(strict):
+    def put(path: str, data: bytes) -> None:
+        strict.put(path, data, content_type="image/jpeg", sha256=sha256(b"right"))
+
+    with pytest.raises(DestinationError, match="BadDigest"):
+        put("first.jpg", b"wrong")  # by boto3
+    put("x.jpg", b"right")
+    with pytest.raises(DestinationError, match="BadDigest"):
+        put("later.jpg", b"wrong")  # by a signed request of our own
+    assert [(listed.path, listed.size) for listed in strict.list()] == [("x.jpg", 5)]
+
+
+def test_a_part_that_was_damaged_on_its_way_leaves_no_object(strict):
+    def damage(params, **_):
+        params["body"] = bytes(PART_SIZE)
+
+    strict.client.meta.events.register("before-call.s3.UploadPart", damage)
+    with pytest.raises(DestinationError, match="BadDigest"):
+        strict.upload("big.bin", [random.Random(1).randbytes(2 * PART_SIZE)])
+    assert strict.head("big.bin") is None
+    assert not strict.client.list_multipart_uploads(Bucket=strict.name).get("Uploads")
+
+
+def test_an_upload_in_parts_has_no_checksum_of_the_whole(strict):
+    data = random.Random(2).randbytes(2 * PART_SIZE + 1)
+    strict.upload("big.bin", [data], content_type="application/zip")
+    held = strict.client.head_object(Bucket=strict.name, Key=strict.key("big.bin"), ChecksumMode="ENABLED")
+    assert held["ChecksumSHA256"].endswith("-3")
+    stored = strict.head("big.bin")
+    assert (stored.size, stored.sha256, stored.content_type) == (len(data), None, "application/zip")
+
+
+def test_of_several_who_saw_the_same_one_writes_and_the_others_know(strict):
+    for saw_something in (False, True):
+        seen = strict.head("index")
+        assert bool(seen) == saw_something
+        texts = [f"{who}, who saw {seen}".encode() for who in ("one", "another")]
+        assert [strict.write_unless_changed("index", text, seen) for text in texts] == [True, False]
+        assert strict.read("index") == texts[0]
+
+
+def test_nothing_is_written_in_place_of_what_was_deleted_meanwhile(strict):
+    strict.write("index", b"old")
+    seen = strict.head("index")
+    strict.delete(["index"])
+    assert not strict.write_unless_changed("index", b"new", seen)
+    assert strict.head("index") is None
+
+
+def test_a_copy_gets_the_checksum_that_it_lacked(strict):
+    data = b"as another tool stored it"
+    strict.client.put_object(Bucket=strict.name, Key=strict.key("x.jpg"), Body=data, ContentType="image/jpeg")
+    plain = strict.head("x.jpg")
+    copied = strict.copy_from(strict, plain, content_type="image/png", storage_class="STANDARD_IA")
+    assert copied == sha256(data)
+    stored = strict.head("x.jpg")
+    assert (stored.sha256, stored.content_type, stored.storage_class) == (copied, "image/png", "STANDARD_IA")
+
+
+def test_what_has_changed_since_it_was_looked_at_is_not_copied(strict):
+    strict.put("x.jpg", b"seen", content_type="image/jpeg")
+    seen = strict.head("x.jpg")
+    strict.put("x.jpg", b"changed", content_type="image/jpeg")
+    with pytest.raises(DestinationError, match="PreconditionFailed"):
+        strict.copy_from(strict, seen, content_type="image/png")
+    assert strict.head("x.jpg").content_type == "image/jpeg"
+
+
 # -- threads, errors ------------------------------------------------------------------------------------------------
 
 
@@ -198,8 +288,8 @@ def test_threads_share_it(bucket):
     }
 
 
-def test_a_bucket_that_is_not_there(boto_session, s3_server):
-    bucket = Bucket.open(boto_session, "no-such-bucket-here", "p", endpoint_url=s3_server.endpoint)
+def test_a_bucket_that_is_not_there(server):
+    bucket = Bucket.open(server.session(), "no-such-bucket-here", "p", endpoint_url=server.endpoint)
     for ask in (bucket.check, lambda: list(bucket.list()), lambda: bucket.write("x", b"x")):
         with pytest.raises(BucketMissing, match="no-such-bucket-here does not exist"):
             ask()

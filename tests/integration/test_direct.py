@@ -140,9 +140,13 @@ def to_scripted(scripted) -> Callable[..., Bucket]:
     return open_
 
 
-def test_the_answers_are_boto3s(boto_session, s3_server, bucket_name):
+@pytest.mark.parametrize("kind", ["s3_server", "strict_s3"])
+def test_the_answers_are_boto3s(request, kind, bucket_name):
+    server = request.getfixturevalue(kind)
+    server.make_bucket(bucket_name)
+
     def opened() -> Bucket:
-        return Bucket.open(boto_session, bucket_name, "a/prefix", endpoint_url=s3_server.endpoint)
+        return Bucket.open(server.session(), bucket_name, "a/prefix", endpoint_url=server.endpoint)
 
     bucket = opened()
     for key in KEYS:

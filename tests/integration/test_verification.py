@@ -1,4 +1,5 @@
-"""Verification against real S3 servers: rclone's (objects are plain files, so they can be damaged) and moto's (checksums)."""
+"""Verification against real S3 servers: rclone's (objects are plain files, so they can be damaged), moto's and
+a strict one (checksums)."""
 
 from __future__ import annotations
 
@@ -79,10 +80,12 @@ def make_bucket(moto, name):
     return Bucket.open(session, name, PREFIX, endpoint_url=moto)
 
 
-@pytest.fixture
-def bucket(moto):
+@pytest.fixture(params=["moto", "strict"])
+def bucket(request):
     """A bucket of a server that keeps checksums as S3 does: only where they were sent."""
-    return make_bucket(moto, f"test-{uuid4()}")
+    moto = request.param == "moto"
+    endpoint = request.getfixturevalue("moto") if moto else request.getfixturevalue("strict_s3").endpoint
+    return make_bucket(endpoint, f"test-{uuid4()}")
 
 
 def kinds(verdict):
