@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from include.physionet_mirror import words
 from include.physionet_mirror.dataset import Dataset
 from include.physionet_mirror.prices import (
     DEFAULT_REGION,
@@ -153,23 +154,23 @@ class Estimate:
     def table(self, shards: int | None = None) -> str:
         """The estimate as a small text table, for the log and the approval page."""
         rows = [
-            ("images selected", f"{self.images:,}", readable_bytes(self.bytes)),
-            ("expected to be fetched", f"{self.missing:,}", readable_bytes(self.missing_bytes)),
+            ("images selected", f"{self.images:,}", words.size(self.bytes)),
+            ("expected to be fetched", f"{self.missing:,}", words.size(self.missing_bytes)),
         ]
         if shards is not None:
             each = math.ceil(self.images / shards) if shards else 0
             rows.append(("shards", f"{shards:,}", f"at most {each:,} images each"))
         rows += [
-            ("time", readable_hours(self.hours), f"{self.connections} connections, {self.basis}"),
+            ("time", words.about(3600 * self.hours), f"{self.connections} connections, {self.basis}"),
             (
                 "S3 requests, once",
-                money(self.put_cost + self.check_cost),
-                f"PUT {money(self.put_cost)} in {self.storage_class}",
+                words.money(self.put_cost + self.check_cost),
+                f"PUT {words.money(self.put_cost)} in {self.storage_class}",
             ),
         ]
         for name, cost in self.monthly.items():
             chosen = "chosen" if name == self.storage_class else ""
-            rows.append((f"S3 a month, {name}", money(cost), chosen))
+            rows.append((f"S3 a month, {name}", words.money(cost), chosen))
         left, middle = (max(len(row[i]) for row in rows) for i in (0, 1))
         lines = [f"{a:<{left}}  {b:>{middle}}  {c}".rstrip() for a, b, c in rows]
         return "\n".join([*lines, f"Prices: S3 list prices of {self.region}, {self.prices_as_of}. {PRICES_SOURCE}"])
@@ -257,33 +258,3 @@ def document(
         "shards": [shard.to_dict() for shard in shards],
         "estimate": estimate.to_dict(),
     }
-
-
-# --- for people -------------------------------------------------------------------------------------------------------
-
-
-def readable_bytes(count: float) -> str:
-    """``1.45 GB``, decimal."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def readable_hours(hours: float) -> str:
-    """``about 4 min``, ``about 2.5 h``, ``about 29 h (1.2 days)``."""
-    if hours * 3600 < 90:
-        return f"about {math.ceil(hours * 3600)} s"
-    if hours < 1.5:
-        return f"about {round(hours * 60)} min"
-    if hours < 24:
-        return f"about {hours:.1f} h"
-    return f"about {hours:.0f} h ({hours / 24:.1f} days)"
-
-
-def money(dollars: float) -> str:
-    """``$0.03``; what is less than a cent and more than nothing is ``< $0.01``."""
-    if 0 < dollars < 0.01:
-        return "< $0.01"
-    return f"${dollars:,.2f}"

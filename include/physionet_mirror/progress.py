@@ -6,7 +6,6 @@ LIST and at most four GETs, however many shards the run has and however many peo
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,13 +13,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from include.physionet_mirror import throughput
 from include.physionet_mirror.layout import RunLayout
 
 if TYPE_CHECKING:
     from include.physionet_mirror.destination import Bucket
-
-MOST_POINTS = 120
-"""Of the series; a run of 20 hours then has one for each ten minutes."""
 
 SHORTEST_STRETCH = 5.0
 """Seconds; stream tasks publish as often."""
@@ -119,7 +116,7 @@ class Progress:
         connections: PhysioNet connections in use now.
         seconds_left: None where it cannot be told.
         seconds: From the first shard's start to the last sign of life.
-        series: (seconds since the start, images/s, bytes/s, connections), each for the stretch that ends there.
+        series: Each point for the stretch of time that ends there.
         failures: By reason, the most frequent first.
         retries, handshakes: Of all shards.
         faults: Faults met on the way, by kind.
@@ -144,7 +141,7 @@ class Progress:
     connections: int = 0
     seconds_left: float | None = None
     seconds: float = 0.0
-    series: Sequence[tuple[float, float, float, float]] = ()
+    series: Sequence[throughput.Point] = ()
     failures: Sequence[Failures] = ()
     retries: int = 0
     handshakes: int = 0
@@ -243,12 +240,12 @@ def progress(
     results = list(by_shard.values())
     estimate = plan.get("estimate") or {}
     running = any(shard.state not in _ENDED for shard in shards)
-    spans = _spans(results)
+    spans = throughput.spans(results)
     started, updated = min((s[0] for s in spans), default=0.0), max((s[1] for s in spans), default=0.0)
     stored, sent = sum(shard.stored for shard in shards), sum(int(result.get("bytes") or 0) for result in results)
     if running:
         clock = (now or datetime.now(UTC)).timestamp()
-        speed = _recent(results, max(updated, clock - 2 * SHORTEST_STRETCH))
+        speed = throughput.recent(results, max(updated, clock - 2 * SHORTEST_STRETCH), RECENT)
     else:
         seconds = max(updated - started, 1.0)
         speed = (stored / seconds, sent / seconds)
@@ -270,7 +267,7 @@ def progress(
         connections=sum(shard.connections for shard in shards),
         seconds_left=left / speed[0] if running and speed[0] > 0 else None,
         seconds=updated - started,
-        series=_series(results, started, updated),
+        series=throughput.series(results, started, updated, shortest=SHORTEST_STRETCH),
         failures=_failures(results),
         retries=sum(int(result.get("retries") or 0) for result in results),
         handshakes=sum(int(result.get("handshakes") or 0) for result in results),
@@ -359,75 +356,3 @@ def _failures(results: Sequence[Mapping[str, Any]]) -> list[Failures]:
             named.append((str(failed.get("path") or ""), str(failed.get("detail") or "")))
     most_first = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
     return [Failures(reason, len(named), sorted(named)[:MOST_NAMED]) for reason, named in most_first]
-
-
-# -- speed -------------------------------------------------------------------------------------------------------------
-
-
-def _spans(results: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Start and last sign of life of each shard, in seconds since 1970."""
-    spans = []
-    for result in results:
-        if started := _seconds(result.get("started")):
-            last = [point[0] for point in (result.get("series") or ())[-1:]]
-            spans.append((started, started + max([float(result.get("seconds") or 0), *last])))
-    return spans
-
-
-def _recent(results: Iterable[Mapping[str, Any]], until: float) -> tuple[float, float]:
-    """Images and bytes a second in the last `RECENT` seconds before ``until``, of the shards that are on their way."""
-    images = sent = 0.0
-    first = until
-    for began, ended, many, size, _ in _stretches(results):
-        first = min(first, began)
-        overlap = min(ended, until) - max(began, until - RECENT)
-        if overlap > 0:
-            images += many * overlap / (ended - began)
-            sent += size * overlap / (ended - began)
-    seconds = min(RECENT, max(until - first, 1.0))
-    return images / seconds, sent / seconds
-
-
-def _series(
-    results: Sequence[Mapping[str, Any]], started: float, updated: float
-) -> list[tuple[float, float, float, float]]:
-    """The shards' series laid over each other, each stretch spread evenly over the bins that it touches."""
-    if updated <= started:
-        return []
-    bins = max(1, min(MOST_POINTS, math.ceil((updated - started) / SHORTEST_STRETCH)))
-    width = (updated - started) / bins
-    totals = [[0.0, 0.0, 0.0] for _ in range(bins)]
-    for began, ended, many, size, connections in _stretches(results):
-        left, right = (began - started) / width, (ended - started) / width
-        for number in range(max(0, int(left)), min(bins, math.ceil(right))):
-            part = min(right, number + 1) - max(left, number)  # of this bin
-            if part > 0:
-                share = part / (right - left)  # of the stretch
-                total = totals[number]
-                total[0] += many * share
-                total[1] += size * share
-                total[2] += connections * part
-    return [
-        (round((n + 1) * width, 1), round(images / width, 3), round(sent / width), round(connections, 2))
-        for n, (images, sent, connections) in enumerate(totals)
-    ]
-
-
-def _stretches(results: Iterable[Mapping[str, Any]]) -> Iterable[tuple[float, float, float, float, float]]:
-    """Every point of every series as (began, ended, images, bytes, connections), in seconds since 1970."""
-    for result in results:
-        started = _seconds(result.get("started"))
-        if not started:
-            continue
-        since = 0.0
-        for until, images, sent, connections in result.get("series") or ():
-            if until > since:
-                yield started + since, started + until, images, sent, connections
-            since = until
-
-
-def _seconds(text: object) -> float:
-    try:
-        return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
-        return 0.0

@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from include.physionet_mirror import index
+from include.physionet_mirror import index, throughput
 from include.physionet_mirror.layout import INDEX
 from include.physionet_mirror.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
 from include.physionet_mirror.verification import Problem, Verdict
 from include.physionet_mirror.verified import group_of
+from include.physionet_mirror.words import duration, share, size
 
 if TYPE_CHECKING:
     from include.physionet_mirror.dataset import Dataset
@@ -39,7 +40,6 @@ FORMAT = "physionet-mirror/report"
 VERSION = 1
 """Raised when a field changes its meaning or goes away; new fields do not raise it."""
 
-MOST_POINTS = 120  # of the throughput series
 _EXAMPLES = 5  # images named for each reason; failed_images.txt names all
 _SIZE_BINS = 24
 
@@ -406,17 +406,14 @@ def _sizes(sizes: Sequence[int]) -> dict[str, Any]:
 
 def _transfer(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the run's stream tasks did, together; ``seconds`` from the first one's start to the last one's end."""
-    spans = [
-        (at, at + float(result.get("seconds") or 0)) for result in results if (at := _seconds(result.get("started")))
-    ]
+    spans = throughput.spans(results)
     began, ended = min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
     images = sum(int(result.get("stored") or 0) for result in results)
     sent = sum(int(result.get("bytes") or 0) for result in results)
     faults: Counter[str] = Counter()
     for result in results:
         faults.update({str(kind): int(count) for kind, count in (result.get("faults") or {}).items()})
-    series = _series(results, began, ended)
-    busy = [rate for rate in series if rate[1] > 0]
+    use = throughput.use(results)
     return {
         "shards": dict(sorted(Counter(str(result.get("state") or "unknown") for result in results).items())),
         "images": images,
@@ -424,45 +421,14 @@ def _transfer(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": round(ended - began, 1),
         "images_per_second": round(images / (ended - began), 3) if ended > began else 0.0,
         "bytes_per_second": round(sent / (ended - began)) if ended > began else 0,
-        "connections": round(sum(rate[3] for rate in busy) / len(busy), 1) if busy else 0.0,
+        "connections": round(use.connections, 1),
+        "connections_allowed": round(use.allowed, 1),
+        "connection_seconds": round(use.connection_seconds, 1),
         "retries": sum(int(result.get("retries") or 0) for result in results),
         "handshakes": sum(int(result.get("handshakes") or 0) for result in results),
         "faults": dict(faults.most_common()),
-        "series": series,
+        "series": [list(point) for point in throughput.series(results, began, ended)],
     }
-
-
-def _series(results: Sequence[Mapping[str, Any]], began: float, ended: float) -> list[list[float]]:
-    """The tasks' series laid over each other: [seconds since the first start, images/s, bytes/s, connections].
-
-    Each point stands for the time from the one before it to its own, at most 120 of them; what a task reports for a
-    stretch is spread evenly over it.
-    """
-    if ended <= began:
-        return []
-    bins = min(MOST_POINTS, max(1, int(ended - began)))
-    width = (ended - began) / bins
-    totals = np.zeros((bins, 3))
-    for result in results:
-        start = _seconds(result.get("started"))
-        if not start:
-            continue
-        since = 0.0
-        for point in result.get("series") or ():
-            until, images, sent, connections = (float(value) for value in point)
-            left, right = (start - began + since) / width, (start - began + until) / width
-            since = until
-            if right <= left:
-                continue
-            for number in range(max(0, int(left)), min(bins, int(np.ceil(right)))):
-                part = min(right, number + 1) - max(left, number)  # of this bin
-                if part > 0:
-                    whole = part / (right - left)  # of the stretch
-                    totals[number] += (images * whole, sent * whole, connections * part)
-    return [
-        [round((n + 1) * width, 2), round(images / width, 3), round(sent / width), round(connections, 2)]
-        for n, (images, sent, connections) in enumerate(totals.tolist())
-    ]
 
 
 def _software() -> dict[str, str]:
@@ -477,35 +443,6 @@ def _software() -> dict[str, str]:
 
 
 # -- words -----------------------------------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """``1.4 GB``: bytes in decimal units."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(count) < 999.5:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 99.5 else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB" if count < 100 else f"{count:,.0f} TB"
-
-
-def duration(seconds: float) -> str:
-    """``3 h 12 min``, ``4 min 10 s``, ``12.3 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def share(part: float, whole: float) -> str:
-    """``99.8 %``; never 100 % while something is missing."""
-    if not whole:
-        return "0 %"
-    if part == whole:
-        return "100 %"
-    return f"{min(99.9, 100 * part / whole):.1f} %"
 
 
 def _speed(transfer: Mapping[str, Any]) -> str:
@@ -526,11 +463,3 @@ def _line(text: str) -> str:
 
 def _iso(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
-def _seconds(text: object) -> float:
-    """Seconds since 1970 of an ISO time, 0 where there is none."""
-    try:
-        return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
-        return 0.0

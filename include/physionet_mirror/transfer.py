@@ -33,6 +33,7 @@ from include.physionet_mirror.errors import (
 from include.physionet_mirror.pace import Pace, Slot
 from include.physionet_mirror.shards import Image
 from include.physionet_mirror.source import BIG
+from include.physionet_mirror.throughput import MOST_POINTS
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,6 @@ OVERDUE = 3.0
 
 LOG_EVERY = 10.0
 PUBLISH_EVERY = 5.0
-_POINTS = 120  # of the series, before neighbours are merged
 
 
 class Incoming(Protocol):
@@ -304,7 +304,7 @@ class Transfer:
     def _sample(self, at: float, images: int, received: int) -> None:
         series = self.tally.series
         series.append((round(at, 1), images, received, self._pace.slots))
-        if len(series) > _POINTS:
+        if len(series) > MOST_POINTS:  # neighbours are merged
             pairs = zip(series[::2], series[1::2], strict=False)
             series[: len(series) // 2 * 2] = [(b[0], a[1] + b[1], a[2] + b[2], b[3]) for a, b in pairs]
 

@@ -215,7 +215,7 @@ class ApproveLargePlanOperator(AskOperator):
 
 def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
     """The approval page, in Markdown."""
-    from include.physionet_mirror.plan import money, readable_bytes, readable_hours
+    from include.physionet_mirror.words import about, money, size
 
     return "\n".join(
         [
@@ -223,9 +223,9 @@ def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
             "",
             "| | |",
             "|---|---|",
-            f"| Images selected | {estimate.images:,} ({readable_bytes(estimate.bytes)}) |",
-            f"| To be fetched | {estimate.missing:,} ({readable_bytes(estimate.missing_bytes)}) |",
-            f"| Time | {readable_hours(estimate.hours)} ({estimate.connections} connections) |",
+            f"| Images selected | {estimate.images:,} ({size(estimate.bytes)}) |",
+            f"| To be fetched | {estimate.missing:,} ({size(estimate.missing_bytes)}) |",
+            f"| Time | {about(3600 * estimate.hours)} ({estimate.connections} connections) |",
             f"| Storage a month, {estimate.storage_class} | {money(estimate.monthly_cost)} |",
             f"| S3 requests, once | {money(estimate.put_cost + estimate.check_cost)} |",
             f"| Shards | {plan['shards']:,} |",

@@ -15,8 +15,6 @@ import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from include.physionet_mirror import index, report
 from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
@@ -285,48 +283,6 @@ class TestFacts:
         assert len(json.dumps(report.figures(facts))) < 1000
 
 
-class TestThroughput:
-    @given(
-        st.lists(
-            st.tuples(
-                st.floats(0, 5000),
-                st.lists(st.tuples(st.floats(0.5, 60), st.integers(0, 500)), min_size=1, max_size=40),
-            ),
-            min_size=1,
-            max_size=8,
-        )
-    )
-    def test_laying_series_over_each_other_loses_no_image(self, tasks):
-        results = []
-        for offset, steps in tasks:
-            t, series = 0.0, []
-            for step, images in steps:
-                t += step
-                series.append([t, images, images * 1000, 2])
-            started = (STARTED + timedelta(seconds=offset)).isoformat()
-            stored = sum(images for _, images in steps)
-            results.append(
-                {"started": started, "seconds": t, "stored": stored, "bytes": stored * 1000, "series": series}
-            )
-        facts = report._transfer(results)
-        series = facts["series"]
-        assert len(series) <= report.MOST_POINTS
-        since, images = 0.0, 0.0
-        for until, rate, *_ in series:
-            images += rate * (until - since)
-            since = until
-        assert images == pytest.approx(facts["images"], rel=0.03, abs=1)
-        assert since == pytest.approx(facts["seconds"], abs=0.2)
-
-    def test_connections_of_concurrent_tasks_add_up(self):
-        one = {"started": STARTED.isoformat(), "seconds": 100, "series": [[50, 5, 5, 2], [100, 5, 5, 2]]}
-        facts = report._transfer([one, one, one])
-        assert {point[3] for point in facts["series"]} == {6.0}
-
-    def test_nothing_streamed(self):
-        assert report._transfer([])["series"] == []
-
-
 class TestPage:
     def test_is_self_contained_and_without_script(self):
         bucket, _, _ = written(results=make_results(38, 3))
@@ -492,32 +448,3 @@ class TestTrainingPage:
         assert float(pixels.max()) == 1
         assert float(label) in {0, 1}
         assert len(list(torch.utils.data.DataLoader(dataset, batch_size=8))) == -(-len(dataset) // 8)
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1 kB"),
-        (1_450_000, "1.45 MB"),
-        (123_456_789, "123 MB"),
-        (5.5e11, "550 GB"),
-    ],
-)
-def test_sizes_in_words(count, text):
-    assert report.size(count) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0.0 s"), (59.96, "60.0 s"), (250, "4 min 10 s"), (11_520, "3 h 12 min"), (200_000, "2 d 7 h")],
-)
-def test_durations_in_words(seconds, text):
-    assert report.duration(seconds) == text
-
-
-def test_a_share_is_never_rounded_up_to_all():
-    assert report.share(377_109, 377_110) == "99.9 %"
-    assert report.share(5, 5) == "100 %"
-    assert report.share(0, 0) == "0 %"

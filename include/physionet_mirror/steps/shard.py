@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from include.physionet_mirror import plan, shards
+from include.physionet_mirror import shards, words
 from include.physionet_mirror.access_point import COPIES_A_CONNECTION, AccessPoint
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import DestinationError
@@ -116,7 +116,12 @@ def stream_shard(
         f"{shard.images - len(images):,}",
         connections,
     )
-    result: dict[str, Any] = {"shard": shard.index, "name": shard.name, "try_number": try_number}
+    result: dict[str, Any] = {
+        "shard": shard.index,
+        "name": shard.name,
+        "try_number": try_number,
+        "allowed": connections,
+    }
 
     def publish(tally: Mapping[str, Any]) -> None:
         result.update(tally, handshakes=source.stats.handshakes)
@@ -169,7 +174,7 @@ def stream_shard(
         shard.name,
         f"{tally.stored:,}",
         f"{tally.todo:,}",
-        plan.readable_bytes(tally.bytes),
+        words.size(tally.bytes),
         tally.seconds,
         tally.retries,
         source.stats.handshakes,

@@ -23,9 +23,8 @@ from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MirrorError
 from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.plan import money, readable_bytes, readable_hours
 from include.physionet_mirror.progress import Progress, Watch
-from include.physionet_mirror.report import duration
+from include.physionet_mirror.words import about, duration, money, share, size
 from physionet_airflow.bucket import open_bucket
 from physionet_airflow.page import form, runs, show
 from physionet_airflow.page.access import READ_RUN, DagId, ReadableDags, TheRun, defaults_of, params_of
@@ -98,13 +97,13 @@ def make_app() -> FastAPI:
     )
     environment.filters |= {
         "number": show.number,
-        "size": readable_bytes,
+        "size": size,
         "money": money,
-        "hours": readable_hours,
+        "about": about,
         "duration": duration,
         "ago": show.ago,
         "minute": show.minute,
-        "share": show.share,
+        "share": share,
     }
     environment.globals |= {"step": show.step, "next_step": show.next_step, "version": _version()}
     templates = Jinja2Templates(env=environment)

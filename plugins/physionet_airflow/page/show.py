@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from include.physionet_mirror.plan import readable_bytes, readable_hours
-from include.physionet_mirror.report import LEVEL_MEANS, NEXT_STEPS, duration
-from include.physionet_mirror.report import share as _share
+from include.physionet_mirror.report import LEVEL_MEANS, NEXT_STEPS
+from include.physionet_mirror.words import about, duration, share, size
 from physionet_airflow.page.runs import GROUP
 
 if TYPE_CHECKING:
@@ -46,13 +45,6 @@ _REST = frozenset({None, "success", "skipped", "failed", "upstream_failed", "rem
 def number(value: float) -> str:
     """``12,345``."""
     return f"{value:,.0f}"
-
-
-def share(part: float, whole: float) -> str:
-    """``37.8 %``; 0 % only for nothing, 100 % only for all."""
-    if part <= 0:
-        return "0 %"
-    return "< 0.1 %" if part < whole / 1000 else _share(part, whole)
 
 
 def ago(at: datetime | None, now: datetime | None = None) -> str:
@@ -114,9 +106,9 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
         "images": number(progress.images),
         "share": share(progress.there, progress.images),
         "stored": number(progress.stored),
-        "bytes": readable_bytes(progress.bytes),
+        "bytes": size(progress.bytes),
         "rate": f"{progress.images_per_second:.3g}" if progress.images_per_second else "0",
-        "speed": f"{readable_bytes(progress.bytes_per_second)}/s",
+        "speed": f"{size(progress.bytes_per_second)}/s",
         "left": _time_left(run, progress),
         "to_go": number(progress.left),
         "connections": number(progress.connections),
@@ -147,7 +139,7 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
 def _time_left(run: Run, progress: Progress) -> str:
     if run.over:
         return "none"
-    return "not known" if progress.seconds_left is None else readable_hours(progress.seconds_left / 3600)
+    return "not known" if progress.seconds_left is None else about(progress.seconds_left)
 
 
 def _cell(shard: ShardProgress) -> tuple[int, str, str, str]:

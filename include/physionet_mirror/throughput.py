@@ -1,0 +1,167 @@
+"""How fast it went: the stream tasks' series laid over each other, and what follows from them.
+
+A stream task publishes a series of (seconds since its start, images, bytes, connections in use), each for the stretch of
+time that ends there. Live page, report and estimate all look at them through this module.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+MOST_POINTS = 120
+"""Of a series; a run of 20 hours then has one for each ten minutes."""
+
+PAUSE = 120.0
+"""Seconds in which a task stores nothing, although it may: it waits. An image takes 37 s at the slowest that users report."""
+
+
+class Stretch(NamedTuple):
+    """What one stream task did between two points of its series; times are seconds since 1970."""
+
+    began: float
+    ended: float
+    images: float
+    bytes: float
+    connections: float
+
+
+class Point(NamedTuple):
+    """A point of the common series: means over the time from the point before it."""
+
+    seconds: float
+    images_per_second: float
+    bytes_per_second: float
+    connections: float
+
+
+def stretches(results: Iterable[Mapping[str, Any]]) -> Iterable[Stretch]:
+    """Every stretch of every task's series.
+
+    Args:
+        results: ``results/NNNN.json``.
+    """
+    for result in results:
+        started = seconds_of(result.get("started"))
+        if not started:
+            continue
+        since = 0.0
+        for until, images, sent, connections in result.get("series") or ():
+            if until > since:
+                yield Stretch(started + since, started + until, images, sent, connections)
+                since = until
+
+
+def spans(results: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+    """Start and last sign of life of each task, in seconds since 1970."""
+    found = []
+    for result in results:
+        if started := seconds_of(result.get("started")):
+            last = [float(point[0]) for point in (result.get("series") or ())[-1:]]
+            found.append((started, started + max([float(result.get("seconds") or 0), *last])))
+    return found
+
+
+def series(
+    results: Iterable[Mapping[str, Any]], began: float, ended: float, *, shortest: float = 1.0
+) -> Sequence[Point]:
+    """The tasks' series laid over each other; what a task reports for a stretch is spread evenly over it.
+
+    Args:
+        results: ``results/NNNN.json``.
+        began: Seconds since 1970.
+        ended: Seconds since 1970.
+        shortest: Seconds between two points at least; of a long time there are `MOST_POINTS`.
+    """
+    if ended <= began:
+        return []
+    bins = max(1, min(MOST_POINTS, math.ceil((ended - began) / shortest)))
+    width = (ended - began) / bins
+    totals = [[0.0, 0.0, 0.0] for _ in range(bins)]
+    for stretch in stretches(results):
+        left, right = (stretch.began - began) / width, (stretch.ended - began) / width
+        for number in range(max(0, int(left)), min(bins, math.ceil(right))):
+            part = min(right, number + 1) - max(left, number)  # of this bin
+            if part > 0:
+                whole = part / (right - left)  # of the stretch
+                total = totals[number]
+                total[0] += stretch.images * whole
+                total[1] += stretch.bytes * whole
+                total[2] += stretch.connections * part
+    return [
+        Point(round((n + 1) * width, 2), round(images / width, 3), round(sent / width), round(connections, 4))
+        for n, (images, sent, connections) in enumerate(totals)
+    ]
+
+
+def recent(results: Iterable[Mapping[str, Any]], until: float, seconds: float) -> tuple[float, float]:
+    """Images and bytes a second in the last ``seconds`` before ``until`` (since 1970)."""
+    images = sent = 0.0
+    first = until
+    for stretch in stretches(results):
+        first = min(first, stretch.began)
+        overlap = min(stretch.ended, until) - max(stretch.began, until - seconds)
+        if overlap > 0:
+            images += stretch.images * overlap / (stretch.ended - stretch.began)
+            sent += stretch.bytes * overlap / (stretch.ended - stretch.began)
+    length = min(seconds, max(until - first, 1.0))
+    return images / length, sent / length
+
+
+class Use(NamedTuple):
+    """How the connections were used.
+
+    Attributes:
+        connection_seconds: Seconds times connections in use; pauses, nights and waits between two tries are none.
+        connections: Mean in use while anything was fetched.
+        allowed: Mean of what the tasks at work were allowed together; 0 = not known.
+    """
+
+    connection_seconds: float
+    connections: float
+    allowed: float
+
+
+def use(results: Iterable[Mapping[str, Any]]) -> Use:
+    """How these tasks used their connections; a result's ``allowed`` is the most that its task might hold."""
+    used = allowed = 0.0
+    working: list[tuple[float, float]] = []
+    for result in results:
+        most = float(result.get("allowed") or 0)
+        for stretch in _at_work(result):
+            length = stretch.ended - stretch.began
+            used += length * stretch.connections
+            allowed += length * most
+            working.append((stretch.began, stretch.ended))
+    busy = reached = 0.0
+    for start, end in sorted(working):
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return Use(used, used / busy, allowed / busy) if busy else Use(0.0, 0.0, 0.0)
+
+
+def _at_work(result: Mapping[str, Any]) -> Iterable[Stretch]:
+    """The stretches of a task without those in which it waited for PhysioNet to come back."""
+    idle: list[Stretch] = []
+    for stretch in stretches([result]):
+        if stretch.connections <= 0:
+            continue
+        if not stretch.images and not stretch.bytes:
+            idle.append(stretch)
+            continue
+        if sum(waited.ended - waited.began for waited in idle) < PAUSE:
+            yield from idle
+        idle = []
+        yield stretch
+    if sum(waited.ended - waited.began for waited in idle) < PAUSE:
+        yield from idle
+
+
+def seconds_of(text: object) -> float:
+    """Seconds since 1970 of an ISO time; 0 where it is none."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp()
+    except ValueError:
+        return 0.0
