@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from include.physionet_mirror import index, throughput
+from include.physionet_mirror.errors import MirrorError, next_steps
 from include.physionet_mirror.layout import INDEX
 from include.physionet_mirror.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
 from include.physionet_mirror.verification import Problem, Verdict
@@ -50,24 +51,11 @@ NEXT_STEPS: Mapping[str, str] = {
     "empty": f"{_AGAIN}: it fetches these images anew and replaces the empty objects.",
     "wrong bytes": f"{_AGAIN}: it fetches these images anew and replaces the wrong objects. "
     "If it comes back, find out what else writes below this prefix.",
-    "not found": "PhysioNet lists these files in its checksums but does not serve them. Run it again in a day; "
-    "if it stays, tell PhysioNet's support and go on without them.",
-    "corrupt": "In several attempts, PhysioNet's bytes did not hash to PhysioNet's checksum. Run it again in a day; "
-    "if it stays, tell PhysioNet's support: the file there is damaged.",
-    "not the file": f"PhysioNet answered with a web page, as it does in maintenance. {_AGAIN} later.",
-    "truncated": f"The connection ended early in every attempt. {_AGAIN}, with fewer connections if it comes back.",
-    "stalled": f"PhysioNet stopped sending. {_AGAIN}, with fewer connections if it comes back.",
-    "throttled": f"PhysioNet asked for less. {_AGAIN} with fewer connections.",
-    "source unavailable": f"PhysioNet could not be reached; see https://physionet.org. {_AGAIN} when it is back.",
-    "credentials refused": f"Correct user name and password in the connection physionet_default. {_AGAIN}.",
-    "access refused": "Open the dataset's page at PhysioNet, logged in with the account of physionet_default: it says what "
-    f"is missing. {_AGAIN}.",
-    "destination unavailable": f"S3 could not take the images. {_AGAIN}; if it comes back, check endpoint and network.",
-    "bucket refused": f"Allow the role or the keys of aws_default s3:PutObject on this prefix. {_AGAIN}.",
+    **next_steps(),
 }
 """What to do about images that failed, by reason."""
 
-_OTHERWISE = f"{_AGAIN}: it fetches only these images. If it comes back, the log of their shard's task says more."
+_OTHERWISE = MirrorError.next_step
 
 LEVEL_MEANS: Mapping[str, str] = {
     "count": "each one is listed in the bucket with a size above zero; its bytes were not compared",

@@ -40,6 +40,7 @@ class AuditOperator(BaseOperator):
         super().__init__(**kwargs)
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare and write down."""
         from include.physionet_mirror.layout import RunLayout
@@ -74,6 +75,7 @@ class RepairOperator(TriggerDagRunOperator):
         super().__init__(trigger_dag_id="mimic_cxr_jpg", **kwargs)
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> Any:
         """Trigger, or skip."""
         from include.physionet_mirror.steps import audit
@@ -121,6 +123,7 @@ class JudgeAuditOperator(BaseOperator):
 
     ui_color = "#e8f0e4"
 
+    @engine_errors()
     def execute(self, context: Context) -> None:
         """Judge."""
         found = context["ti"].xcom_pull(task_ids=AUDIT)

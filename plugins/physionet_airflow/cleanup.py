@@ -35,6 +35,7 @@ class ListObjectsOperator(BaseOperator):
         super().__init__(**kwargs)
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """List."""
         from include.physionet_mirror.steps import cleanup
@@ -83,6 +84,7 @@ class DeleteListedOperator(BaseOperator):
         super().__init__(**kwargs)
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> dict[str, int]:
         """Delete, unless this is a dry run or there is nothing."""
         from include.physionet_mirror.steps import cleanup

@@ -11,15 +11,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
-from include.physionet_mirror.errors import (
-    AccessRefused,
-    CredentialsRefused,
-    InputError,
-    MirrorError,
-    SourceUnavailable,
-    Stalled,
-    Throttled,
-)
+from include.physionet_mirror.errors import InputError, MirrorError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
@@ -33,16 +25,6 @@ _HOW = (
     "Set it under Admin > Connections, or as the environment variable AIRFLOW_CONN_PHYSIONET_DEFAULT="
     '\'{"conn_type": "http", "host": "https://physionet.org", "login": "<user name>", "password": "<password>"}\'.'
 )
-
-_TEST_SAYS = {
-    CredentialsRefused: "Wrong user name or password",
-    AccessRefused: "PhysioNet refuses this account",
-    InputError: "The connection cannot be used as it is",
-    SourceUnavailable: "PhysioNet cannot be reached",
-    Stalled: "PhysioNet does not answer",
-    Throttled: "PhysioNet asks for patience",
-}
-"""How the Test button begins, by what went wrong."""
 
 
 class PhysioNetHook(BaseHook):
@@ -104,7 +86,7 @@ class PhysioNetHook(BaseHook):
             with closing(self.source()) as source:
                 source.check_access(DATASETS[name])
         except MirrorError as error:
-            return False, f"{_TEST_SAYS.get(type(error), error.reason.capitalize())}. {error}"
+            return False, f"{error.summary}. {error}"
         return True, f"PhysioNet lets {connection.login} read {name}."
 
     def _connection(self) -> Connection:

@@ -20,18 +20,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from include.physionet_mirror.errors import (
-    AccessRefused,
-    BucketRefused,
-    BucketUnsafe,
-    CredentialsRefused,
-    MirrorError,
-)
+from include.physionet_mirror.errors import MirrorError
 
 log = logging.getLogger(__name__)
 
 _COUNTERS = {"stored": "images_stored", "bytes": "bytes_stored", "retries": "retries"}
-_REFUSALS = (CredentialsRefused, AccessRefused, BucketRefused, BucketUnsafe)
 
 
 class ShardMetrics:
@@ -72,8 +65,8 @@ class ShardMetrics:
 
 
 def count_refusal(error: MirrorError) -> None:
-    """Count what only a person can put right; any other error is not counted here."""
-    if isinstance(error, _REFUSALS):
+    """Count what PhysioNet or S3 refuses until a person puts it right; any other error is not counted here."""
+    if error.permanent and error.whose in ("source", "destination"):
         _send("incr", "refused", 1, tags=_tag(error.reason))
 
 

@@ -58,6 +58,7 @@ class FetchMetadataOperator(BaseOperator):
         self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch what is not there yet."""
         from include.physionet_mirror.steps import metadata
@@ -95,6 +96,7 @@ class PlanShardsOperator(BaseOperator):
         super().__init__(**kwargs)
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan; a dry run hands on no shard."""
         from include.physionet_mirror.steps import planning
@@ -175,6 +177,7 @@ class AskOperator(ApprovalOperator):
         """The approval page in Markdown, or None where there is nothing to ask."""
         raise NotImplementedError
 
+    @engine_errors()
     def execute(self, context: Context) -> Any:
         """Pass on at once, or wait for a person."""
         question = self.question(context)
@@ -266,6 +269,7 @@ class StreamShardOperator(BaseOperator):
         self._stop: Stop | None = None
         self._killed = False
 
+    @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream until all is stored, or named."""
         if self.shard is None:
@@ -324,6 +328,7 @@ class VerifyOperator(BaseOperator):
         super().__init__(outlets=[IMAGES, INDEX], **kwargs)
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Verify, report, judge."""
         from include.physionet_mirror import report

@@ -1,4 +1,4 @@
-"""Which errors are worth another try, by the engine's error tree."""
+"""Which errors are worth another try, and when: what the engine's error tree says, as Airflow's retry policy."""
 
 from __future__ import annotations
 
@@ -6,70 +6,33 @@ from datetime import timedelta
 
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
-from include.physionet_mirror.errors import (
-    AccessRefused,
-    BucketMissing,
-    BucketRefused,
-    BucketUnsafe,
-    CredentialsRefused,
-    DestinationUnavailable,
-    ImagesFailed,
-    InputError,
-    MetadataError,
-    SourceUnavailable,
-    Throttled,
-    VerificationFailed,
-)
-
-PERMANENT = (
-    InputError,
-    MetadataError,
-    CredentialsRefused,
-    AccessRefused,
-    BucketMissing,
-    BucketRefused,
-    BucketUnsafe,
-    VerificationFailed,
-)
-"""Errors that stay until a person acts: the task fails at once, whatever retries it has left."""
+from include.physionet_mirror.errors import MirrorError, all_errors
 
 RETRIES = 5
 """Tries after the first one, where an error may pass by itself."""
 
-RETRY_POLICY = ExceptionRetryPolicy(
-    rules=[
-        RetryRule(
-            exception=list(PERMANENT),
+
+def _rule(error: type[MirrorError]) -> RetryRule:
+    if error.permanent:
+        return RetryRule(
+            exception=error,
             action=RetryAction.FAIL,
-            reason="Trying again cannot help: this needs a person (see the text above).",
-        ),
-        RetryRule(
-            exception=Throttled,
-            action=RetryAction.RETRY,
-            retry_delay=timedelta(minutes=10),
-            reason="PhysioNet asks for less; waiting longer.",
-        ),
-        RetryRule(
-            exception=SourceUnavailable,
-            action=RetryAction.RETRY,
-            retry_delay=timedelta(minutes=3),
-            reason="PhysioNet is out of reach for now.",
-        ),
-        RetryRule(
-            exception=DestinationUnavailable,
-            action=RetryAction.RETRY,
-            retry_delay=timedelta(minutes=1),
-            reason="S3 is out of reach for now.",
-        ),
-        RetryRule(
-            exception=ImagesFailed,
-            action=RetryAction.RETRY,
-            retry_delay=timedelta(seconds=30),
-            reason="Some images could not be had; only these are asked for again.",
-        ),
-    ]
+            reason=f"{error.summary}. Trying again cannot help: this needs a person (see the text above).",
+        )
+    return RetryRule(
+        exception=error,
+        action=RetryAction.RETRY,
+        retry_delay=error.retry_delay,
+        reason=f"{error.summary}; trying again in {error.retry_delay}.",
+    )
+
+
+RETRY_POLICY = ExceptionRetryPolicy(
+    rules=[_rule(error) for error in all_errors() if error.permanent or error.retry_delay is not None]
 )
-"""For every task of this project; what no rule names backs off exponentially from the task's own ``retry_delay``."""
+"""For every task of this project; what no rule names backs off exponentially from the task's own ``retry_delay``.
+
+The delays need it; that a permanent error fails at once does not: `run.engine_errors` sees to that in any Airflow."""
 
 TASK_DEFAULTS = {
     "retries": RETRIES,

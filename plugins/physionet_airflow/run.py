@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.xcom import BaseXCom
+from airflow.sdk.exceptions import AirflowFailException
 
 from include.physionet_mirror.errors import InputError, MirrorError
 from physionet_airflow import metrics
@@ -140,10 +141,20 @@ def no_result(task_id: str) -> InputError:
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Let the engine's errors through without what lies beneath them: such causes may quote addresses and headers."""
+    """Let the engine's errors through without what lies beneath them: such causes may quote addresses and headers.
+
+    Also a decorator: ``@engine_errors()``.
+
+    Raises:
+        AirflowFailException: In place of a permanent error, with its text: the task fails at once, in every Airflow and
+            with whatever retries.
+        MirrorError: Any other error of the engine's, which the task's retries are for.
+    """
     try:
         yield
     except MirrorError as error:
         metrics.count_refusal(error)
+        if error.permanent:
+            raise AirflowFailException(f"{type(error).__name__}: {error}") from None
         error.__cause__ = error.__context__ = None
         raise error from None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
-from include.physionet_mirror.errors import DestinationUnavailable, MirrorError, SourceUnavailable, Throttled
+from include.physionet_mirror.errors import MirrorError
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.run import Run, dataset_overrides, engine_errors
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from airflow.sdk import Context
-
-_PASSING = (SourceUnavailable, Throttled, DestinationUnavailable)
 
 
 class AccessCheckSensor(BaseSensorOperator):
@@ -71,12 +69,12 @@ class AccessCheckSensor(BaseSensorOperator):
                 PhysioNetHook(self.physionet_conn_id).source().check_access(run.request.dataset)
                 if run.request.source != "physionet":
                     run.source().check_access(run.request.dataset)
-        except _PASSING as error:
+        except MirrorError as error:
+            if error.retry_delay is None:  # nothing that passes by itself within hours
+                raise AirflowFailException(f"{type(error).__name__}: {error}") from None
             self._last = str(error)
             self.log.info("Not yet: %s Asking again in %.0f s.", error, self.poke_interval)
             return False
-        except MirrorError as error:
-            raise AirflowFailException(f"{type(error).__name__}: {error}") from None
         self.log.info("PhysioNet serves %s, and %s is in reach.", run.request.dataset.name, run.bucket.uri())
         return True
 
@@ -100,6 +98,7 @@ class MissingSensor(BaseSensorOperator):
         self.shard = shard
         self.aws_conn_id = aws_conn_id
 
+    @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once: there is always an answer."""
         context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]

@@ -252,7 +252,7 @@ def physionet(tmp_path_factory):
         ({"dataset": "imagenet/1"}, "There is no dataset 'imagenet/1'"),
         ({"user_agent": "python-requests/2"}, "PhysioNet ignores the password of a client that calls itself"),
         ({"host": "http://127.0.0.1:9"}, "PhysioNet cannot be reached."),
-        ({"host": "http://physionet.invalid"}, "The connection cannot be used as it is."),
+        ({"host": "http://physionet.invalid"}, "A parameter, connection or setting cannot be used as it is."),
         ({"password": ""}, "has no password"),
     ],
 )
