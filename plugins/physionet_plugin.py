@@ -26,19 +26,21 @@ class LazyPage:
         await self._app(scope, receive, send)
 
 
-def _view(name: str, route: str, href: str, destination: str) -> dict[str, Any]:
-    icon = "physionet/static/icon.svg"
-    return {"name": name, "url_route": route, "href": href, "destination": destination, "icon": icon}
-
-
 class PhysioNetPlugin(AirflowPlugin):
-    """The mirror at a glance: overview, live run and planning, as a nav entry and as tabs of DAG and run."""
+    """The mirror at a glance: overview, live run and planning, as a nav entry, and as buttons on our tasks.
+
+    Not as tabs of DAG and run: Airflow's UI puts a plugin's tabs on every DAG of the installation (up to 3.3).
+    """
 
     name = "physionet"
     fastapi_apps: ClassVar[list[Any]] = [{"app": LazyPage(), "url_prefix": "/physionet", "name": "PhysioNet mirror"}]
     external_views: ClassVar[list[Any]] = [
-        _view("PhysioNet", "physionet", "physionet/", "nav"),
-        _view("Mirror", "physionet_dag", "physionet/dags/{DAG_ID}", "dag"),
-        _view("Live progress", "physionet_run", "physionet/dags/{DAG_ID}/runs/{RUN_ID}", "dag_run"),
+        {
+            "name": "PhysioNet",
+            "url_route": "physionet",
+            "href": "physionet/",
+            "destination": "nav",
+            "icon": "physionet/static/icon.svg",
+        }
     ]
     operator_extra_links: ClassVar[list[Any]] = LINKS

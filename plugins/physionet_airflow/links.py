@@ -63,7 +63,7 @@ def run_url(dag_id: str, run_id: str, view: str = "") -> str:
 _SHARDS = ("PlanShardsOperator", "StreamShardOperator", "VerifyOperator")
 
 LINKS = [
-    PageLink("Live progress", "", _SHARDS),
+    PageLink("Live progress", "", ("FetchMetadataOperator", *_SHARDS)),
     PageLink("Report", "report", ("VerifyOperator",)),
     PageLink("Images in S3", "s3", _SHARDS),
     PageLink("Dataset at PhysioNet", "dataset", ("FetchMetadataOperator", *_SHARDS)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ class Run:
         params: The DAG's defaults with what was given.
         mirror: Where it goes, None where its params name no valid place.
         state: In Airflow's words.
+        paused: Whether its DAG is paused: then no task of it begins.
     """
 
     dag_id: str
@@ -71,6 +72,7 @@ class Run:
     queued: datetime | None
     started: datetime | None
     ended: datetime | None
+    paused: bool = False
 
     @property
     def over(self) -> bool:
@@ -81,8 +83,13 @@ class Run:
 class RunTasks:
     """The states of a run's tasks: ``shards`` by map index, ``others`` by task id in no particular order."""
 
-    shards: Mapping[int, Tasks]
-    others: Mapping[str, str | None]
+    shards: Mapping[int, Tasks] = field(default_factory=dict)
+    others: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the run plans shards: audits, clean-ups and runs for the tables alone do not."""
+        return "plan" in self.others
 
 
 def our_dags(session: Session, readable: Iterable[str]) -> list[str]:
@@ -154,14 +161,31 @@ def tasks_of(session: Session, run: Run) -> RunTasks:
 
 def _runs() -> Any:
     return select(
-        DagRun.dag_id, DagRun.run_id, DagRun.state, DagRun.conf, DagRun.queued_at, DagRun.start_date, DagRun.end_date
-    )
+        DagRun.dag_id,
+        DagRun.run_id,
+        DagRun.state,
+        DagRun.conf,
+        DagRun.queued_at,
+        DagRun.start_date,
+        DagRun.end_date,
+        DagModel.is_paused,
+    ).outerjoin(DagModel, DagModel.dag_id == DagRun.dag_id)
 
 
 def _run(row: Any, defaults: Mapping[str, Any]) -> Run:
     params = {**defaults, **(row.conf if isinstance(row.conf, Mapping) else {})}
     state = str(getattr(row.state, "value", row.state))
-    return Run(row.dag_id, row.run_id, state, params, Mirror.of(params), row.queued_at, row.start_date, row.end_date)
+    return Run(
+        dag_id=row.dag_id,
+        run_id=row.run_id,
+        state=state,
+        params=params,
+        mirror=Mirror.of(params),
+        queued=row.queued_at,
+        started=row.start_date,
+        ended=row.end_date,
+        paused=bool(row.is_paused),
+    )
 
 
 def mirrors_of(runs: Sequence[Run], defaults: Iterable[Mapping[str, Any]]) -> list[Mirror]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -35,9 +36,18 @@ _AT_WORK: Mapping[str, str] = {
     "check_access": "Asking PhysioNet and S3 whether they let us in",
     "fetch_metadata": "Fetching the tables and checksums",
     "plan": "Choosing the images and cutting them into shards",
-    "approve": "Waiting for a person to approve the plan (under Required Actions)",
+    "approve": "Waiting for a person's yes or no (under Required Actions)",
     "verify": "Verifying the whole selection",
+    "audit": "Comparing the bucket with PhysioNet's checksums",
+    "repair": "Looking for what to repair",
+    "judge": "Counting what differs",
+    "list_objects": "Listing what would be deleted",
+    "delete": "Deleting what was approved",
 }
+"""What a run is about while this task is; tasks of a group by their last name."""
+
+_BUSY = frozenset({"running", "deferred", "restarting"})
+"""States that go on in a paused DAG. Of what is scheduled or queued nothing begins, and no try is made again."""
 
 _REST = frozenset({None, "success", "skipped", "failed", "upstream_failed", "removed"})
 
@@ -155,37 +165,133 @@ def _cell(shard: ShardProgress) -> tuple[int, str, str, str]:
 
 def _verdict(run: Run, tasks: RunTasks, progress: Progress) -> tuple[str, str, str]:
     """Tone, headline and a sentence more."""
-    at_work = next((text for name, text in _AT_WORK.items() if tasks.others.get(name) not in _REST), "")
-    broken = [name for name in tasks.others if tasks.others[name] == "failed"]
+    others = {name.rpartition(".")[2]: state for name, state in tasks.others.items()}
     if not run.over:
-        if run.state == "queued" or (not at_work and not progress.planned):
-            return "quiet", "Waiting to begin", "Airflow has queued this run."
-        if at_work or not progress.planned:
-            return "busy", at_work, ""
-        if not progress.left and not progress.failed:
-            return "busy", "Looking for what is missing", "Complete shards are skipped."
-        return "busy", "Streaming", "The run goes on whether this page is open or not."
-    result = (progress.report or {}).get("result")
-    if run.params.get("dry_run") and progress.planned:
+        return _on_its_way(run, tasks, others, progress)
+    broken = [name for name in tasks.others if tasks.others[name] == "failed"]
+    if not tasks.mirrors and tasks.others:
+        return _of_another_kind(run, others, broken)
+    result = result_of(progress.report)
+    if run.params.get("dry_run") and progress.planned and run.state == "success":
         return "good", f"Dry run: {progress.images:,} images are planned", "Nothing was fetched."
     if result:
-        level = f"Verified at level {result['level']}: {LEVEL_MEANS[result['level']]}."
-        if result["passed"]:
-            one = result["selected"] == 1
+        level = f"Verified at level {result.level}: {LEVEL_MEANS[result.level]}."
+        if result.passed:
+            one = result.selected == 1
             return (
                 "good",
                 "The one selected image is in the bucket and verified"
                 if one
-                else f"All {result['selected']:,} selected images are in the bucket and verified",
+                else f"All {result.selected:,} selected images are in the bucket and verified",
                 level,
             )
-        lacking = result["selected"] - result["verified"]
+        lacking = result.selected - result.verified
         return (
             "bad",
-            f"{lacking:,} of {result['selected']:,} selected images {'is' if lacking == 1 else 'are'} not there",
-            f"The other {result['verified']:,} are verified and stay. Trigger the same run again: it goes on from there.",
+            f"{lacking:,} of {result.selected:,} selected images {'is' if lacking == 1 else 'are'} not there",
+            f"The other {result.verified:,} are verified and stay. Trigger the same run again: it goes on from there.",
         )
     if run.state == "failed":
-        where = f"The task {broken[0]} failed" if broken else "The run failed"
-        return "bad", where, "Its log says why and what to do. What was stored before is untouched."
-    return "quiet", "Nothing was streamed", "The run ended without a report: its plan was refused or skipped."
+        return _failed(broken)
+    if others.get("verify") == "success":
+        return (
+            "good",
+            "The run succeeded",
+            "Its verification passed; its report is not in the bucket, or cannot be read.",
+        )
+    if others.get("approve") == "success":
+        return "quiet", "Nothing was streamed", "A person refused the plan. Trigger the run again to be asked again."
+    return "quiet", "Nothing was streamed", "Its tasks were skipped; the log of the first that was skipped says why."
+
+
+def _on_its_way(
+    run: Run, tasks: RunTasks, others: Mapping[str, str | None], progress: Progress
+) -> tuple[str, str, str]:
+    shards = [state for shard in tasks.shards.values() for state in (shard.missing, shard.stream)]
+    if run.paused and not any(state in _BUSY for state in (*others.values(), *shards)):
+        begun = any(state is not None for state in others.values()) and run.state != "queued"
+        return (
+            "bad",
+            f"{run.dag_id} is paused, so this run {'does not go on' if begun else 'does not begin'}",
+            "Unpause the DAG: the switch beside its name, on its page in Airflow. The run then "
+            + ("goes on where it stands." if begun else "begins by itself."),
+        )
+    at_work = next((text for name, text in _AT_WORK.items() if others.get(name) not in _REST), "")
+    if run.state == "queued" or (not at_work and not progress.planned):
+        return "quiet", "Waiting to begin", "Airflow has queued this run."
+    if at_work or not progress.planned:
+        return "busy", at_work, ""
+    if not progress.left and not progress.failed:
+        return "busy", "Looking for what is missing", "Complete shards are skipped."
+    return "busy", "Streaming", "The run goes on whether this page is open or not."
+
+
+def _of_another_kind(run: Run, others: Mapping[str, str | None], broken: list[str]) -> tuple[str, str, str]:
+    """Of an audit, a clean-up, or a run for the tables alone; told apart by their tasks."""
+    if "judge" in others:
+        if run.state == "success":
+            return "good", "The audit found nothing that differs", "The log of its task audit has the counts."
+        if others.get("audit") == "success" and others["judge"] == "failed":
+            return (
+                "bad",
+                "The audit found images that are missing or wrong",
+                "The log of its task judge says how many, and where their list is. An audit changes no image.",
+            )
+    if "delete" in others and run.state == "success":
+        if others["delete"] == "success":
+            return "good", "What was listed and approved is deleted", "The log of its task delete has the counts."
+        if run.params.get("dry_run"):
+            return "good", "Dry run: the objects are listed", "Nothing was deleted."
+        return "quiet", "Nothing was deleted", "The deletion was refused, or there was nothing to delete."
+    if run.state == "failed":
+        return _failed(broken)
+    if "fetch_metadata" in others:
+        return "good", "The tables are in the bucket and verified", "Images are fetched by mimic_cxr_jpg."
+    return "good", "The run succeeded", "It mirrors no images, so there is no more to show here."
+
+
+def _failed(broken: list[str]) -> tuple[str, str, str]:
+    where = f"The task {broken[0]} failed" if broken else "The run failed"
+    return "bad", where, "Its log says why and what to do. What was stored before is untouched."
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What ``report.json`` says in short. Sizes in bytes, times in seconds."""
+
+    passed: bool
+    level: str
+    selected: int
+    verified: int
+    fetched: int
+    bytes: int
+    seconds: float
+
+
+def result_of(report: Mapping[str, Any] | None) -> Result | None:
+    """The short form of a ``report.json``; None for none, and for one that is not as we write it."""
+    try:
+        result, transfer, run = (_part(report, name) for name in ("result", "transfer", "run"))
+        selected, verified = _count(result["selected"]), _count(result["verified"])
+        if result["level"] not in LEVEL_MEANS or not isinstance(result["passed"], bool) or verified > selected:
+            return None
+        fetched, size, seconds = _count(transfer["images"]), _count(transfer["bytes"]), _count(run["seconds"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return Result(result["passed"], result["level"], selected, verified, fetched, size, float(seconds))
+
+
+def _part(report: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
+    part = (report or {})[name]
+    if not isinstance(part, Mapping):
+        raise TypeError(name)
+    return part
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+        raise ValueError(value)
+    return int(value)

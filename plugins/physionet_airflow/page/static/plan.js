@@ -93,7 +93,7 @@
       if (document.getElementById("unpause")?.checked) await call("PATCH", "?update_mask=is_paused", { is_paused: false });
       const run = await call("POST", "/dagRuns", { logical_date: null, conf: JSON.parse(document.getElementById("conf").value) });
       dialog.close();
-      leave(`${dialog.dataset.run}${encodeURIComponent(run.dag_run_id)}/plugin/physionet_run`);
+      location.assign(`${dialog.dataset.run}${encodeURIComponent(run.dag_run_id)}`);
     } catch (error) {
       document.getElementById("trigger-error").textContent = error.message;
     }

@@ -1,0 +1,106 @@
+"""What the live page says of a run is true of it: of audits, paused DAGs, refused plans, and reports that are not ours."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from include.physionet_mirror.progress import Progress, Tasks
+from physionet_airflow.page import show
+from physionet_airflow.page.runs import Run, RunTasks
+
+RESULT = {"passed": True, "level": "checksum", "selected": 10, "verified": 10}
+REPORT = {"result": RESULT, "transfer": {"images": 10, "bytes": 16_000_000}, "run": {"id": "r", "seconds": 5.0}}
+
+
+def headline(state, others, *, dag_id="mimic_cxr_jpg", progress=None, shards=None, paused=False, **params):
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    run = Run(dag_id, "r", state, params, None, now, now, now, paused)
+    seen = show.live(run, RunTasks(shards or {}, others), progress or Progress())
+    return seen["fields"]["headline"], seen["fields"]["detail"], seen["tone"]
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "state", "others", "params", "says", "tone"),
+    [
+        ("mimic_cxr_audit", "success", {"audit": "success", "repair": "skipped", "judge": "success"}, {}, "found nothing that differs", "good"),
+        ("mimic_cxr_audit", "failed", {"audit": "success", "repair": "skipped", "judge": "failed"}, {}, "missing or wrong", "bad"),
+        ("mimic_cxr_audit", "failed", {"audit": "failed", "repair": "upstream_failed", "judge": "failed"}, {}, "The task audit failed", "bad"),
+        ("mimic_cxr_cleanup", "success", {"list_objects": "success", "approve": "success", "delete": "success"}, {}, "is deleted", "good"),
+        ("mimic_cxr_cleanup", "success", {"list_objects": "success", "approve": "success", "delete": "skipped"}, {}, "Nothing was deleted", "quiet"),
+        ("mimic_cxr_cleanup", "success", {"list_objects": "success", "approve": "skipped", "delete": "skipped"}, {"dry_run": True}, "objects are listed", "good"),
+        ("mimic_cxr_metadata", "success", {"a.check_access": "success", "a.fetch_metadata": "success"}, {}, "tables are in the bucket", "good"),
+        ("mimic_cxr_jpg", "success", {"plan": "success", "approve": "success", "verify": "skipped"}, {}, "Nothing was streamed", "quiet"),
+        ("mimic_cxr_jpg", "success", {"plan": "success", "approve": "skipped", "verify": "success"}, {}, "The run succeeded", "good"),
+        ("mimic_cxr_jpg", "running", {"check_access": "running"}, {}, "let us in", "busy"),
+        ("mimic_cxr_audit", "running", {"audit": "running"}, {}, "Comparing the bucket", "busy"),
+    ],
+)  # fmt: skip
+def test_each_kind_of_run_is_told_as_what_it_is(dag_id, state, others, params, says, tone):
+    said = headline(state, others, dag_id=dag_id, **params)
+    assert says in said[0]
+    assert said[2] == tone
+    if dag_id != "mimic_cxr_jpg":
+        assert "streamed" not in " ".join(said)
+        assert "plan" not in " ".join(said)
+
+
+def test_a_plan_that_a_person_refused_is_told_from_one_that_was_skipped():
+    refused = headline("success", {"plan": "success", "approve": "success", "verify": "skipped"})
+    assert "refused" in refused[1]
+    skipped = headline("success", {"plan": "skipped", "verify": "skipped"})
+    assert "refused" not in skipped[1]
+
+
+@pytest.mark.parametrize(
+    ("state", "others", "says"),
+    [
+        ("queued", {}, "does not begin"),
+        ("queued", {"check_access": None}, "does not begin"),
+        ("running", {"check_access": "success", "fetch_metadata": "scheduled"}, "does not go on"),
+        ("running", {"check_access": "up_for_reschedule"}, "does not go on"),
+        ("running", {"check_access": "up_for_retry"}, "does not go on"),
+    ],
+)
+def test_a_run_of_a_paused_dag_says_that_it_is_paused_and_how_to_unpause(state, others, says):
+    said = headline(state, others, paused=True)
+    assert said[0] == f"mimic_cxr_jpg is paused, so this run {says}"
+    assert "Unpause the DAG" in said[1]
+    assert said[2] == "bad"
+    assert "paused" not in headline(state, others)[0]
+
+
+def test_what_runs_in_a_paused_dag_goes_on_and_is_told_so():
+    planned = Progress(planned=True, images=10, left=5)
+    said = headline(
+        "running", {"plan": "success"}, progress=planned, shards={0: Tasks("success", "running")}, paused=True
+    )
+    assert said[0] == "Streaming"
+    assert "paused" not in headline("success", {"plan": "success", "verify": "success"}, paused=True)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"result": None},
+        {"result": []},
+        {"result": RESULT | {"level": "thorough"}},
+        {"result": RESULT | {"selected": "many"}},
+        {"result": RESULT | {"selected": 10**400}},
+        {"result": RESULT | {"verified": float("nan")}},
+        {"result": RESULT | {"verified": 11}},
+        {"result": RESULT | {"passed": "yes"}},
+        {"transfer": "nothing"},
+        {"run": {"seconds": float("inf")}},
+        {"run": {}},
+    ],
+)
+def test_a_report_that_is_not_ours_counts_as_none(change):
+    assert show.result_of(REPORT).verified == 10
+    assert show.result_of(REPORT | change) is None
+    said = headline("success", {"plan": "success", "verify": "success"}, progress=Progress(report=REPORT | change))
+    assert said[:2] == (
+        "The run succeeded",
+        "Its verification passed; its report is not in the bucket, or cannot be read.",
+    )
