@@ -244,7 +244,8 @@ def _tables() -> tuple[bytes, bytes]:
     there = table[rng.random(count) < table["group"].map(share).fillna(0)]
     index = BytesIO()
     sizes = rng.integers(900_000, 2_000_000, len(there))
-    pq.write_table(pa.table({"dicom_id": there["dicom_id"].tolist(), "bytes": sizes}), index)
+    columns = {name: there[name].tolist() for name in ("path", "sha256")}
+    pq.write_table(pa.table({**columns, "bytes": sizes}), index)
     return out.getvalue(), index.getvalue()
 
 

@@ -1,7 +1,7 @@
 """What of the dataset is in the bucket, and who would be in a cohort: the manifest with what the index says of it.
 
-Both files are read whole, once, and again only when their ETag has changed; no image is asked for. A catalog of all
-377,110 images of MIMIC-CXR-JPG takes about 150 MB while it is in use.
+Both files are read once, in a process of its own (see catalog_tables.py), and again only when an ETag has changed; no
+image is asked for. A catalog of all 377,110 images of MIMIC-CXR-JPG takes about 150 MB while it is in use.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from include.physionet_mirror import manifest, plan
+from include.physionet_mirror import catalog_tables, manifest, plan
+from include.physionet_mirror.errors import MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR
 from include.physionet_mirror.selection import choose
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NOT_GIVEN = "not given"
 """What a missing view or split is called."""
 
-_UNUSED = frozenset({"path", "sha256", "height", "width"})
+_MOST_GROUPS = 1000  # whose times are looked at; the dataset has ten
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,16 @@ class Catalog:
     Attributes:
         frame: The manifest without the columns that nothing here needs.
         sizes: Bytes of each row's image where it is verified, else 0.
-        verified: Whether each row's image is verified.
+        verified: Whether each row's image is in the index with the manifest's checksum.
         etags: Of manifest and index when they were read; empty for an index that is not there.
+        trouble: Why the index does not count; empty where it does, and where there is none.
     """
 
     frame: pd.DataFrame
     sizes: np.ndarray[Any, np.dtype[np.int64]]
     verified: np.ndarray[Any, np.dtype[np.bool_]]
     etags: tuple[str, str]
+    trouble: str = ""
 
     @property
     def mean_bytes(self) -> float | None:
@@ -57,10 +59,10 @@ class Catalog:
 
 
 def load(bucket: Bucket, known: Catalog | None = None) -> Catalog | None:
-    """The bucket's catalog: two HEADs, and a GET of what has changed since ``known``; None = no manifest yet.
+    """The bucket's catalog: two HEADs, and two GETs where something has changed since ``known``; None = no manifest yet.
 
     Raises:
-        MetadataError: The manifest cannot be read.
+        MetadataError: The manifest cannot be read, or is larger than any of ours.
         DestinationError: S3 cannot be asked.
     """
     stored, indexed = bucket.head(MANIFEST), bucket.head(INDEX)
@@ -69,21 +71,40 @@ def load(bucket: Bucket, known: Catalog | None = None) -> Catalog | None:
     etags = (stored.etag, indexed.etag if indexed else "")
     if known is not None and known.etags == etags:
         return known
-    if known is not None and known.etags[0] == etags[0]:
-        frame = known.frame
-    else:
-        data = bucket.read(MANIFEST)
-        columns = [name for name in pq.read_schema(BytesIO(data)).names if name not in _UNUSED]
-        frame = manifest.read(BytesIO(data), columns)
-    sizes = np.zeros(len(frame), np.int64)
-    if indexed is not None:
-        table = pq.read_table(BytesIO(bucket.read(INDEX)), columns=["dicom_id", "bytes"])
-        ours = pa.array(frame["dicom_id"]).cast(pa.large_string())
-        if isinstance(ours, pa.ChunkedArray):
-            ours = ours.combine_chunks()
-        rows = pc.index_in(ours, value_set=table["dicom_id"].cast(pa.large_string()).combine_chunks())
-        sizes = np.asarray(pc.fill_null(table["bytes"].take(rows), 0).to_numpy(), np.int64)
-    return Catalog(frame, sizes, sizes > 0, etags)
+    with TemporaryDirectory(prefix="physionet-") as folder:
+        out, here, index = (Path(folder) / name for name in ("joined", "manifest", "index"))
+        try:
+            _fetch(bucket, MANIFEST, here)
+        except FileNotFoundError:
+            return None
+        trouble = ""
+        try:
+            if indexed:
+                _fetch(bucket, INDEX, index)
+        except FileNotFoundError:
+            etags, indexed = (stored.etag, ""), None
+        except MetadataError as error:
+            trouble, indexed = str(error), None
+        why = catalog_tables.join(here, index if indexed else None, out)
+        if why:
+            trouble = f"{INDEX} cannot be read: {why}. No image is affected; the next run that verifies writes it anew."
+        frame = manifest.read(out)
+    sizes = frame.pop(catalog_tables.VERIFIED).to_numpy(dtype=np.int64)
+    return Catalog(frame, sizes, sizes > 0, etags, trouble)
+
+
+def _fetch(bucket: Bucket, path: str, file: Path) -> None:
+    """The object as a file, unless it is larger than any of ours."""
+    size = 0
+    with file.open("wb") as out:
+        for chunk in bucket.open_read(path):
+            size += len(chunk)
+            if size > catalog_tables.MOST_BYTES:
+                raise MetadataError(
+                    f"{path} has more than {catalog_tables.MOST_BYTES >> 20} MB, so it is not read: this software writes none "
+                    "of that size. No image is affected. Look who wrote it."
+                )
+            out.write(chunk)
 
 
 def without_index(catalog: Catalog) -> Catalog:
@@ -135,7 +156,8 @@ def overview(catalog: Catalog, bucket: Bucket) -> Overview:
         DestinationError: S3 cannot be asked.
     """
     folder = f"{MIRROR}verified/"
-    times = {e.path.removeprefix(folder).partition(".")[0]: e.last_modified for e in bucket.list(folder)}
+    listed = islice(bucket.list(folder), _MOST_GROUPS)
+    times = {e.path.removeprefix(folder).partition(".")[0]: e.last_modified for e in listed}
     group, groups = _codes(catalog.frame["group"])
     split, splits = _codes(catalog.frame["split"], ("train", "validate", "test"))
     cells: dict[str, list[Part]] = {}

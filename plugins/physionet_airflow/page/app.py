@@ -79,7 +79,7 @@ def _kept_bucket(mirror: Mirror) -> Bucket:
 _buckets: Kept[Bucket] = Kept(seconds=300, most=16)
 _watches: Kept[Watch] = Kept(seconds=3600, most=64)
 _looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
-_catalogs: Kept[catalog.Catalog | bool] = Kept(seconds=20, most=2)
+_catalogs: Kept[catalog.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
 _overviews: Kept[tuple[catalog.Catalog, catalog.Overview]] = Kept(seconds=20, most=8)
 _cohorts: Kept[catalog.Cohort] = Kept(seconds=600, most=64)
 _reports: Kept[dict[str, Any] | bool] = Kept(seconds=60, most=200)
@@ -289,10 +289,17 @@ def _console(mirror: Mirror) -> str | None:
 
 
 def _catalog_of(mirror: Mirror) -> catalog.Catalog | None:
-    def load(known: catalog.Catalog | bool | None) -> catalog.Catalog | bool:
-        return catalog.load(_kept_bucket(mirror), known if isinstance(known, catalog.Catalog) else None) or False
+    """The catalog of a place; what cannot be read is kept as long as what can, so that it is not tried for each reader."""
+
+    def load(known: catalog.Catalog | MirrorError | bool | None) -> catalog.Catalog | MirrorError | bool:
+        try:
+            return catalog.load(_kept_bucket(mirror), known if isinstance(known, catalog.Catalog) else None) or False
+        except MirrorError as error:
+            return error
 
     found = _catalogs.get(mirror, load)
+    if isinstance(found, MirrorError):
+        raise found.with_traceback(None)
     return found if isinstance(found, catalog.Catalog) else None
 
 
@@ -321,11 +328,19 @@ def _report_of(run: Run) -> Mapping[str, Any] | None:
 def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str, Any]:
     latest, mirrors = _places(session, dags)
     mirror = next((m for m in mirrors if m.uri == wanted), mirrors[0] if mirrors else None)
-    shown: dict[str, Any] = {"mirrors": mirrors, "mirror": mirror, "overview": None, "runs": [], "trouble": ""}
+    shown: dict[str, Any] = {
+        "mirrors": mirrors,
+        "mirror": mirror,
+        "overview": None,
+        "runs": [],
+        "trouble": "",
+        "note": "",
+    }
     if mirror is None:
         return shown
     here = [run for run in latest if run.mirror == mirror][:_LATEST]
     try:
+        shown["runs"] = [(run, show.result_of(_report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here]
         found = _catalog_of(mirror)
         if found is not None:
             bucket = _kept_bucket(mirror)
@@ -334,10 +349,10 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
                 return old if old and old[0] is found else (found, catalog.overview(found, bucket))
 
             shown["overview"] = _overviews.get(mirror, count)[1]
-        shown["runs"] = [(run, _report_of(run), show.run_path(run.dag_id, run.run_id)) for run in here]
+            shown["note"] = found.trouble
     except MirrorError as error:
         shown["trouble"] = str(error)
-        shown["runs"] = [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
+        shown["runs"] = shown["runs"] or [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
     return shown
 
 

@@ -1,0 +1,216 @@
+"""Joins manifest and index in a process of its own, whose memory, time and output are bounded.
+
+Whoever may write to a bucket can put anything there, and a Parquet file of half a megabyte can unpack to gigabytes,
+whatever its footer says. So nothing of these files is unpacked in the process that serves the page: a child does it,
+without credentials in its environment, and what it cannot do within its bounds is an error with a reason.
+
+The child's output is a manifest again (see manifest.py), without the columns that nobody counts, and with `VERIFIED`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from include.physionet_mirror.errors import MetadataError
+
+VERIFIED = "verified bytes"
+"""The column that the child adds: bytes of the image where the index has it with the manifest's checksum, else 0."""
+
+UNUSED = frozenset({"path", "sha256", "height", "width"})
+"""Columns that the child leaves out."""
+
+MOST_BYTES = 256 << 20
+"""Of manifest or index in the bucket; those of all 377,110 images have about 30 MB each."""
+
+MOST_ROWS = 4_000_000
+MOST_COLUMNS = 200
+MOST_UNPACKED = 768 << 20
+"""Bytes of one file's columns, as its footer counts them."""
+
+MOST_MEMORY = 1 << 30
+"""Bytes that the child may hold (RLIMIT_DATA, on Linux); see tests/unit/test_catalog_tables.py for what it takes."""
+
+MOST_SECONDS = 90
+_REFUSED = 3
+_AT_ONCE = threading.BoundedSemaphore(2)
+_NEEDED = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")  # of the environment; no credential among them
+
+
+def join(manifest: Path, index: Path | None, out: Path) -> str:
+    """Write the joined table to ``out``; returns why the index does not count, empty where it does or there is none.
+
+    Raises:
+        MetadataError: The manifest is none, is damaged, or does not fit into the bounds.
+    """
+    environment = {name: os.environ[name] for name in _NEEDED if name in os.environ} | {
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others reserve more than they use, and the limit counts that
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", __name__, str(manifest), str(index or ""), str(out)]
+    with _AT_ONCE:
+        try:
+            done = subprocess.run(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=MOST_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise _unreadable(f"it takes longer than {MOST_SECONDS} s") from None
+    said = done.stdout.decode("utf-8", "replace").strip()[:500]
+    if done.returncode == _REFUSED:
+        raise _unreadable(said)
+    if done.returncode:
+        raise _unreadable(f"it is damaged, or needs more than {MOST_MEMORY >> 20} MB of memory")
+    return said
+
+
+def _unreadable(why: str) -> MetadataError:
+    return MetadataError(
+        f"_mirror/manifest.parquet cannot be read: {why}. No image is affected. Trigger a run of mimic_cxr_jpg: its task "
+        "fetch_metadata builds the manifest again."
+    )
+
+
+# -- in the child ------------------------------------------------------------------------------------------------------
+
+
+def _main(arguments: Sequence[str]) -> int:
+    manifest, index, out = arguments
+    _bound()
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    try:
+        table = _wanted(manifest)
+    except _TooMuch as error:
+        print(error)  # noqa: T201
+        return _REFUSED
+    except (MemoryError, pa.ArrowMemoryError):
+        print(f"it needs more than {MOST_MEMORY >> 20} MB of memory")  # noqa: T201
+        return _REFUSED
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        print(_first_line(error))  # noqa: T201
+        return _REFUSED
+    said = ""
+    try:
+        sizes = _sizes(table, index) if index else None
+    except (MemoryError, pa.ArrowMemoryError):
+        sizes, said = None, f"it needs more than {MOST_MEMORY >> 20} MB of memory"
+    except (_TooMuch, pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        sizes, said = None, _first_line(error)
+    if sizes is None:
+        sizes = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
+    table = table.drop_columns([name for name in table.column_names if name in UNUSED]).append_column(VERIFIED, sizes)
+    import pyarrow.parquet as pq
+
+    # Plainly, so that reading it takes no more than its size.
+    pq.write_table(table, out, compression="none", use_dictionary=False)
+    print(said)  # noqa: T201
+    return 0
+
+
+class _TooMuch(ValueError):
+    """More than the bounds allow."""
+
+
+def _bound() -> None:
+    if sys.platform != "linux":
+        return
+    import resource
+
+    for kind, most in ((resource.RLIMIT_DATA, MOST_MEMORY), (resource.RLIMIT_FSIZE, MOST_UNPACKED)):
+        _, hard = resource.getrlimit(kind)
+        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (least, least))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, this goes, not the API server
+
+
+def _open(file: str, wanted: Sequence[str] | None) -> Any:
+    """The Parquet file, once its footer has passed; ``wanted`` must be among its columns, all of which count if None."""
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
+    about = parquet.metadata
+    if about.num_columns > MOST_COLUMNS or len(parquet.schema_arrow.names) != about.num_columns:
+        raise _TooMuch(
+            f"it has {about.num_columns:,} columns, or nested ones; at most {MOST_COLUMNS} plain ones are read"
+        )
+    if about.num_rows > MOST_ROWS:
+        raise _TooMuch(f"it has {about.num_rows:,} rows, and at most {MOST_ROWS:,} are read")
+    names = parquet.schema_arrow.names
+    if absent := [name for name in wanted or () if name not in names]:
+        raise _TooMuch(f"it has no column {', '.join(absent)}")
+    counted = [n for n, name in enumerate(names) if wanted is None or name in wanted]
+    unpacked = sum(
+        about.row_group(group).column(n).total_uncompressed_size
+        for group in range(about.num_row_groups)
+        for n in counted
+    )
+    if unpacked > MOST_UNPACKED:
+        raise _TooMuch(f"it unpacks to {unpacked >> 20:,} MB, and at most {MOST_UNPACKED >> 20:,} MB are read")
+    return parquet
+
+
+def _wanted(file: str) -> Any:
+    """The manifest with every column of the type that it has in ours: text, int32 ids, and int8 labels."""
+    import pyarrow as pa
+
+    from include.physionet_mirror import manifest
+
+    parquet = _open(file, None)
+    needed = [name for name in manifest.COLUMNS if name not in ("height", "width")]
+    if absent := [name for name in needed if name not in parquet.schema_arrow.names]:
+        raise _TooMuch(f"it has no column {', '.join(absent)}")
+    columns = {}
+    for name in parquet.schema_arrow.names:
+        if name in ("height", "width"):
+            continue
+        kind = pa.int32() if name in ("subject_id", "study_id") else pa.int8()
+        if name in manifest.COLUMNS and kind == pa.int8():
+            kind = pa.large_string()
+        columns[name] = parquet.read([name], use_threads=False)[name].cast(kind)
+        columns[name].validate(full=True)
+        if name in needed and name not in ("view", "split") and columns[name].null_count:
+            raise _TooMuch(f"its column {name} has empty cells")
+    return pa.table(columns).replace_schema_metadata(parquet.schema_arrow.metadata)
+
+
+def _sizes(table: Any, file: str) -> Any:
+    """For each row the size that the index knows where it has the same path with the same checksum, else 0."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parquet = _open(file, ("path", "sha256", "bytes"))
+
+    def column(name: str, kind: Any) -> Any:
+        found = parquet.read([name], use_threads=False)[name].cast(kind)
+        found.validate(full=True)
+        return found.combine_chunks()
+
+    rows = pc.index_in(table["path"], value_set=column("path", pa.large_string()))
+    same = pc.equal(column("sha256", pa.large_string()).take(rows), table["sha256"])
+    sizes = column("bytes", pa.int64()).take(rows)
+    right = pc.and_(same, pc.and_(pc.greater(sizes, 0), pc.less(sizes, 1 << 40)))
+    return pc.if_else(pc.fill_null(right, False), pc.fill_null(sizes, 0), 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+if __name__ == "__main__":
+    sys.exit(_main(sys.argv[1:]))
