@@ -3,7 +3,7 @@
     python -m bench.pace [--short] [--folder .state/bench/pace] [--clients mirror rclone-16 …] [--unthrottled]
 
 The look-alike, a process of its own, plays PhysioNet as users report it: 60 ms round trip, 650 kB/s a connection, N
-connections served at once, further ones hang. Images are 1.4 MB on average, the destination is ``rclone serve s3``.
+connections served at once, further ones hang. Images are 1.62 MB on average, the destination is ``rclone serve s3``.
 The mirror may use 24 connections and does not know N. A password check costs nothing here, in favour of the clients that
 cause one for each file: this is about pace alone.
 
@@ -42,7 +42,7 @@ RATE = 650_000
 CAPACITIES = 4, 8, 16
 LIMIT = 24
 """The mirror's ``connections``."""
-IMAGE_BYTES = 1_400_000
+IMAGE_BYTES = 1_620_000
 TARGET = 0.92
 CLIENTS = ("mirror", "rclone-4", "rclone-16", "rclone-32", "script-4")
 BUCKET = "bench"

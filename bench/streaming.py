@@ -46,7 +46,7 @@ from bench.pace import make_images
 from demo import stack
 
 CONNECTIONS = 16
-SIZES = {"300 KB": (1000, 300_000), "1.4 MB": (400, 1_400_000)}
+SIZES = {"300 KB": (1000, 300_000), "1.62 MB": (400, 1_620_000)}
 """Images and their mean size in bytes."""
 CLIENTS = ("mirror", "mirror-next", "rclone-8", "rclone-16", "rclone-32", "script-4", "script-16", "physionet+s5cmd")
 SINK_CLIENTS = ("mirror", "mirror-next", "rclone-16", "script-16")

@@ -270,6 +270,7 @@ def cohort(
             missing=len(frame) - there,
             region=region,
             storage_class=request.storage_class,
+            verify=request.verify,
             reports=reports,
         ),
         notes=chosen.notes,

@@ -49,7 +49,8 @@ class Dataset:
             any other role is only fetched.
         image_path: Pattern of an image's path, with the named groups group, subject_id, study_id, dicom_id.
         image_type: Content type of an image.
-        image_bytes: Mean size of an image in bytes, for estimates (source: the size that PhysioNet states, by count).
+        image_bytes: Mean size of an image in bytes, for estimates (source: the size that PhysioNet's page states, whose GB
+            are 2**30 bytes, by count: 570.3 GB of MIMIC-CXR-JPG are 612.4 GB, 4.7 TB of MIMIC-CXR 5.2 TB).
         access_point: ARN of PhysioNet's S3 access point for this version, or None.
         citation: How to cite the dataset, with its DOI.
     """
@@ -60,7 +61,7 @@ class Dataset:
     tables: Mapping[str, str]
     image_path: re.Pattern[str]
     image_type: str = "image/jpeg"
-    image_bytes: int = 1_450_000
+    image_bytes: int = 1_624_000
     access_point: str | None = None
     citation: str = ""
     labels: tuple[str, ...] = field(default=LABELS)
@@ -81,7 +82,7 @@ class Dataset:
         return f"https://physionet.org/sign-dua/{self.slug}/{self.version}/"
 
 
-def _jpg(version: str, access_point: str | None, **more_tables: str) -> Dataset:
+def _jpg(version: str, doi: str, access_point: str | None, **more_tables: str) -> Dataset:
     return Dataset(
         slug="mimic-cxr-jpg",
         version=version,
@@ -99,12 +100,12 @@ def _jpg(version: str, access_point: str | None, **more_tables: str) -> Dataset:
         access_point=access_point,
         citation=(
             "Johnson, A., Lungren, M., Peng, Y., Lu, Z., Mark, R., Berkowitz, S., & Horng, S. MIMIC-CXR-JPG - chest "
-            f"radiographs with structured labels (version {version}). PhysioNet. https://doi.org/10.13026/jsn5-t979"
+            f"radiographs with structured labels (version {version}). PhysioNet. https://doi.org/{doi}"
         ),
     )
 
 
-def _dicom(version: str) -> Dataset:
+def _dicom(version: str, doi: str) -> Dataset:
     return Dataset(
         slug="mimic-cxr",
         version=version,
@@ -112,23 +113,24 @@ def _dicom(version: str) -> Dataset:
         tables=MappingProxyType({"records": "cxr-record-list.csv.gz", "studies": "cxr-study-list.csv.gz"}),
         image_path=re.compile(_MIMIC_PATH % "dcm"),
         image_type="application/dicom",
-        image_bytes=12_500_000,
+        image_bytes=13_700_000,
         citation=(
             "Johnson, A., Pollard, T., Mark, R., Berkowitz, S., & Horng, S. MIMIC-CXR Database "
-            f"(version {version}). PhysioNet. https://doi.org/10.13026/4jqj-jw95"
+            f"(version {version}). PhysioNet. https://doi.org/{doi}"
         ),
     )
 
 
 MIMIC_CXR_JPG = _jpg(
     "2.1.0",
+    "10.13026/jsn5-t979",
     "arn:aws:s3:us-east-1:724665945834:accesspoint/mimic-cxr-jpg-v2-1-0-01",
     test_labels="mimic-cxr-2.1.0-test-set-labeled.csv",
     filenames="IMAGE_FILENAMES",
 )
-MIMIC_CXR_JPG_2_0_0 = _jpg("2.0.0", None)
-MIMIC_CXR = _dicom("2.0.0")
-MIMIC_CXR_2_1_0 = _dicom("2.1.0")
+MIMIC_CXR_JPG_2_0_0 = _jpg("2.0.0", "10.13026/8360-t248", None)
+MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q")
+MIMIC_CXR_2_1_0 = _dicom("2.1.0", "10.13026/4jqj-jw95")
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType(
     {d.name: d for d in (MIMIC_CXR_JPG, MIMIC_CXR_JPG_2_0_0, MIMIC_CXR, MIMIC_CXR_2_1_0)}

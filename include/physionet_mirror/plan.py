@@ -8,16 +8,18 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from include.physionet_mirror import words
+from include.physionet_mirror import throughput, words
 from include.physionet_mirror.dataset import Dataset
 from include.physionet_mirror.prices import (
     DEFAULT_REGION,
     PRICES,
     PRICES_AS_OF,
     PRICES_SOURCE,
+    TRANSFER_OUT_GB,
     prices_of,
     request_cost,
 )
+from include.physionet_mirror.request import Level
 from include.physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST, Shard
 
 SCHEMA = "physionet-mirror/plan/1"
@@ -29,9 +31,14 @@ RUNS_TO_LEARN_FROM = 5
 ENOUGH_SECONDS = 60
 """A shorter run says more about its start than about PhysioNet."""
 
-
 HELD_BACK = 0.75
 """A run that used less than this share of the connections it was allowed was slowed down by PhysioNet, not by us."""
+
+SLOW_BYTES_PER_SECOND = 44_000
+"""What PhysioNet gives one connection on a bad day (source: users' reports, 0.35 MB/s over eight connections)."""
+
+READ_BACK_BYTES_PER_SECOND = 100e6
+"""What reading back from S3 is expected to bring: most of what a link of 1 Gbit/s carries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +46,27 @@ class Throughput:
     """How fast it will go.
 
     Attributes:
-        bytes_per_second: Of one connection.
+        bytes_per_second: Of one connection, at best.
         basis: Where the number comes from, for people.
         most_connections: More than these do not help; None = not known.
+        slowest: Bytes a second of one connection at worst; None = as at best.
     """
 
     bytes_per_second: float
     basis: str
     most_connections: float | None = None
+    slowest: float | None = None
+
+
+def _range(slowest: float, fastest: float) -> str:
+    low, high = f"{slowest / 1e6:.2g}", f"{fastest / 1e6:.2g}"
+    return f"{high} MB/s" if low == high else f"{low} to {high} MB/s"
 
 
 FROM_FACTS = Throughput(
-    BYTES_PER_SECOND, f"{BYTES_PER_SECOND / 1e6:.2f} MB/s a connection, as users of PhysioNet report"
+    BYTES_PER_SECOND,
+    f"{_range(SLOW_BYTES_PER_SECOND, BYTES_PER_SECOND)} a connection, as users report",
+    slowest=SLOW_BYTES_PER_SECOND,
 )
 
 
@@ -58,39 +74,39 @@ def learn(reports: Iterable[Mapping[str, Any]], otherwise: Throughput = FROM_FAC
     """The throughput of earlier runs to the same bucket; ``otherwise`` where there is none.
 
     Args:
-        reports: ``report.json`` documents, newest first. Of each, ``transfer`` is read (``bytes`` stored, ``seconds`` of
-            wall time, mean ``connections`` in use) and ``params.connections``. A run of less than a minute does not
-            count.
+        reports: ``report.json`` documents, newest first. Of each, ``transfer`` is read (``bytes`` stored,
+            ``connection_seconds``, the mean ``connections`` in use and ``connections_allowed``) and
+            ``params.connections``. A run that fetched for less than a minute does not count.
         otherwise: The throughput where no run tells.
 
     Returns:
-        The rate over the newest five runs together, so that a long one weighs more than a short one; and the connections
-        that the newest one came to, where PhysioNet held it back.
+        The rates of the slowest and the fastest of the newest five runs; and the connections that the newest one came to,
+        where it was allowed all that it asked for and PhysioNet held it back.
     """
-    total_bytes = 0.0
-    connection_seconds = 0.0
-    runs = 0
+    rates: list[float] = []
     most: float | None = None
     for report in reports:
         moved, params = (report.get(name) for name in ("transfer", "params"))
         if not isinstance(moved, Mapping):
             continue
-        size, seconds, used = (_number(moved.get(name)) for name in ("bytes", "seconds", "connections"))
-        if seconds < ENOUGH_SECONDS or size <= 0 or used <= 0:
+        size, used, allowed = (_number(moved.get(name)) for name in ("bytes", "connections", "connections_allowed"))
+        spent = _number(moved.get("connection_seconds")) or throughput.connection_seconds(moved.get("series"))
+        if size <= 0 or used <= 0 or spent / used < ENOUGH_SECONDS:
             continue
-        total_bytes += size
-        connection_seconds += seconds * used
-        allowed = _number(params.get("connections")) if isinstance(params, Mapping) else 0.0
-        if not runs and used < HELD_BACK * allowed:
+        asked = _number(params.get("connections")) if isinstance(params, Mapping) else 0.0
+        # A run whose last shards were few was allowed only their share: that tells nothing of PhysioNet.
+        if not rates and allowed >= HELD_BACK * asked > 0 and used < HELD_BACK * allowed:
             most = used
-        runs += 1
-        if runs == RUNS_TO_LEARN_FROM:
+        rates.append(size / spent)
+        if len(rates) == RUNS_TO_LEARN_FROM:
             break
-    if not runs:
+    if not rates:
         return otherwise
-    rate = total_bytes / connection_seconds
-    basis = f"{rate / 1e6:.2g} MB/s a connection, as in the last {f'{runs} runs' if runs > 1 else 'run'} to this bucket"
-    return Throughput(rate, basis if most is None else f"{basis}, which came to {most:.0f} at once", most)
+    runs = f"{len(rates)} runs" if len(rates) > 1 else "run"
+    basis = f"{_range(min(rates), max(rates))} a connection, as in the last {runs} to this bucket"
+    if most is not None:
+        basis += f", which came to {most:.0f} at once"
+    return Throughput(max(rates), basis, most, min(rates))
 
 
 def _number(value: object) -> float:
@@ -110,13 +126,18 @@ class Estimate:
         missing: Images that are expected to be fetched.
         missing_bytes: Their size.
         connections: PhysioNet connections that the run may hold.
-        hours: Wall time of the fetching.
+        hours: Wall time of the fetching, at best.
         basis: Where the speed comes from.
         storage_class: Of the images.
         region: Whose prices are used, ``us-east-1`` for a region that the price table lacks.
         monthly: Storage of the whole selection for a month, by storage class.
         put_cost: The PUT requests of what is fetched, once.
         check_cost: The LIST and HEAD requests of looking and verifying, once.
+        hours_most: Wall time of the fetching, at worst.
+        read_back: Images that are read back from the bucket (``verify=content``).
+        read_hours: Wall time of that.
+        read_cost: GET requests and retrieval, once.
+        read_transfer_cost: The transfer, once, where the worker is outside AWS; within the bucket's region it is free.
         prices_as_of: Month of the prices.
     """
 
@@ -132,6 +153,11 @@ class Estimate:
     monthly: Mapping[str, float]
     put_cost: float
     check_cost: float
+    hours_most: float
+    read_back: int = 0
+    read_hours: float = 0.0
+    read_cost: float = 0.0
+    read_transfer_cost: float = 0.0
     prices_as_of: str = PRICES_AS_OF
 
     @property
@@ -144,12 +170,30 @@ class Estimate:
         """Storage a month in the chosen class (as STANDARD where the price table lacks the class)."""
         return self.monthly.get(self.storage_class, self.monthly["STANDARD"])
 
+    @property
+    def once_cost(self) -> float:
+        """All that S3 asks once: requests, and retrieval where everything is read back."""
+        return self.put_cost + self.check_cost + self.read_cost
+
+    @property
+    def time(self) -> str:
+        """Wall time of the fetching in words, a range where the speed is one."""
+        return words.about(3600 * self.hours, 3600 * self.hours_most)
+
+    @property
+    def reading(self) -> str:
+        """What reading everything back takes, in words."""
+        return (
+            f"{words.about(3600 * self.read_hours)} at {READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s, "
+            f"{words.money(self.read_cost)}, and {words.money(self.read_transfer_cost)} for a worker outside AWS"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "monthly": dict(self.monthly)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Estimate:
-        return cls(**values)
+        return cls(**{"hours_most": values["hours"], **values})  # a plan of an earlier version names one time
 
     def table(self, shards: int | None = None) -> str:
         """The estimate as a small text table, for the log and the approval page."""
@@ -161,13 +205,17 @@ class Estimate:
             each = math.ceil(self.images / shards) if shards else 0
             rows.append(("shards", f"{shards:,}", f"at most {each:,} images each"))
         rows += [
-            ("time", words.about(3600 * self.hours), f"{self.connections} connections, {self.basis}"),
+            ("time", self.time, f"{self.connections} connections, {self.basis}"),
+        ]
+        if self.read_back:
+            rows.append(("reading it all back", words.about(3600 * self.read_hours), self.reading.partition(" at ")[2]))
+        rows.append(
             (
                 "S3 requests, once",
-                words.money(self.put_cost + self.check_cost),
+                words.money(self.once_cost),
                 f"PUT {words.money(self.put_cost)} in {self.storage_class}",
-            ),
-        ]
+            )
+        )
         for name, cost in self.monthly.items():
             chosen = "chosen" if name == self.storage_class else ""
             rows.append((f"S3 a month, {name}", words.money(cost), chosen))
@@ -184,6 +232,7 @@ def estimate(
     missing: int | None = None,
     region: str | None = None,
     storage_class: str = "STANDARD",
+    verify: Level = "checksum",
     reports: Iterable[Mapping[str, Any]] = (),
     otherwise: Throughput = FROM_FACTS,
 ) -> Estimate:
@@ -196,6 +245,7 @@ def estimate(
         missing: Images expected to be fetched; None = all.
         region: Of the bucket.
         storage_class: Of the images.
+        verify: The level; with ``content`` every image is read back.
         reports: Earlier runs' ``report.json``, newest first (see ``learn``).
         otherwise: The throughput where no earlier run tells.
     """
@@ -208,6 +258,9 @@ def estimate(
     fetched = round(missing * mean_bytes)
     # Looked at twice, before and after; what is new is asked for its checksum.
     checks = {"LIST": 2 * math.ceil(images / KEYS_PER_LIST), "HEAD": missing}
+    read = images if verify == "content" else 0
+    gigabytes_read = read * mean_bytes / 2**30
+    retrieval = prices.get(storage_class, prices["STANDARD"]).retrieval_gb
     return Estimate(
         images=images,
         bytes=size,
@@ -223,6 +276,11 @@ def estimate(
         },
         put_cost=request_cost({"PUT": missing}, region, storage_class),
         check_cost=request_cost(checks, region, storage_class),
+        hours_most=fetched / ((speed.slowest or speed.bytes_per_second) * busy) / 3600,
+        read_back=read,
+        read_hours=read * mean_bytes / READ_BACK_BYTES_PER_SECOND / 3600,
+        read_cost=request_cost({"GET": read}, region, storage_class) + gigabytes_read * retrieval,
+        read_transfer_cost=gigabytes_read * TRANSFER_OUT_GB,
     )
 
 

@@ -15,27 +15,34 @@ DEFAULT_REGION = "us-east-1"
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """List prices of one storage class in US dollars, first 50 TB, without retrieval and minimum-duration charges.
+    """List prices of one storage class in US dollars, first 50 TB, without minimum-duration charges.
 
     Attributes:
         gb_month: One GB (2**30 bytes) for a month.
         put_1000: 1,000 PUT, COPY, POST or LIST requests.
         get_1000: 1,000 GET, HEAD and other requests.
         watch_1000: Monitoring of 1,000 objects a month (Intelligent-Tiering).
+        retrieval_gb: Reading one GB (2**30 bytes), beside its GET. GLACIER and DEEP_ARCHIVE cannot be read at all
+            before they are restored.
     """
 
     gb_month: float
     put_1000: float
     get_1000: float
     watch_1000: float = 0.0
+    retrieval_gb: float = 0.0
 
+
+TRANSFER_OUT_GB = 0.09
+"""One GB (2**30 bytes) out of AWS to the internet, in US dollars, first 10 TB a month, in all regions below. Within the
+bucket's region nothing is asked."""
 
 _US = {
     "STANDARD": Price(0.023, 0.005, 0.0004),
     "INTELLIGENT_TIERING": Price(0.023, 0.005, 0.0004, 0.0025),
-    "STANDARD_IA": Price(0.0125, 0.01, 0.001),
-    "ONEZONE_IA": Price(0.01, 0.01, 0.001),
-    "GLACIER_IR": Price(0.004, 0.02, 0.01),
+    "STANDARD_IA": Price(0.0125, 0.01, 0.001, retrieval_gb=0.01),
+    "ONEZONE_IA": Price(0.01, 0.01, 0.001, retrieval_gb=0.01),
+    "GLACIER_IR": Price(0.004, 0.02, 0.01, retrieval_gb=0.03),
     "GLACIER": Price(0.0036, 0.03, 0.0004),
     "DEEP_ARCHIVE": Price(0.00099, 0.05, 0.0004),
 }
@@ -44,13 +51,13 @@ PRICES: Mapping[str, Mapping[str, Price]] = {
     "us-east-1": _US,
     "us-east-2": _US,
     "us-west-2": _US,
-    "eu-west-1": {**_US, "GLACIER_IR": Price(0.005, 0.02, 0.01)},
+    "eu-west-1": {**_US, "GLACIER_IR": Price(0.005, 0.02, 0.01, retrieval_gb=0.03)},
     "eu-central-1": {
         "STANDARD": Price(0.0245, 0.0054, 0.00043),
         "INTELLIGENT_TIERING": Price(0.0245, 0.0054, 0.00043, 0.0025),
-        "STANDARD_IA": Price(0.0135, 0.01, 0.001),
-        "ONEZONE_IA": Price(0.0108, 0.01, 0.001),
-        "GLACIER_IR": Price(0.005, 0.02, 0.01),
+        "STANDARD_IA": Price(0.0135, 0.01, 0.001, retrieval_gb=0.01),
+        "ONEZONE_IA": Price(0.0108, 0.01, 0.001, retrieval_gb=0.01),
+        "GLACIER_IR": Price(0.005, 0.02, 0.01, retrieval_gb=0.03),
         "GLACIER": Price(0.00405, 0.036, 0.00043),
         "DEEP_ARCHIVE": Price(0.0018, 0.06, 0.00043),
     },

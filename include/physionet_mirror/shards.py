@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.request import SHARD_SIZE
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from include.physionet_mirror.destination import Bucket, Listed, Stored
 
 BYTES_PER_SECOND = 650_000
-"""What PhysioNet gives one connection (source: users' reports of 0.6 to 0.7 MB/s)."""
+"""What PhysioNet gives one connection on a good day (source: users' reports of 0.6 to 0.7 MB/s)."""
 
 SHARD_SECONDS = 300
 """A shard's work when there is little of it: short enough to retry, long enough that Airflow's share does not count."""
@@ -101,7 +102,7 @@ def size_for(
     streams: int,
     connections: int,
     expected_missing: int | None = None,
-    image_bytes: float = 1_450_000,
+    image_bytes: float = MIMIC_CXR_JPG.image_bytes,
     bytes_per_second: float = BYTES_PER_SECOND,
     most: int = MOST_SHARDS,
 ) -> int:

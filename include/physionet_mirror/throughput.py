@@ -159,6 +159,18 @@ def _at_work(result: Mapping[str, Any]) -> Iterable[Stretch]:
         yield from idle
 
 
+def connection_seconds(points: object) -> float:
+    """Seconds times connections in use, from the common series as a report of an earlier version holds it."""
+    total = since = 0.0
+    for point in points if isinstance(points, list) else ():
+        try:
+            until, connections = float(point[0]), float(point[3])
+        except (TypeError, ValueError, IndexError):
+            return 0.0
+        total, since = total + (until - since) * connections, until
+    return total if math.isfinite(total) else 0.0
+
+
 def seconds_of(text: object) -> float:
     """Seconds since 1970 of an ISO time; 0 where it is none."""
     try:

@@ -218,7 +218,7 @@ class ApproveLargePlanOperator(AskOperator):
 
 def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
     """The approval page, in Markdown."""
-    from include.physionet_mirror.words import about, money, size
+    from include.physionet_mirror.words import money, size
 
     return "\n".join(
         [
@@ -228,9 +228,10 @@ def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
             "|---|---|",
             f"| Images selected | {estimate.images:,} ({size(estimate.bytes)}) |",
             f"| To be fetched | {estimate.missing:,} ({size(estimate.missing_bytes)}) |",
-            f"| Time | {about(3600 * estimate.hours)} ({estimate.connections} connections) |",
+            f"| Time | {estimate.time} ({estimate.connections} connections, {estimate.basis}) |",
+            *([f"| Reading it all back | {estimate.reading} |"] if estimate.read_back else []),
             f"| Storage a month, {estimate.storage_class} | {money(estimate.monthly_cost)} |",
-            f"| S3 requests, once | {money(estimate.put_cost + estimate.check_cost)} |",
+            f"| S3 requests, once | {money(estimate.once_cost)} |",
             f"| Shards | {plan['shards']:,} |",
             "",
             "**Approve** starts the transfer. **Reject** ends the run: everything that follows is skipped, and nothing is "

@@ -291,7 +291,13 @@ def test_a_part_without_images_is_green(night: Callable[..., Night], bucket: Buc
 
 
 def run_report(source: str, megabytes: float, connections: float) -> dict[str, Any]:
-    transfer = {"bytes": megabytes * 1e6, "seconds": 100, "connections": connections}
+    transfer = {
+        "bytes": megabytes * 1e6,
+        "seconds": 100,
+        "connections": connections,
+        "connections_allowed": connections,
+        "connection_seconds": 100 * connections,
+    }
     return {"params": {"source": source, "connections": 8}, "transfer": transfer}
 
 
@@ -307,6 +313,13 @@ def test_estimates_learn_from_earlier_runs_of_the_same_source(night: Callable[..
     copied = planning.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
     assert copied.basis == "10 MB/s a connection, as in the last run to this bucket"
     assert copied.connections == 64
+
+
+def test_a_shard_says_how_many_connections_it_was_allowed(night: Callable[..., Night], bucket: Bucket) -> None:
+    """Without that, a run of one last shard would pass for one that PhysioNet held back."""
+    night(0, "one")
+    results = [bucket.read_json(entry.path) for entry in bucket.list(RunLayout("one").results)]
+    assert {result["allowed"] for result in results} == {4}
 
 
 def test_a_copy_inside_s3_is_not_estimated_at_the_pace_of_the_web_server(bucket: Bucket) -> None:

@@ -193,7 +193,19 @@ def test_a_plan_says_what_it_takes_and_keeps_its_params_for_the_trigger(server, 
     params |= {"verify": "checksum", "source": "physionet", "approve_above_gb": "50", "labels": ["Edema", "Fracture"]}
     answer = viewer.get(f"{server.url}/physionet/plan/result", params=params)
     assert '<dd id="r-images">25<' in answer.text
+    assert "reading it all back" not in answer.text
     assert "&#34;labels&#34;: [&#34;Edema&#34;" in answer.text or '"labels": ["Edema", "Fracture"]' in answer.text
+
+
+def test_a_plan_says_a_range_what_it_rests_on_and_what_reading_back_takes(server, viewer):
+    params = {"form": "1", "bucket": BUCKET, "prefix": PREFIX, "select": "all", "verify": "content"}
+    page = viewer.get(f"{server.url}/physionet/plan/result", params=params).text
+    assert re.search(
+        r"<dt>Time</dt><dd>about \d+ min to [\d.]+ h<small>8 connections, 0.044 to 0.65 MB/s a connection", page
+    )
+    assert re.search(
+        r"reading it all back: about \d+ s at 100 MB/s, \S+ ?\$0\.\d\d, and \$\d+\.\d\d for a worker outside AWS", page
+    )
 
 
 @pytest.mark.parametrize(

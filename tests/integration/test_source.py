@@ -427,3 +427,15 @@ def test_every_declaration_is_complete(dataset):
     assert match.groupdict().keys() == {"group", "subject_id", "study_id", "dicom_id"}
     assert dataset.page == f"https://physionet.org/content/{dataset.name}/"
     assert f"version {dataset.version}" in dataset.citation
+    assert dataset.citation.endswith(f"https://doi.org/{DOIS[dataset.name]}")
+    assert dataset.image_bytes == pytest.approx(STATED[dataset.slug] * 2**30 / 377_110, rel=0.01)
+
+
+DOIS = {
+    "mimic-cxr-jpg/2.1.0": "10.13026/jsn5-t979",
+    "mimic-cxr-jpg/2.0.0": "10.13026/8360-t248",
+    "mimic-cxr/2.1.0": "10.13026/4jqj-jw95",
+    "mimic-cxr/2.0.0": "10.13026/C2JT1Q",
+}
+STATED = {"mimic-cxr-jpg": 570.3, "mimic-cxr": 4.7 * 1024}
+"""What PhysioNet's pages state, in its GB of 2**30 bytes."""

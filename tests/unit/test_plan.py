@@ -1,30 +1,52 @@
 """The plan: what a run will take, in words and in plan.json."""
 
 import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from include.physionet_mirror import plan
+from include.physionet_mirror import plan, words
 from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from include.physionet_mirror.report import _transfer
+from include.physionet_mirror.request import STORAGE_CLASSES
 from include.physionet_mirror.shards import Shard
 
-
-def report(size: float = 3.6e9, seconds: float = 3600, used: float = 10, allowed: int = 10) -> dict[str, object]:
-    transfer = {"bytes": size, "seconds": seconds, "connections": used}
-    return {"transfer": transfer, "params": {"connections": allowed}}
+STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def test_hours_come_from_what_users_report() -> None:
-    estimate = plan.estimate(377_110, 1_450_000, 8)
+def report(
+    size: float = 3.6e9, seconds: float = 3600, used: float = 10, allowed: float = 10, asked: int = 10
+) -> dict[str, object]:
+    transfer = {
+        "bytes": size,
+        "seconds": seconds,
+        "connections": used,
+        "connections_allowed": allowed,
+        "connection_seconds": used * seconds,
+    }
+    return {"transfer": transfer, "params": {"connections": asked}}
 
-    assert estimate.hours == pytest.approx(377_110 * 1.45e6 / (8 * 650_000) / 3600)
-    assert "as users of PhysioNet report" in estimate.basis
+
+def test_hours_are_the_range_that_users_report() -> None:
+    estimate = plan.estimate(377_110, 1_624_000, 8)
+
+    assert estimate.hours == pytest.approx(377_110 * 1.624e6 / (8 * 650_000) / 3600)
+    assert estimate.hours_most == pytest.approx(377_110 * 1.624e6 / (8 * 44_000) / 3600)
+    assert estimate.time == "about 1.4 to 20 days"
+    assert estimate.basis == "0.044 to 0.65 MB/s a connection, as users report"
 
 
 def test_hours_count_only_what_is_missing() -> None:
     estimate = plan.estimate(1000, 1_450_000, 8, missing=0)
 
-    assert (estimate.hours, estimate.missing_bytes, estimate.put_cost, estimate.gigabytes) == (0, 0, 0, 0)
+    assert (estimate.hours, estimate.hours_most, estimate.missing_bytes, estimate.put_cost, estimate.gigabytes) == (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     assert estimate.bytes == 1_450_000_000
 
 
@@ -35,14 +57,71 @@ def test_one_image_does_not_use_eight_connections() -> None:
 def test_hours_are_learned_from_earlier_runs() -> None:
     estimate = plan.estimate(1000, 1e6, 8, reports=[report(), report(size=7.2e9)])
 
-    assert estimate.hours * 3600 == pytest.approx(1e9 / (150_000 * 8))
-    assert "as in the last 2 runs" in estimate.basis
+    assert estimate.hours * 3600 == pytest.approx(1e9 / (200_000 * 8))
+    assert estimate.hours_most * 3600 == pytest.approx(1e9 / (100_000 * 8))
+    assert estimate.basis == "0.1 to 0.2 MB/s a connection, as in the last 2 runs to this bucket"
 
 
-def test_more_connections_than_physionet_gave_do_not_help() -> None:
-    held_back = report(size=9.36e9, used=4, allowed=24)
+def test_what_one_run_says_is_no_range() -> None:
+    estimate = plan.estimate(377_110, 1e6, 8, reports=[report()])
 
-    assert plan.estimate(1000, 1e6, 24, reports=[held_back]).hours == plan.estimate(1000, 1e6, 4).hours
+    assert estimate.hours == estimate.hours_most
+    assert estimate.basis == "0.1 MB/s a connection, as in the last run to this bucket"
+
+
+def task(after: float, seconds: int, connections: int, allowed: int) -> dict[str, object]:
+    """A result file: ``seconds`` at 0.65 MB/s a connection."""
+    a_second = connections * 650_000
+    return {
+        "shard": 0,
+        "state": "done",
+        "started": (STARTED + timedelta(seconds=after)).isoformat(),
+        "seconds": seconds,
+        "stored": 1000,
+        "bytes": seconds * a_second,
+        "allowed": allowed,
+        "series": [[float(n), 4, a_second, connections] for n in range(1, seconds + 1)],
+    }
+
+
+def a_run(*tasks: dict[str, object], connections: int = 8) -> dict[str, object]:
+    """As a run reports it."""
+    return {"transfer": _transfer(tasks), "params": {"connections": connections}}
+
+
+def test_a_pause_is_no_connection_time() -> None:
+    for pause in (0, 3000, 100_000):
+        speed = plan.learn([a_run(task(0, 300, 8, 8), task(300 + pause, 300, 8, 8))])
+
+        assert speed.bytes_per_second == pytest.approx(650_000, rel=0.001)
+        assert speed.most_connections is None
+
+
+def test_a_pause_is_no_connection_time_in_a_report_of_an_earlier_version() -> None:
+    run = a_run(task(0, 300, 8, 8), task(3300, 300, 8, 8))
+    for name in ("connection_seconds", "connections_allowed"):
+        del run["transfer"][name]  # type: ignore[attr-defined]
+
+    assert plan.learn([run]).bytes_per_second == pytest.approx(650_000, rel=0.01)
+
+
+def test_one_remaining_shard_was_not_held_back() -> None:
+    one = a_run(task(0, 300, 2, 2))
+    estimate = plan.estimate(377_110, 1_624_000, 8, reports=[one])
+
+    assert estimate.hours == pytest.approx(plan.estimate(377_110, 1_624_000, 8).hours, rel=0.001)
+
+
+def test_all_shards_at_work_with_few_connections_were_held_back() -> None:
+    held_back = a_run(*[task(0, 300, 1, 6)] * 4, connections=24)
+    speed = plan.learn([held_back])
+
+    assert speed.most_connections == 4
+    assert speed.basis.endswith("which came to 4 at once")
+    assert (
+        plan.estimate(1000, 1e6, 24, reports=[held_back]).hours
+        == plan.estimate(1000, 1e6, 4, reports=[held_back]).hours
+    )
 
 
 def test_only_the_newest_five_runs_count() -> None:
@@ -53,16 +132,47 @@ def test_only_the_newest_five_runs_count() -> None:
 
 @pytest.mark.parametrize(
     "useless",
-    [{}, {"transfer": None}, report(seconds=5), report(size=0), report(used=0), {"transfer": {"bytes": "many"}}],
+    [
+        {},
+        {"transfer": None},
+        report(seconds=5),
+        report(size=0),
+        report(used=0),
+        {"transfer": {"bytes": "many"}},
+        {"transfer": {"bytes": 9, "connections": 1, "series": [[1, "?"], None]}},
+    ],
 )
 def test_a_run_that_fetched_next_to_nothing_teaches_nothing(useless: dict[str, object]) -> None:
     assert plan.learn([useless]) is plan.FROM_FACTS
 
 
-def test_costs_follow_region_and_class() -> None:
-    estimate = plan.estimate(377_110, 1_450_000, 8, region="eu-central-1", storage_class="STANDARD_IA")
+def test_reading_all_back_is_part_of_the_estimate() -> None:
+    checksum = plan.estimate(377_110, 1_624_000, 8, storage_class="GLACIER_IR", missing=0)
+    content = plan.estimate(377_110, 1_624_000, 8, storage_class="GLACIER_IR", missing=0, verify="content")
 
-    gb = 377_110 * 1_450_000 / 2**30
+    gb = 377_110 * 1_624_000 / 2**30
+    assert (checksum.read_back, checksum.read_hours, checksum.read_cost, checksum.read_transfer_cost) == (0, 0, 0, 0)
+    assert content.read_back == 377_110
+    assert content.read_hours == pytest.approx(377_110 * 1_624_000 / 100e6 / 3600)
+    assert content.read_cost == pytest.approx(377.11 * 0.01 + gb * 0.03)
+    assert content.read_transfer_cost == pytest.approx(gb * 0.09)
+    assert content.once_cost == pytest.approx(checksum.once_cost + content.read_cost)
+    assert "reading it all back" not in checksum.table()
+    assert "$20.88, and $51.33 for a worker outside AWS" in content.table()
+
+
+def test_a_plan_of_an_earlier_version_is_understood() -> None:
+    values = plan.estimate(7, 1e6, 8).to_dict()
+    for name in ("hours_most", "read_back", "read_hours", "read_cost", "read_transfer_cost"):
+        del values[name]
+
+    assert plan.Estimate.from_dict(values).hours_most == values["hours"]
+
+
+def test_costs_follow_region_and_class() -> None:
+    estimate = plan.estimate(377_110, 1_624_000, 8, region="eu-central-1", storage_class="STANDARD_IA")
+
+    gb = 377_110 * 1_624_000 / 2**30
     assert estimate.monthly["STANDARD"] == pytest.approx(gb * 0.0245)
     assert estimate.monthly_cost == pytest.approx(gb * 0.0135)
     assert estimate.put_cost == pytest.approx(377.11 * 0.01)
@@ -80,12 +190,12 @@ def test_requests_are_priced_by_kind() -> None:
 
 
 def test_the_table_reads_as_text() -> None:
-    text = plan.estimate(377_110, 1_450_000, 8, missing=300_000).table(shards=400)
+    text = plan.estimate(377_110, 1_624_000, 8, missing=300_000).table(shards=400)
 
     lines = text.splitlines()
-    assert lines[0].split() == ["images", "selected", "377,110", "547", "GB"]
-    assert "about 23.2 h" in text
-    assert "$11.71  chosen" in text
+    assert lines[0].split() == ["images", "selected", "377,110", "612", "GB"]
+    assert "about 1.1 to 16 days" in text
+    assert "$13.12  chosen" in text
     assert lines[-1].startswith("Prices: S3 list prices of us-east-1, 20")
     assert all(len(line) <= 120 for line in lines)
 
@@ -115,3 +225,19 @@ def test_the_document_is_json_and_holds_what_was_asked() -> None:
     assert document["selection"] == {"matched": 9, "images": 7, "notes": ["a note"]}
     assert Shard.from_dict(document["shards"][0]) == shards[0]
     assert plan.Estimate.from_dict(document["estimate"]) == estimate
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("storage_class", STORAGE_CLASSES)
+def test_the_readme_says_what_the_plan_says(storage_class: str) -> None:
+    estimate = plan.estimate(377_110, MIMIC_CXR_JPG.image_bytes, 8, storage_class=storage_class, verify="content")
+
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{storage_class}` |")]
+    _, _, monthly, storing, reading, _ = (cell.strip() for cell in row.split("|"))
+    assert monthly.partition(",")[0] == words.money(estimate.monthly_cost)
+    assert storing == words.money(estimate.put_cost)
+    assert reading in (words.money(estimate.read_cost), "only once it is restored")
+    assert f"costs ${estimate.read_transfer_cost:.0f} of transfer" in README
+    assert words.size(estimate.bytes) in README

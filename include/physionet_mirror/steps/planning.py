@@ -98,6 +98,7 @@ def make_plan(
         missing=count - known,
         region=bucket.client.meta.region_name,
         storage_class=request.storage_class,
+        verify=request.verify,
         reports=reports,
         otherwise=otherwise,
     )

@@ -24,7 +24,7 @@ from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MirrorError
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.progress import Progress, Watch
-from include.physionet_mirror.words import about, duration, money, share, size
+from include.physionet_mirror.words import duration, money, share, size
 from physionet_airflow.bucket import open_bucket
 from physionet_airflow.page import form, runs, show
 from physionet_airflow.page.access import READ_RUN, DagId, ReadableDags, TheRun, defaults_of, params_of
@@ -99,7 +99,6 @@ def make_app() -> FastAPI:
         "number": show.number,
         "size": size,
         "money": money,
-        "about": about,
         "duration": duration,
         "ago": show.ago,
         "minute": show.minute,
