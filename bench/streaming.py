@@ -202,7 +202,7 @@ def _child(given: dict[str, Any]) -> None:
     from include.physionet_mirror.destination import Bucket
     from include.physionet_mirror.layout import RunLayout
     from include.physionet_mirror.request import Request
-    from include.physionet_mirror.shards import Shard, decode
+    from include.physionet_mirror.shards import Shard, decode, seal
     from include.physionet_mirror.source import PhysioNet
     from include.physionet_mirror.steps.shard import Stop, stream_shard
 
@@ -213,7 +213,7 @@ def _child(given: dict[str, Any]) -> None:
     lines = Path(given["sums"]).read_bytes()
     images = decode(lines)
     shard = Shard(0, len(images), images[0].path, images[-1].path, layout.shard(0), len(images))
-    bucket.write(layout.missing(0), lines, content_type="text/plain")
+    bucket.write(layout.missing(0), seal(images), content_type="text/plain")
     del images, lines
     source = PhysioNet(given["url"], *given["login"], connections=given["connections"])
     samples: list[tuple[float, float]] = []

@@ -381,30 +381,6 @@ class Bucket:
             raise
         return size
 
-    def rewrite(self, stored: Stored) -> str:
-        """Copy an object onto itself so that S3 computes and keeps its SHA-256; returns the new ETag.
-
-        Storage class and content type stay. S3 does this server-side for objects of up to 5 GB.
-        """
-        with self._asking("COPY", stored.path):
-            answer = self.client.copy_object(
-                Bucket=self.name,
-                Key=self.key(stored.path),
-                CopySource={"Bucket": self.name, "Key": self.key(stored.path)},
-                CopySourceIfMatch=stored.etag,
-                ChecksumAlgorithm="SHA256",
-                MetadataDirective="REPLACE",
-                ContentType=stored.content_type,
-                StorageClass=stored.storage_class,  # type: ignore[arg-type]
-                **self._encryption,
-                **self._owner,
-            )
-        etag = answer["CopyObjectResult"].get("ETag")
-        if etag is None:  # rclone's server leaves it out
-            copied = self.head(stored.path)
-            return copied.etag if copied else ""
-        return etag.strip('"')
-
     def copy_from(
         self, source: Bucket, there: Stored, *, content_type: str, storage_class: str = "STANDARD"
     ) -> str | None:

@@ -219,7 +219,6 @@ def build(
             "seconds": round(verdict.seconds, 3),
             "remembered": verdict.remembered,
             "read_back": verdict.read_back,
-            "rewritten": verdict.rewritten,
             "requests": verdict.requests,
             "cost_usd": round(verdict.cost, 6),
         },

@@ -1,13 +1,13 @@
-"""How a selection is cut into shards, and what of a shard is not in the bucket yet."""
+"""How a selection is cut into shards, and the files that list a shard's images."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 from include.physionet_mirror.errors import InputError, MetadataError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from include.physionet_mirror.destination import Bucket, Listed, Stored
+    from include.physionet_mirror.destination import Bucket
 
 BYTES_PER_SECOND = 650_000
 """What PhysioNet gives one connection on a good day (source: users' reports of 0.6 to 0.7 MB/s)."""
@@ -39,7 +39,6 @@ HANDFUL = 5
 """Fewer images a stream than this are not worth a shard of their own."""
 
 KEYS_PER_LIST = 1_000
-HEADS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +60,7 @@ class Shard:
         last: Path of the last image.
         path: Where its list of images lies below the prefix (see ``encode``).
         span: How many images the whole dataset has from first to last: what a LIST of the range costs in a full bucket.
+        sha256: Of the bytes of that list (hex); empty in a plan of an earlier version.
     """
 
     index: int
@@ -69,6 +69,7 @@ class Shard:
     last: str
     path: str
     span: int
+    sha256: str = ""
 
     @property
     def name(self) -> str:
@@ -81,7 +82,8 @@ class Shard:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Shard:
-        return cls(**{name: values[name] for name in ("index", "images", "first", "last", "path", "span")})
+        known = {name: values[name] for name in ("index", "images", "first", "last", "path", "span")}
+        return cls(**known, sha256=values.get("sha256", ""))
 
 
 def _range_name(first: str, last: str) -> str:
@@ -191,6 +193,7 @@ def pack(frame: pd.DataFrame, size: int, path_of: Callable[[int], str]) -> Itera
     rows = frame.index.to_numpy()
     for index, part in enumerate(cut(len(frame), size)):
         first, last = part.start, part.stop - 1
+        data = _lines(paths[part], sums[part])
         shard = Shard(
             index=index,
             images=part.stop - part.start,
@@ -198,16 +201,26 @@ def pack(frame: pd.DataFrame, size: int, path_of: Callable[[int], str]) -> Itera
             last=paths[last],
             path=path_of(index),
             span=int(rows[last] - rows[first]) + 1,
+            sha256=hashlib.sha256(data).hexdigest(),
         )
-        yield shard, _lines(paths[part], sums[part])
+        yield shard, data
 
 
 # --- shard files ------------------------------------------------------------------------------------------------------
 
 
 def encode(images: Iterable[Image]) -> bytes:
-    """A shard file: ``<sha256> <path>`` lines, as SHA256SUMS.txt writes them."""
-    return "".join([f"{image.sha256} {image.path}\n" for image in images]).encode()
+    """A list of images: ``<sha256> <path>`` lines, as SHA256SUMS.txt writes them."""
+    return (
+        _lines(*zip(*((image.path, image.sha256) for image in images), strict=True)) if (images := [*images]) else b""
+    )
+
+
+def seal(images: Iterable[Image]) -> bytes:
+    """A list that proves itself: below a comment that holds the number of its lines and their SHA-256."""
+    lines = encode(images)
+    count, digest = lines.count(b"\n"), hashlib.sha256(lines).hexdigest()
+    return f"# {count} files; SHA-256 of the lines below: {digest}\n".encode() + lines
 
 
 def _lines(paths: Iterable[str], sums: Iterable[str]) -> bytes:
@@ -215,14 +228,26 @@ def _lines(paths: Iterable[str], sums: Iterable[str]) -> bytes:
 
 
 _LINE = re.compile(r"([0-9a-f]{64}) ([^\n]+)")
+_SEAL = re.compile(rb"# (\d+) files; SHA-256 of the lines below: ([0-9a-f]{64})\n")
 
 
-def decode(data: bytes) -> list[Image]:
-    """The images of a shard file.
+def decode(data: bytes, *, sealed: bool = False) -> list[Image]:
+    """The images of a list that `encode` or `seal` wrote.
+
+    Args:
+        data: The list.
+        sealed: Take no other than a sealed one. Earlier versions sealed none.
 
     Raises:
-        MetadataError: The file is not what ``encode`` writes.
+        MetadataError: It is damaged.
     """
+    if seal := _SEAL.match(data):
+        data = data[seal.end() :]
+        count = data.count(b"\n")
+        if count != int(seal[1]) or hashlib.sha256(data).hexdigest() != seal[2].decode():
+            raise _damaged(f"its {count:,} lines are not the {int(seal[1]):,} that were written")
+    elif sealed:
+        raise _damaged("its first line, which proves the others, is not there")
     images = []
     for number, line in enumerate(data.decode("utf-8", "replace").split("\n")[:-1], 1):
         match = _LINE.fullmatch(line)
@@ -234,141 +259,26 @@ def decode(data: bytes) -> list[Image]:
     return images
 
 
+def read(bucket: Bucket, shard: Shard) -> list[Image]:
+    """The images of a shard, exactly as they were planned.
+
+    Raises:
+        MetadataError: Its list is gone, or is not the one that the plan wrote.
+    """
+    try:
+        data = bucket.read(shard.path)
+    except FileNotFoundError:
+        raise _damaged(f"{bucket.uri(shard.path)} is not there") from None
+    images = decode(data)
+    if len(images) != shard.images or not images:
+        raise _damaged(f"{bucket.uri(shard.path)} lists {len(images):,} images, and {shard.images:,} were planned")
+    planned = shard.sha256 or hashlib.sha256(data).hexdigest()
+    if (images[0].path, images[-1].path) != (shard.first, shard.last) or hashlib.sha256(data).hexdigest() != planned:
+        raise _damaged(f"{bucket.uri(shard.path)} does not list the images that were planned")
+    return images
+
+
 def _damaged(fault: str) -> MetadataError:
     return MetadataError(
         f"The shard file is damaged: {fault}. No image is affected; trigger a new run, which plans it again."
     )
-
-
-# --- what is missing --------------------------------------------------------------------------------------------------
-
-
-class Memory(Protocol):
-    """What is remembered of objects that were verified before (see ``verified``)."""
-
-    def judge(self, path: str, size: int, etag: str, sha256: str) -> Literal["verified", "wrong", "unknown"]:
-        """Whether the object that has this size and ETag was found to have this SHA-256."""
-        ...
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What of a shard is to be streamed.
-
-    Attributes:
-        images: Absent or wrong, in the shard's order.
-        present: Images that need nothing.
-        absent: Images that are not there.
-        wrong: Images that are there with other bytes, or none; they are streamed again.
-        unproven: Of those present, the ones for which S3 holds no SHA-256; verification reads them.
-        proven: Objects whose SHA-256 was asked for and is right, for the memory.
-        lists: LIST requests made.
-        heads: HEAD requests made.
-    """
-
-    images: list[Image]
-    present: int = 0
-    absent: int = 0
-    wrong: int = 0
-    unproven: int = 0
-    proven: list[Stored] = field(default_factory=list)
-    lists: int = 0
-    heads: int = 0
-
-
-def missing(images: Sequence[Image], bucket: Bucket, memory: Memory | None, *, span: int | None = None) -> Missing:
-    """Compare a shard with the bucket.
-
-    One LIST per 1,000 keys of the shard's range; only a sample so sparse that HEADs are fewer is asked for image by
-    image. What is listed and remembered needs nothing more; what is listed and unknown is asked for its SHA-256.
-
-    Args:
-        images: The shard's images, in byte order of path.
-        bucket: The destination.
-        memory: What was verified before; None = presence (a size above zero) is all that is asked, as ``verify=count``
-            does.
-        span: ``Shard.span``; None = the images are all that the range can hold.
-
-    Raises:
-        DestinationError: The bucket cannot be asked.
-    """
-    if not images:
-        return Missing([])
-    if len(images) < math.ceil((span or len(images)) / KEYS_PER_LIST):
-        return _by_head(images, {}, bucket, memory, lists=0)
-    wanted = {image.path: image for image in images}
-    first, last = images[0].path, images[-1].path
-    under = _folder(first, last)
-    listed: dict[str, Listed] = {}
-    seen = 0
-    # S3 starts *after* a key: the first path without its last character is the nearest one that is surely before it.
-    for entry in bucket.list(under, start_after=first[:-1] or None, last=last):
-        seen += 1
-        if entry.path in wanted:
-            listed[entry.path] = entry
-    return _by_head(images, listed, bucket, memory, lists=max(1, math.ceil(seen / KEYS_PER_LIST)))
-
-
-def _by_head(
-    images: Sequence[Image], listed: Mapping[str, Listed], bucket: Bucket, memory: Memory | None, *, lists: int
-) -> Missing:
-    """Judge each image by what was listed (``lists`` > 0) and remembered, and by HEAD where that does not say."""
-    state: dict[str, str] = {}
-    to_ask: list[Image] = []
-    for image in images:
-        entry = listed.get(image.path)
-        if entry is None:
-            if lists:
-                state[image.path] = "absent"
-            else:
-                to_ask.append(image)
-        elif entry.size == 0:
-            state[image.path] = "wrong"
-        elif memory is None:
-            state[image.path] = "present"
-        else:
-            verdict = memory.judge(entry.path, entry.size, entry.etag, image.sha256)
-            if verdict == "unknown":
-                to_ask.append(image)
-            else:
-                state[image.path] = "present" if verdict == "verified" else "wrong"
-    proven: list[Stored] = []
-    if to_ask:
-        with ThreadPoolExecutor(min(HEADS_AT_ONCE, len(to_ask)), thread_name_prefix="head") as pool:
-            for image, stored in zip(to_ask, pool.map(lambda i: bucket.head(i.path), to_ask), strict=True):
-                if stored is None:
-                    state[image.path] = "absent"
-                elif stored.size == 0:
-                    state[image.path] = "wrong"
-                elif memory is None:
-                    state[image.path] = "present"
-                elif stored.sha256 is None:
-                    state[image.path] = "unproven"
-                elif stored.sha256 == image.sha256:
-                    state[image.path] = "present"
-                    proven.append(stored)
-                else:
-                    state[image.path] = "wrong"
-    counts = {
-        kind: sum(value == kind for value in state.values()) for kind in ("present", "absent", "wrong", "unproven")
-    }
-    return Missing(
-        images=[image for image in images if state[image.path] in ("absent", "wrong")],
-        present=counts["present"] + counts["unproven"],
-        absent=counts["absent"],
-        wrong=counts["wrong"],
-        unproven=counts["unproven"],
-        proven=proven,
-        lists=lists,
-        heads=len(to_ask),
-    )
-
-
-def _folder(first: str, last: str) -> str:
-    """The deepest folder (with its slash) that holds both; a LIST below it need not walk the rest of the bucket."""
-    common = 0
-    for mine, other in zip(first, last, strict=False):
-        if mine != other:
-            break
-        common += 1
-    return first[: first.rfind("/", 0, common) + 1]

@@ -45,13 +45,14 @@ class AuditOperator(BaseOperator):
         """Compare and write down."""
         from include.physionet_mirror.layout import RunLayout
         from include.physionet_mirror.steps import audit
+        from include.physionet_mirror.verified import attempt_of
 
         params = context["params"]
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, verify=params["level"])
             share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
-            verdict = audit.audit(run.bucket, run.request.verify, share, run.started)
             layout = RunLayout(f"audit__{run.layout.run_id}")
+            verdict = audit.audit(run.bucket, run.request.verify, share, attempt_of(layout, run.started))
             return audit.write_audit(run.bucket, layout, verdict, share, run.started)
 
 

@@ -107,7 +107,9 @@ class MissingSensor(BaseSensorOperator):
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            found = shard.find_missing(Shard.from_dict(self.shard), run.request, run.bucket, run.layout)
+            found = shard.find_missing(
+                Shard.from_dict(self.shard), run.request, run.bucket, run.layout, started=run.started
+            )
         if not found.images:
             raise AirflowSkipException(f"Nothing is missing: all {found.present:,} images are there.")
         return PokeReturnValue(is_done=True, xcom_value={**self.shard, "missing": len(found.images)})

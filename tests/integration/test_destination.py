@@ -180,7 +180,7 @@ def test_a_stream_is_read_only_as_far_as_parts_are_stored(bucket):
     assert bucket.upload("big.bin", chunks()) == 6 * PART_SIZE
 
 
-# -- deleting, rewriting --------------------------------------------------------------------------------------------
+# -- deleting -------------------------------------------------------------------------------------------------------
 
 
 def test_deleting(bucket):
@@ -188,14 +188,6 @@ def test_deleting(bucket):
         bucket.put(name, b"x", content_type="text/plain")
     bucket.delete(["a", "c", "never there"])
     assert [listed.path for listed in bucket.list()] == ["b"]
-
-
-def test_rewriting_keeps_bytes_and_type(bucket):
-    bucket.put("x.jpg", b"bytes", content_type="image/jpeg")
-    etag = bucket.rewrite(bucket.head("x.jpg"))
-    stored = bucket.head("x.jpg")
-    assert (stored.etag, stored.content_type, bucket.read("x.jpg")) == (etag, "image/jpeg", b"bytes")
-    # That S3 then holds the SHA-256 is seen with moto, in test_verification.py: rclone keeps none of a copy.
 
 
 # -- as strict as S3 ------------------------------------------------------------------------------------------------
@@ -255,16 +247,6 @@ def test_nothing_is_written_in_place_of_what_was_deleted_meanwhile(strict):
     strict.delete(["index"])
     assert not strict.write_unless_changed("index", b"new", seen)
     assert strict.head("index") is None
-
-
-def test_a_copy_gets_the_checksum_that_it_lacked(strict):
-    data = b"as another tool stored it"
-    strict.client.put_object(Bucket=strict.name, Key=strict.key("x.jpg"), Body=data, ContentType="image/jpeg")
-    plain = strict.head("x.jpg")
-    copied = strict.copy_from(strict, plain, content_type="image/png", storage_class="STANDARD_IA")
-    assert copied == sha256(data)
-    stored = strict.head("x.jpg")
-    assert (stored.sha256, stored.content_type, stored.storage_class) == (copied, "image/png", "STANDARD_IA")
 
 
 def test_what_has_changed_since_it_was_looked_at_is_not_copied(strict):

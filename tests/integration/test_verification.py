@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
+from typing import ClassVar
 from uuid import uuid4
 
 import boto3
@@ -18,10 +20,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from demo.stack import s3_server
-from include.physionet_mirror import index, verification
+from include.physionet_mirror import compare, index
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import BucketRefused, DestinationUnavailable, InputError, VerificationFailed
 from include.physionet_mirror.layout import INDEX, verified
+from include.physionet_mirror.request import LEVELS
 from include.physionet_mirror.shards import Image
 from include.physionet_mirror.verification import Problem, verify
 from include.physionet_mirror.verified import Memory
@@ -88,12 +91,16 @@ def bucket(request):
     return make_bucket(endpoint, f"test-{uuid4()}")
 
 
+KEEP = 6
+"""HEADs of the memory's own files: each of a dataset's three groups is looked at twice when it is written."""
+
+
 def kinds(verdict):
     return {kind: count for kind, count in verdict.requests.items() if kind in ("HEAD", "LIST", "COPY")}
 
 
 class TestLevels:
-    @pytest.mark.parametrize("level", verification.LEVELS)
+    @pytest.mark.parametrize("level", LEVELS)
     def test_all_well(self, on_disk, level):
         bucket, _ = on_disk
         files = dataset(40)
@@ -125,7 +132,7 @@ class TestLevels:
         store(bucket, files)
         victim = next(iter(files))
         store(bucket, {victim: b""})
-        for level in verification.LEVELS:
+        for level in LEVELS:
             verdict = verify(wanted(files), bucket, level)
             assert [(p.path, p.reason) for p in verdict.problems] == [(victim, "empty")]
             assert (verdict.empty, verdict.wrong, verdict.missing, verdict.present) == (1, 0, 0, 5)
@@ -209,7 +216,7 @@ class TestMemory:
         bucket, _ = on_disk
         files = dataset(40)
         store(bucket, files)
-        assert kinds(verify(wanted(files), bucket)) == {"LIST": 1, "HEAD": 40}
+        assert kinds(verify(wanted(files), bucket)) == {"LIST": 1, "HEAD": 40 + KEEP}
         verdict = verify(wanted(files), bucket)
         assert kinds(verdict) == {"LIST": 1}
         assert verdict.remembered == 40
@@ -219,7 +226,7 @@ class TestMemory:
         files = dataset(40)
         store(bucket, files)
         verify(wanted(files)[:30], bucket)
-        assert kinds(verify(wanted(files), bucket)) == {"LIST": 1, "HEAD": 10}
+        assert kinds(verify(wanted(files), bucket)) == {"LIST": 1, "HEAD": 10 + KEEP // 3}
 
     def test_a_lost_memory_costs_requests_and_nothing_else(self, on_disk):
         bucket, _ = on_disk
@@ -230,13 +237,13 @@ class TestMemory:
             bucket.write(verified(group), b"damaged")
         verdict = verify(wanted(files), bucket)
         assert verdict.passed
-        assert kinds(verdict)["HEAD"] == 20
+        assert kinds(verdict)["HEAD"] == 20 + KEEP
 
     def test_a_verification_that_was_killed_goes_on_where_it_stopped(self, on_disk, monkeypatch):
         bucket, _ = on_disk
         files = dataset(200)
         store(bucket, files)
-        monkeypatch.setattr(verification, "_SAVE_EVERY", 20)
+        monkeypatch.setattr(compare, "_SAVE_EVERY", 20)
 
         class Killed(BaseException):
             pass
@@ -244,8 +251,8 @@ class TestMemory:
         head, asked = bucket.head, []
 
         def dies(path):
-            asked.append(path)
-            if len(asked) > 120:
+            asked.extend([path] if path.startswith("files/") else [])
+            if len(asked) > 120 and path.startswith("files/"):
                 raise Killed
             return head(path)
 
@@ -255,18 +262,47 @@ class TestMemory:
         bucket.head = head
         verdict = verify(wanted(files), bucket)
         assert verdict.passed
-        assert verdict.requests["HEAD"] <= 90
+        assert verdict.requests["HEAD"] <= 90 + KEEP
 
-    def test_content_reads_again_unless_it_was_read_since(self, on_disk):
+    def test_content_reads_again_unless_it_was_read_in_the_same_run(self, on_disk):
         bucket, _ = on_disk
         files = dataset(20)
         store(bucket, files)
-        began = datetime.now(UTC) - timedelta(seconds=1)
         assert verify(wanted(files), bucket, "checksum").read_back == 0
-        assert verify(wanted(files)[:15], bucket, "content").read_back == 15
-        assert verify(wanted(files), bucket, "content", since=began).read_back == 5
+        assert verify(wanted(files)[:15], bucket, "content", run="one").read_back == 15
+        assert verify(wanted(files), bucket, "content", run="one").read_back == 5
         assert verify(wanted(files), bucket, "content").read_back == 20
-        assert verify(wanted(files), bucket, "content", since=began + timedelta(hours=1)).read_back == 20
+        assert verify(wanted(files), bucket, "content", run="two").read_back == 20
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    def test_a_clock_that_is_wrong_hides_no_damage(self, on_disk, monkeypatch, minutes):
+        bucket, folder = on_disk
+        files = dataset(10)
+        store(bucket, files)
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime.now(tz) + timedelta(minutes=minutes)
+
+        with monkeypatch.context() as patch:  # the worker of the audit before
+            patch.setattr("include.physionet_mirror.verified.datetime", Clock)
+            assert verify(wanted(files), bucket, "content", run="before").passed
+        victim = list(files)[4]
+        old = (folder / victim).stat()
+        flip(folder / victim)
+        os.utime(folder / victim, ns=(old.st_atime_ns, old.st_mtime_ns))  # size and ETag as before
+        verdict = verify(wanted(files), bucket, "content", run="after")
+        assert (verdict.read_back, [p.path for p in verdict.problems]) == (10, [victim])
+        assert [p.path for p in verify(wanted(files), bucket, "checksum").problems] == [victim]  # and it is remembered
+
+    def test_asked_anew_nothing_is_believed_but_what_this_run_found(self, on_disk):
+        bucket, _ = on_disk
+        files = dataset(20)
+        store(bucket, files)
+        verify(wanted(files), bucket)
+        assert kinds(verify(wanted(files)[:15], bucket, run="audit", anew=True))["HEAD"] == 15 + KEEP
+        assert kinds(verify(wanted(files), bucket, run="audit", anew=True))["HEAD"] == 5 + KEEP // 3
 
     def test_a_role_that_may_only_read_gets_its_answer(self, on_disk):
         bucket, _ = on_disk
@@ -276,7 +312,7 @@ class TestMemory:
         def refused(*_, **__):
             raise BucketRefused("S3 refused access")
 
-        bucket.write = refused
+        bucket.write_unless_changed = refused
         verdict = verify(wanted(files), bucket)
         assert verdict.passed
         assert "could not be remembered" in verdict.notes[0]
@@ -294,7 +330,7 @@ class TestMemory:
                 raise DestinationUnavailable("S3 could not serve")
             yield from read(path)
 
-        monkeypatch.setattr(verification.time, "sleep", lambda _: None)
+        monkeypatch.setattr(compare.time, "sleep", lambda _: None)
         bucket.open_read = breaks
         assert verify(wanted(files), bucket, "content").passed
         assert len(broken) == 20
@@ -307,7 +343,7 @@ class TestMemory:
 
         def away(path):
             asked.append(path)
-            if len(asked) > 20:
+            if len(asked) > 20 and path.startswith("files/"):
                 raise DestinationUnavailable("S3 could not serve")
             return head(path)
 
@@ -319,58 +355,60 @@ class TestMemory:
 
 class TestWithoutChecksum:
     def put_plain(self, bucket, files):
-        """As another tool would: without a SHA-256."""
+        """As another tool would: without a SHA-256, and with settings of its own."""
         for path, data in files.items():
-            bucket.client.put_object(
-                Bucket=bucket.name,
-                Key=bucket.key(path),
-                Body=data,
-                ContentType="image/jpeg",
-                StorageClass="STANDARD_IA",
-            )
+            bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(path), Body=data, **self.AS_STORED)
 
-    def test_is_read_once_and_then_has_one(self, bucket):
+    AS_STORED: ClassVar = {
+        "ContentType": "image/jpeg",
+        "StorageClass": "STANDARD_IA",
+        "CacheControl": "no-cache",
+        "Metadata": {"site": "A"},
+    }
+
+    @pytest.mark.parametrize("anew", [False, True], ids=["verify", "audit"])
+    def test_is_read_once_and_left_as_it_is(self, bucket, anew):
+        bucket.client.put_bucket_versioning(Bucket=bucket.name, VersioningConfiguration={"Status": "Enabled"})
         files = dataset(12)
         self.put_plain(bucket, files)
         assert bucket.head(next(iter(files))).sha256 is None
-        verdict = verify(wanted(files), bucket)
+        verdict = verify(wanted(files), bucket, anew=anew)
         assert verdict.passed
-        assert (verdict.read_back, verdict.rewritten, verdict.requests["COPY"]) == (12, 12, 12)
-        for image in wanted(files):
-            stored = bucket.head(image.path)
-            assert stored.sha256 == image.sha256
-            assert (stored.storage_class, stored.content_type) == ("STANDARD_IA", "image/jpeg")
-        again = verify(wanted(files), bucket)
-        assert kinds(again) == {"LIST": 1}
+        assert verdict.read_back == 12
+        again = verify(wanted(files), bucket, anew=anew)
+        assert kinds(again) == ({"LIST": 1, "HEAD": 12} if anew else {"LIST": 1})
         assert again.read_back == 0
+        versions = bucket.client.list_object_versions(Bucket=bucket.name, Prefix=bucket.key("files/"))["Versions"]
+        assert len(versions) == 12
+        for path in files:
+            stored = bucket.client.head_object(Bucket=bucket.name, Key=bucket.key(path))
+            assert {name: stored[name] for name in self.AS_STORED} == self.AS_STORED
         bucket.delete([verified(group) for group in ("p10", "p11", "p12")])
-        afresh = verify(wanted(files), bucket)
-        assert (afresh.read_back, afresh.requests["HEAD"]) == (0, 12)
+        assert verify(wanted(files), bucket, anew=anew).read_back == 12  # a lost memory costs requests
 
-    def test_wrong_bytes_are_not_given_one(self, bucket):
+    def test_wrong_bytes_are_found(self, bucket):
         files = dataset(5)
         victim = list(files)[2]
         self.put_plain(bucket, files | {victim: b"something else"})
-        verdict = verify(wanted(files), bucket)
-        assert [(p.path, p.reason) for p in verdict.problems] == [(victim, "wrong bytes")]
-        assert verdict.rewritten == 4
-        assert bucket.head(victim).sha256 is None
+        for _ in range(2):
+            verdict = verify(wanted(files), bucket)
+            assert [(p.path, p.reason) for p in verdict.problems] == [(victim, "wrong bytes")]
+        assert verdict.read_back == 1  # what is remembered as wrong may have been repaired
 
-    def test_a_copy_that_is_refused_leaves_the_answer_right_and_is_remembered(self, bucket):
+    def test_what_was_wrong_and_is_repaired_with_the_same_etag_is_read(self, on_disk):
+        bucket, folder = on_disk
         files = dataset(5)
-        self.put_plain(bucket, files)
+        store(bucket, files)
+        victim = list(files)[2]
+        data = files[victim]
+        old = (folder / victim).stat()
+        for content, problems in ((data[::-1], [victim]), (data, [])):
+            (folder / victim).write_bytes(content)
+            os.utime(folder / victim, ns=(old.st_atime_ns, old.st_mtime_ns))
+            verdict = verify(wanted(files), bucket, "content" if problems else "checksum")
+            assert [p.path for p in verdict.problems] == problems
 
-        def refused(stored):
-            raise BucketRefused(f"S3 refused access (asking for {stored.path})")
-
-        bucket.rewrite = refused
-        verdict = verify(wanted(files), bucket)
-        assert verdict.passed
-        assert verdict.rewritten == 0
-        assert len(verdict.notes) == 1
-        assert verify(wanted(files), bucket).read_back == 0
-
-    def test_a_server_that_keeps_none_is_not_asked_again_and_again(self, on_disk):
+    def test_a_server_that_keeps_none(self, on_disk):
         bucket, folder = on_disk
         files = dataset(60)
         for path, data in files.items():
@@ -379,8 +417,6 @@ class TestWithoutChecksum:
         verdict = verify(wanted(files), bucket, workers=2)
         assert verdict.passed
         assert verdict.read_back == 60
-        assert verdict.requests["COPY"] <= 3
-        assert "keeps no SHA-256" in verdict.notes[0]
         assert kinds(verify(wanted(files), bucket)) == {"LIST": 1}
 
     def test_a_multipart_upload_has_no_sha256_of_the_whole(self, bucket):
@@ -425,7 +461,7 @@ class TestListing:
         assert kinds(verdict) == {"LIST": 2}
 
     def test_any_selection_in_any_order_gets_the_same_answer(self, crowded, monkeypatch):
-        monkeypatch.setattr(verification, "_BLOCK", 70)
+        monkeypatch.setattr(compare, "_BLOCK", 70)
         bucket, images = crowded
         there = {image.path for image in images}
         absent = wanted(dataset(300, seed=9, groups=10))

@@ -1,17 +1,14 @@
-"""Shards: contiguous, disjoint, complete; and what of them is missing in the bucket."""
+"""Shards: contiguous, disjoint, complete; and their files, of which no damage goes unnoticed."""
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror.destination import Listed, Stored
 from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.shards import (
@@ -24,14 +21,14 @@ from include.physionet_mirror.shards import (
     cut,
     decode,
     encode,
-    missing,
     pack,
+    read,
+    seal,
     size_for,
     slice_of,
 )
 
 LAYOUT = RunLayout("r")
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def path(number: int) -> str:
@@ -176,6 +173,79 @@ def test_a_damaged_shard_file_is_refused(data: bytes) -> None:
         decode(data)
 
 
+class OneFile:
+    """As much of Bucket as `read` uses."""
+
+    def __init__(self, data: bytes | None) -> None:
+        self.data = data
+
+    def uri(self, path: str) -> str:
+        return f"s3://bucket/{path}"
+
+    def read(self, path: str) -> bytes:
+        if self.data is None:
+            raise FileNotFoundError(path)
+        return self.data
+
+
+def planned(count: int = 200) -> tuple[Shard, bytes]:
+    ((shard, data),) = pack(frame_of(images(count)), count, LAYOUT.shard)
+    return shard, data
+
+
+OTHER = encode([replace(image, sha256="f" * 64) if number == 99 else image for number, image in enumerate(images(200))])
+
+
+@pytest.mark.parametrize("of_an_earlier_version", [False, True])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda lines: lines[:175], id="cut at a line border"),
+        pytest.param(lambda lines: lines[25:], id="its head is gone"),
+        pytest.param(lambda lines: lines[:20] + lines[21:], id="a line is gone"),
+        pytest.param(lambda _: [], id="emptied"),
+        pytest.param(lambda lines: [*lines, lines[-1]], id="a line twice"),
+        pytest.param(lambda _: encode(images(201)).splitlines(True)[:200], id="another shard's"),
+    ],
+)
+def test_what_is_compared_is_what_was_planned(damage: Any, of_an_earlier_version: bool) -> None:
+    shard, data = planned()
+    if of_an_earlier_version:
+        shard = Shard.from_dict({key: value for key, value in shard.to_dict().items() if key != "sha256"})
+    assert read(OneFile(data), shard) == images(200)  # type: ignore[arg-type]
+
+    with pytest.raises(MetadataError, match="trigger a new run"):
+        read(OneFile(b"".join(damage(data.splitlines(keepends=True)))), shard)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [None, OTHER], ids=["gone", "another checksum in its middle"])
+def test_a_shard_file_that_is_another_is_refused(data: bytes | None) -> None:
+    with pytest.raises(MetadataError, match="No image is affected"):
+        read(OneFile(data), planned()[0])  # type: ignore[arg-type]
+
+
+@given(
+    count=st.integers(0, 40),
+    cut=st.integers(0, 2500),
+    flip=st.integers(0, 2500),
+)
+def test_a_sealed_list_is_read_whole_or_not_at_all(count: int, cut: int, flip: int) -> None:
+    whole = seal(images(count))
+    flipped = bytearray(whole)
+    flipped[flip % len(whole)] ^= 1
+    assert decode(whole, sealed=True) == decode(whole) == images(count)
+    for damaged in (whole[: cut % len(whole)], bytes(flipped)):
+        with pytest.raises(MetadataError):
+            decode(damaged, sealed=True)
+
+
+def test_lists_of_earlier_versions_are_read_where_nothing_depends_on_it() -> None:
+    assert decode(encode(images(7))) == images(7)
+    assert decode(b"") == []
+    with pytest.raises(MetadataError, match="first line"):
+        decode(encode(images(7)), sealed=True)
+
+
 @pytest.mark.parametrize(
     ("first", "last", "count", "name"),
     [
@@ -188,123 +258,3 @@ def test_a_damaged_shard_file_is_refused(data: bytes) -> None:
 )
 def test_names_tell_shards_apart(first: str, last: str, count: int, name: str) -> None:
     assert Shard(0, count, first, last, "s", count).name == name
-
-
-# --- what is missing --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class FakeBucket:
-    """Objects by path: (size, etag, sha256 that S3 holds). Lists and heads as the real one does, and counts."""
-
-    objects: dict[str, tuple[int, str, str | None]]
-    asked: list[str] = field(default_factory=list)
-    listings: list[tuple[str, str | None, str | None]] = field(default_factory=list)
-
-    def list(self, under: str = "", *, start_after: str | None = None, last: str | None = None) -> Iterator[Listed]:
-        self.listings.append((under, start_after, last))
-        for name in sorted(self.objects):
-            if name.startswith(under) and name > (start_after or "") and (last is None or name <= last):
-                yield Listed(name, self.objects[name][0], self.objects[name][1], NOW)
-
-    def head(self, name: str) -> Stored | None:
-        self.asked.append(name)
-        if name not in self.objects:
-            return None
-        size, etag, sha256 = self.objects[name]
-        return Stored(name, size, etag, sha256, "STANDARD", "image/jpeg", NOW)
-
-
-class FakeMemory:
-    def __init__(self, verdicts: dict[str, str]) -> None:
-        self.verdicts = verdicts
-
-    def judge(self, name: str, *_: object) -> str:
-        return self.verdicts.get(name, "unknown")
-
-
-def stored(rows: list[Image]) -> dict[str, tuple[int, str, str | None]]:
-    return {image.path: (100, "e", image.sha256) for image in rows}
-
-
-def test_what_is_remembered_is_not_asked_again() -> None:
-    rows = images(50)
-    bucket = FakeBucket(stored(rows) | {"files/p09/before": (1, "e", None), "files/p20/after": (1, "e", None)})
-
-    found = missing(rows, bucket, FakeMemory({image.path: "verified" for image in rows}))  # type: ignore[arg-type]
-
-    assert (found.images, found.present, found.lists, found.heads) == ([], 50, 1, 0)
-    assert bucket.asked == []
-    assert bucket.listings == [("files/", rows[0].path[:-1], rows[-1].path)]
-
-
-def test_each_image_is_judged_by_what_is_known_of_it() -> None:
-    absent, empty, known_wrong, right, other_bytes, unproven, remembered = rows = images(7)
-    bucket = FakeBucket(stored(rows))
-    del bucket.objects[absent.path]
-    bucket.objects[empty.path] = (0, "e", None)
-    bucket.objects[other_bytes.path] = (100, "e", "f" * 64)
-    bucket.objects[unproven.path] = (100, "e", None)
-    memory = FakeMemory({known_wrong.path: "wrong", remembered.path: "verified"})
-
-    found = missing(rows, bucket, memory)  # type: ignore[arg-type]
-
-    assert found.images == [absent, empty, known_wrong, other_bytes]
-    assert (found.absent, found.wrong, found.present, found.unproven) == (1, 3, 3, 1)
-    assert sorted(bucket.asked) == [right.path, other_bytes.path, unproven.path]
-    assert [proof.path for proof in found.proven] == [right.path]
-
-
-def test_presence_alone_needs_no_head() -> None:
-    rows = images(5)
-    bucket = FakeBucket(stored(rows[:3]))
-    bucket.objects[rows[0].path] = (0, "e", None)
-
-    found = missing(rows, bucket, None)  # type: ignore[arg-type]
-
-    assert found.images == [rows[0], *rows[3:]]
-    assert bucket.asked == []
-
-
-def test_a_sparse_sample_is_asked_for_image_by_image() -> None:
-    rows = images(30)
-    bucket = FakeBucket(stored(rows[:10]))
-
-    found = missing(rows, bucket, FakeMemory({}), span=30_001)  # type: ignore[arg-type]
-
-    assert found.images == rows[10:]
-    assert (found.lists, found.heads) == (0, 30)
-    assert bucket.listings == []
-    assert missing(rows, bucket, FakeMemory({}), span=30_000).lists == 1  # type: ignore[arg-type]
-
-
-def test_lists_are_counted_as_s3_bills_them() -> None:
-    rows = images(2500)
-    bucket = FakeBucket(stored(rows))
-
-    found = missing(rows, bucket, None)  # type: ignore[arg-type]
-
-    assert found.lists == math.ceil(2500 / 1000)
-
-
-def test_nothing_to_look_for_asks_nothing() -> None:
-    assert missing([], FakeBucket({}), None).images == []  # type: ignore[arg-type]
-
-
-@settings(max_examples=30, deadline=None)  # each starts threads
-@given(st.data())
-def test_present_and_missing_are_the_shard(data: st.DataObject) -> None:
-    rows = images(20)
-    there = data.draw(st.sets(st.sampled_from(rows)))
-    remembered = data.draw(st.sets(st.sampled_from(rows)))
-    span = data.draw(st.sampled_from([20, 50_000]))
-
-    found = missing(
-        rows,
-        FakeBucket(stored(sorted(there, key=lambda i: i.path))),  # type: ignore[arg-type]
-        FakeMemory({image.path: "verified" for image in remembered}),  # type: ignore[arg-type]
-        span=span,
-    )
-
-    assert found.images == [image for image in rows if image not in there]
-    assert found.present == len(there)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import logging
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from include.physionet_mirror.destination import Stored
 from include.physionet_mirror.errors import DestinationUnavailable
-from include.physionet_mirror.layout import verified
-from include.physionet_mirror.verified import Memory, group_of, groups_of
+from include.physionet_mirror.layout import RunLayout, verified
+from include.physionet_mirror.verified import Memory, attempt_of, group_of, groups_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SUM = "ab" * 32
@@ -35,8 +37,15 @@ class FakeBucket:
         except KeyError:
             raise FileNotFoundError(path) from None
 
-    def write(self, path, data, **_):
+    def head(self, path):
+        data = self.objects.get(path)
+        return None if data is None else Stored(path, len(data), hashlib.sha256(data).hexdigest(), None, "", "", NOW)
+
+    def write_unless_changed(self, path, data, before, **_):
+        if self.head(path) != before:
+            return False
         self.objects[path] = data
+        return True
 
 
 @pytest.fixture
@@ -75,17 +84,46 @@ def test_remembers_what_is_wrong(bucket):
 
 
 def test_a_checksum_is_no_content(bucket):
-    memory = remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content") == "unknown"
-    memory.record(IMAGE, 100, "e1", SUM, level="content")
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content") == "verified"
+    memory = Memory()
+    memory.record(IMAGE, 100, "e1", SUM, level="checksum", run="one")
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="one") == "unknown"
+    memory.record(IMAGE, 100, "e1", SUM, level="content", run="one")
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="one") == "verified"
     assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
 
 
-def test_can_be_told_to_believe_only_what_is_recent(bucket):
-    memory = remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
-    assert memory.judge(IMAGE, 100, "e1", SUM, since=NOW) == "verified"
-    assert memory.judge(IMAGE, 100, "e1", SUM, since=NOW + timedelta(seconds=1)) == "unknown"
+@pytest.mark.parametrize("clock", [timedelta(minutes=-10), timedelta(0), timedelta(minutes=10)])
+def test_what_was_read_back_counts_in_its_own_run_only_whatever_the_clock_says(bucket, clock):
+    memory = Memory()
+    memory.record(IMAGE, 100, "e1", SUM, level="content", run="one", at=NOW + clock)
+    memory.save(bucket)
+    memory = Memory.load(bucket, ["p10"])
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="one") == "verified"
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="two") == "unknown"
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content") == "unknown"
+    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+    assert memory.judge(IMAGE, 100, "e1", SUM, run="two", anew=True) == "unknown"
+    assert memory.judge(IMAGE, 100, "e1", SUM, run="one", anew=True) == "verified"
+
+
+def test_an_attempt_is_its_runs_retries_and_nothing_else():
+    names = {
+        attempt_of(RunLayout(run), started)
+        for run in ("weekly-1", "weekly-2")
+        for started in (NOW, NOW + timedelta(microseconds=1))  # clearing a run starts it anew
+    }
+    assert len(names) == 4
+    assert attempt_of(RunLayout("weekly-1"), NOW.astimezone(timezone(timedelta(hours=2)))) in names
+
+
+def test_files_of_earlier_versions_are_read(bucket):
+    lines = [f"{IMAGE}\t100\te1\t{SUM}\t2026-03-01T12:00:00Z\tcontent", ""]
+    old = "\n".join(["path\tsize\tetag\tsha256\tverified_at\tlevel", *lines])
+    bucket.objects[verified("p10")] = gzip.compress(old.encode())
+    memory = Memory.load(bucket, ["p10"])
+    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="") == "unknown"
+    assert list(memory) == [(IMAGE, 100, "e1", SUM, NOW, "content")]
 
 
 def test_an_object_without_etag_cannot_be_recognised_again(bucket):
@@ -128,12 +166,13 @@ def test_an_absent_file_is_an_empty_memory_without_a_word(bucket, caplog):
     assert caplog.text == ""
 
 
-def test_overlapping_writers_keep_both_and_the_newer_wins(bucket):
+@pytest.mark.parametrize("clock", [timedelta(minutes=-10), timedelta(minutes=10)])
+def test_overlapping_writers_keep_both_and_what_one_found_wrong_stays(bucket, clock):
     one, two = Memory.load(bucket, ["p10"]), Memory.load(bucket, ["p10"])
     one.record("files/p10/a", 1, "e", SUM, at=NOW)
-    one.record("files/p10/both", 1, "e", SUM, level="wrong", at=NOW + timedelta(minutes=1))
-    two.record("files/p10/b", 1, "e", SUM, at=NOW)
-    two.record("files/p10/both", 1, "e", SUM, level="checksum", at=NOW)
+    one.record("files/p10/both", 1, "e", SUM, level="wrong", at=NOW)
+    two.record("files/p10/b", 1, "e", SUM, at=NOW + clock)
+    two.record("files/p10/both", 1, "e", SUM, level="checksum", at=NOW + clock)
     one.save(bucket)
     two.save(bucket)
     memory = Memory.load(bucket, ["p10"])
@@ -143,18 +182,61 @@ def test_overlapping_writers_keep_both_and_the_newer_wins(bucket):
     assert two.judge("files/p10/both", 1, "e", SUM) == "wrong"
 
 
+@pytest.mark.parametrize("level", ["checksum", "wrong"])
+@pytest.mark.parametrize("clock", [timedelta(minutes=-10), timedelta(minutes=10)])
+def test_the_last_look_replaces_what_was_known_before_it(bucket, level, clock):
+    remembered(bucket, (IMAGE, 100, "e1", SUM, "wrong" if level == "checksum" else "checksum"), at=NOW + clock)
+    memory = Memory.load(bucket, ["p10"])
+    memory.record(IMAGE, 100, "e1", SUM, level="content", at=NOW)
+    memory.record(IMAGE, 100, "e1", SUM, level=level, at=NOW)
+    memory.save(bucket)
+    expected = "wrong" if level == "wrong" else "verified"
+    assert Memory.load(bucket, ["p10"]).judge(IMAGE, 100, "e1", SUM) == expected
+
+
+def test_of_many_who_write_at_once_none_loses_anything(bucket, monkeypatch):
+    read, others = bucket.read, [Memory() for _ in range(3)]
+    for number, other in enumerate(others):
+        other.record(f"files/p10/other-{number}", 1, "e", SUM)
+
+    def somebody_writes_just_now(path):
+        data = read(path) if path in bucket.objects else None
+        if others:
+            others.pop().save(bucket)
+        if data is None:
+            raise FileNotFoundError(path)
+        return data
+
+    monkeypatch.setattr("include.physionet_mirror.verified.time.sleep", lambda _: None)
+    bucket.read = somebody_writes_just_now
+    memory = Memory()
+    memory.record(IMAGE, 1, "e", SUM)
+    memory.save(bucket)
+    assert len(memory) == len(Memory.load(bucket, ["p10"])) == 4
+
+
+def test_a_file_that_is_written_all_the_time_is_an_error_and_loses_nothing(bucket, monkeypatch):
+    monkeypatch.setattr("include.physionet_mirror.verified.time.sleep", lambda _: None)
+    bucket.write_unless_changed = lambda *_, **__: False
+    memory = Memory()
+    memory.record(IMAGE, 1, "e", SUM)
+    with pytest.raises(DestinationUnavailable, match="No file is affected"):
+        memory.save(bucket)
+    assert memory.unsaved == 1
+
+
 def test_a_save_that_fails_loses_nothing(bucket):
     memory = Memory()
     memory.record("files/p10/a", 1, "e", SUM)
     memory.record("files/p11/b", 1, "e", SUM)
-    write, failing = bucket.write, [True]
+    write, failing = bucket.write_unless_changed, [True]
 
-    def flaky(path, data, **more):
+    def flaky(path, data, before, **more):
         if failing.pop() if failing and "p11" in path else False:
             raise DestinationUnavailable("S3 is away")
-        write(path, data, **more)
+        return write(path, data, before, **more)
 
-    bucket.write = flaky
+    bucket.write_unless_changed = flaky
     with pytest.raises(DestinationUnavailable):
         memory.save(bucket)
     assert memory.unsaved == 1

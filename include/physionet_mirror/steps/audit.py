@@ -57,11 +57,18 @@ class Share:
         raise InputError(f"share: {str(text)[:40]!r} is neither like 2/8 nor like */8. Nothing was done.")
 
 
-def audit(bucket: Bucket, level: Level, share: Share, started: datetime) -> Verdict:
+def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) -> Verdict:
     """Compare one share of the bucket with PhysioNet's checksums, asking S3 anew for every image.
 
     Looked at is what the training index holds (so that a lost image is missed) and every image of the manifest that lies
     in the bucket (so that a strange one is noticed). Neither index nor images are changed.
+
+    Args:
+        bucket: Which.
+        level: ``count``, ``checksum`` or ``content``.
+        share: The part of the dataset that is looked at.
+        run: The attempt at a run that audits (``verified.attempt_of``); what it has found
+            already is not asked for again when its task is retried.
 
     Raises:
         MetadataError: There is no manifest: nothing was mirrored here.
@@ -76,12 +83,12 @@ def audit(bucket: Bucket, level: Level, share: Share, started: datetime) -> Verd
     part = known.iloc[slice_of(len(known), share.number - 1, share.of)]
     if part.empty:
         return Verdict(level=level)
-    paths, sums = part["path"].tolist(), part["sha256"].tolist()
     expected = _indexed(bucket)
-    expected.update(entry.path for entry in bucket.list("files/", start_after=paths[0][:-1], last=paths[-1]))
-    images = [Image(path, digest) for path, digest in zip(paths, sums, strict=True) if path in expected]
-    log.info("Share %s: %s images to compare by %s.", share, f"{len(images):,}", level)
-    return verify(images, bucket, level, since=started, on_progress=_log_progress)
+    log.info("Share %s: %s images of the dataset, compared by %s.", share, f"{len(part):,}", level)
+    images = map(Image, part["path"], part["sha256"])
+    verdict = verify(images, bucket, level, run=run, anew=True, on_progress=_log_progress)
+    verdict.problems = [p for p in verdict.problems if p.reason != "missing" or p.path in expected]
+    return verdict
 
 
 def _indexed(bucket: Bucket) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 
 from include.physionet_mirror import index, shards
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused, DestinationError, InputError
+from include.physionet_mirror.errors import BucketRefused, DestinationError, InputError, MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
 from include.physionet_mirror.verification import Problem, Verdict
 
@@ -64,7 +65,8 @@ def _images_of(bucket: Bucket, run_id: str) -> set[str]:
             f"run_id: {bucket.uri(RUNS)} holds no plan of a run {run_id!r}. Nothing was done. Copy the run id of the run of "
             "mimic_cxr_jpg whose images are to go."
         )
-    return {image.path for shard in document["shards"] for image in shards.decode(bucket.read(shard["path"]))}
+    planned = [shards.Shard.from_dict(shard) for shard in document["shards"]]
+    return {image.path for shard in planned for image in shards.read(bucket, shard)}
 
 
 def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
@@ -134,9 +136,10 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
 
     Raises:
         InputError: The prefix is empty, or the listing names what it must not.
+        MetadataError: The listing is damaged, so it is not what a person has approved. Nothing was deleted.
         DestinationError: S3 did not delete something; what was deleted stays deleted.
     """
-    entries = [Doomed(*json.loads(line)) for line in gzip.decompress(bucket.read(_listing(run))).splitlines() if line]
+    entries = _read_listing(bucket, run)
     if not bucket.prefix or any(entry.path.startswith(RUNS) for entry in entries):
         raise InputError(f"{bucket.uri(_listing(run))} names what must not be deleted. Nothing was done.")
     deleted = 0
@@ -150,6 +153,22 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
             log.info("%s of %s deleted.", f"{deleted:,}", f"{len(entries):,}")
     _forget(bucket, [entry.path for entry in entries])
     return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
+
+
+def _read_listing(bucket: Bucket, run: RunLayout) -> list[Doomed]:
+    """What `write_listing` wrote. Gzip's own checksum and length prove it whole; an empty file would pass as an empty one."""
+    try:
+        if data := bucket.read(_listing(run)):
+            return [Doomed(*json.loads(line)) for line in gzip.decompress(data).splitlines() if line]
+        why = "it is empty"
+    except FileNotFoundError:
+        why = "it is not there"
+    except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
+        why = str(error)
+    raise MetadataError(
+        f"The list of what was to be deleted, {bucket.uri(_listing(run))}, is damaged: {why}. Nothing was deleted. Trigger "
+        "the clean-up again: it lists anew, and asks again."
+    )
 
 
 def _delete(bucket: Bucket, batch: list[Doomed]) -> None:

@@ -15,6 +15,7 @@ from include.physionet_mirror.layout import LEFT, RunLayout
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.steps.planning import manifest_bytes, read_left
 from include.physionet_mirror.verification import Verdict, verify
+from include.physionet_mirror.verified import attempt_of
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +37,9 @@ def verify_run(
     if document is None:
         raise MetadataError(f"{bucket.uri(run.plan)} is gone, so it is not known what was selected. Trigger a new run.")
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
-        parts = list(pool.map(lambda shard: shards.decode(bucket.read(shard["path"])), document["shards"]))
+        parts = list(pool.map(lambda shard: shards.read(bucket, shards.Shard.from_dict(shard)), document["shards"]))
     images = [image for part in parts for image in part]
-    verdict = verify(images, bucket, request.verify, since=started if request.verify == "content" else None)
+    verdict = verify(images, bucket, request.verify, run=attempt_of(run, started))
     if request.slices is not None:
         stops_at = request.stops_at(started)
         if stops_at is not None and stops_at <= datetime.now(UTC):
@@ -90,6 +91,6 @@ def _remember_what_is_left(images: Sequence[shards.Image], verdict: Verdict, buc
     after = {path: image for path, image in before.items() if path not in mine}
     after |= {path: image for path, image in mine.items() if path in postponed}
     if after:
-        bucket.write(LEFT, shards.encode(after[path] for path in sorted(after)), content_type="text/plain")
+        bucket.write(LEFT, shards.seal(after[path] for path in sorted(after)), content_type="text/plain")
     elif before:
         bucket.delete([LEFT])

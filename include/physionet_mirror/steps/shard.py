@@ -4,48 +4,112 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from include.physionet_mirror import shards, words
 from include.physionet_mirror.access_point import COPIES_A_CONNECTION, AccessPoint
+from include.physionet_mirror.compare import Comparison, compare
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import DestinationError
+from include.physionet_mirror.errors import DestinationError, MetadataError
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.pace import Pace, recall
-from include.physionet_mirror.request import Request
+from include.physionet_mirror.request import Level, Request
 from include.physionet_mirror.source import PhysioNet
 from include.physionet_mirror.transfer import Transfer
-from include.physionet_mirror.verified import Memory, groups_of
+from include.physionet_mirror.verified import attempt_of
 
 log = logging.getLogger(__name__)
 
+_WORKERS = 16  # requests in flight of one comparison; many shards are compared side by side
 
-def find_missing(shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout) -> shards.Missing:
-    """Compare one shard with the bucket and write down what is missing, for `stream_shard`."""
-    images = shards.decode(bucket.read(shard.path))
-    memory = None if request.verify == "count" else Memory.load(bucket, groups_of(image.path for image in images))
-    found = shards.missing(images, bucket, memory, span=shard.span)
-    if memory is not None and found.proven:
-        published = {image.path: image.sha256 for image in images}
-        for stored in found.proven:
-            memory.record(stored.path, stored.size, stored.etag, published[stored.path])
-        memory.save(bucket)
+
+@dataclass(frozen=True)
+class Missing:
+    """What of a shard is to be streamed.
+
+    Attributes:
+        images: Absent or wrong, in the shard's order.
+        present: Images that need nothing.
+        absent: Images that are not there.
+        wrong: Images that are there with other bytes, or none; they are streamed again.
+        read_back: Objects that were read, because nothing else proves them.
+        requests: S3 requests made, by kind.
+    """
+
+    images: list[shards.Image]
+    present: int
+    absent: int
+    wrong: int
+    read_back: int
+    requests: Mapping[str, int]
+
+
+def find_missing(
+    shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout, *, started: datetime | None = None
+) -> Missing:
+    """Compare one shard with the bucket and write down what is missing, for `stream_shard`.
+
+    What is there is proven at the level that is asked for, so that this very run brings whatever is not right. Proofs
+    are remembered; `verify` asks for none of them again.
+
+    Args:
+        shard: Which.
+        request: What is asked for.
+        bucket: Destination.
+        run: Where the list goes.
+        started: When the run began; with ``verify=content``, what was read back since is not read again.
+
+    Raises:
+        MetadataError: The shard's list is not the one that was planned.
+    """
+    attempt = attempt_of(run, started) if started is not None else None
+    found = _missing(shard, shards.read(bucket, shard), bucket, request.verify, attempt)
     if found.images:
-        bucket.write(run.missing(shard.index), shards.encode(found.images), content_type="text/plain")
+        bucket.write(run.missing(shard.index), shards.seal(found.images), content_type="text/plain")
     log.info(
-        "%s: %s to fetch (%s not there, %s wrong), %s already there. %d LIST and %d HEAD requests.",
+        "%s: %s to fetch (%s not there, %s wrong), %s already there. %d LIST and %d HEAD requests, %s objects read back.",
         shard.name,
         f"{len(found.images):,}",
         f"{found.absent:,}",
         f"{found.wrong:,}",
         f"{found.present:,}",
-        found.lists,
-        found.heads,
+        found.requests.get("LIST", 0),
+        found.requests.get("HEAD", 0),
+        f"{found.read_back:,}",
     )
     return found
+
+
+def _missing(
+    shard: shards.Shard, images: Sequence[shards.Image], bucket: Bucket, level: Level, attempt: str | None = None
+) -> Missing:
+    found = compare(images, bucket, Comparison(level), run=attempt, span=shard.span, workers=_WORKERS)
+    reasons = {problem.path: problem.reason for problem in found.problems}
+    absent = sum(reason == "missing" for reason in reasons.values())
+    return Missing(
+        images=[image for image in images if image.path in reasons],
+        present=len(found.ok),
+        absent=absent,
+        wrong=len(reasons) - absent,
+        read_back=found.read_back,
+        requests=found.requests,
+    )
+
+
+def _to_stream(
+    shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout, try_number: int
+) -> list[shards.Image]:
+    """What `find_missing` wrote down; compared anew where that is lost, or where an earlier try has stored some of it."""
+    level: Level = "count" if request.verify == "count" else "checksum"
+    try:
+        images = shards.decode(bucket.read(run.missing(shard.index)), sealed=True)
+    except (FileNotFoundError, MetadataError) as error:
+        log.warning("The list of what is missing of %s cannot be read (%s); compared anew.", shard.name, error)
+        return _missing(shard, shards.read(bucket, shard), bucket, level).images
+    return images if try_number == 1 else _missing(shard, images, bucket, level).images
 
 
 @dataclass(frozen=True)
@@ -101,10 +165,7 @@ def stream_shard(
         ImagesFailed: Some images could not be had; the others are stored.
         MirrorError: What else `Transfer.run` raises.
     """
-    images = shards.decode(bucket.read(run.missing(shard.index)))
-    if try_number > 1:
-        memory = None if request.verify == "count" else Memory.load(bucket, groups_of(image.path for image in images))
-        images = shards.missing(images, bucket, memory, span=shard.span).images
+    images = _to_stream(shard, request, bucket, run, try_number)
     if isinstance(source, AccessPoint):
         connections *= COPIES_A_CONNECTION
     log.info(
