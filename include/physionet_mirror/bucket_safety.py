@@ -125,18 +125,17 @@ def account_block(bucket: Bucket, session: boto3.Session, owner: str | None = No
 
 
 def _refuse_if_public(bucket: Bucket, account_block: Callable[[], Block] | None, notes: list[str]) -> None:
-    client, name = bucket.client, bucket.name
     look = partial(_look, notes)
-    own = look("its public access block", "s3:GetBucketPublicAccessBlock", lambda: _block_of_bucket(client, name))
+    own = look("its public access block", "s3:GetBucketPublicAccessBlock", lambda: _block_of_bucket(bucket))
     on = own or {}
     doors: list[tuple[str, str]] = []  # (the setting that closes it, what stands open)
     if not on.get("RestrictPublicBuckets") and look(
-        "whether its policy is public", "s3:GetBucketPolicyStatus", lambda: _has_public_policy(client, name)
+        "whether its policy is public", "s3:GetBucketPolicyStatus", lambda: _has_public_policy(bucket)
     ):
         doors.append(("RestrictPublicBuckets", "its bucket policy is public"))
     if not on.get("IgnorePublicAcls"):
-        off = look("whether ACLs are off", "s3:GetBucketOwnershipControls", lambda: _acls_are_off(client, name))
-        who = [] if off else look("its ACL", "s3:GetBucketAcl", lambda: _public_grantees(client, name))
+        off = look("whether ACLs are off", "s3:GetBucketOwnershipControls", lambda: _acls_are_off(bucket))
+        who = [] if off else look("its ACL", "s3:GetBucketAcl", lambda: _public_grantees(bucket))
         if who:
             doors.append(("IgnorePublicAcls", f"its ACL lets in {' and '.join(who)}"))
         elif off is False and own is not None:
@@ -178,8 +177,8 @@ def _refusal(bucket: Bucket, why: list[str]) -> str:
     )
 
 
-def _block_of_bucket(client: Any, name: str) -> Block:
-    answer = _ask(client.get_public_access_block, name)
+def _block_of_bucket(bucket: Bucket) -> Block:
+    answer = _ask(bucket, bucket.client.get_public_access_block)
     if answer is None:
         return {}
     settings = answer["PublicAccessBlockConfiguration"]
@@ -191,26 +190,26 @@ def _settings_on(settings: Mapping[str, Any]) -> Block:
     return {name: True for name, on in settings.items() if on}
 
 
-def _has_public_policy(client: Any, name: str) -> bool:
-    answer = _ask(client.get_bucket_policy_status, name)
+def _has_public_policy(bucket: Bucket) -> bool:
+    answer = _ask(bucket, bucket.client.get_bucket_policy_status)
     return answer is not None and bool(_field(answer["PolicyStatus"], "IsPublic"))
 
 
-def _acls_are_off(client: Any, name: str) -> bool:
-    answer = _ask(client.get_bucket_ownership_controls, name)
+def _acls_are_off(bucket: Bucket) -> bool:
+    answer = _ask(bucket, bucket.client.get_bucket_ownership_controls)
     if answer is None:  # a bucket from before 2023 that nobody touched: ACLs are on
         return False
     rules = _field(answer["OwnershipControls"], "Rules")
     return any(rule.get("ObjectOwnership") == "BucketOwnerEnforced" for rule in rules)
 
 
-def _public_grantees(client: Any, name: str) -> list[str]:
-    grants = _field(_ask(client.get_bucket_acl, name) or {}, "Grants")
+def _public_grantees(bucket: Bucket) -> list[str]:
+    grants = _field(_ask(bucket, bucket.client.get_bucket_acl) or {}, "Grants")
     groups = {grant.get("Grantee", {}).get("URI") for grant in grants}
     return [who for uri, who in _PUBLIC_GROUPS.items() if uri in groups]
 
 
-def _ask(call: Callable[..., Any], bucket: str) -> dict[str, Any] | None:
+def _ask(bucket: Bucket, call: Callable[..., Any]) -> dict[str, Any] | None:
     """One question to S3; None where the setting does not exist.
 
     Raises:
@@ -218,20 +217,20 @@ def _ask(call: Callable[..., Any], bucket: str) -> dict[str, Any] | None:
         DestinationUnavailable: S3 is away.
     """
     try:
-        answer: dict[str, Any] = call(Bucket=bucket)
+        answer: dict[str, Any] = call(Bucket=bucket.name, **bucket.owner)
         return answer
     except ClientError as error:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _NONE:
             return None
         if code in _BUSY:
-            raise _away(bucket, code) from None
+            raise _away(bucket.name, code) from None
         raise CannotLook(code or "no answer that is understood") from None
     except BotoCoreError as error:
         name = type(error).__name__
         if "Parse" in name:  # an S3 that takes the question for another one
             raise CannotLook("not implemented by this S3") from None
-        raise _away(bucket, name) from None
+        raise _away(bucket.name, name) from None
 
 
 def _field(answer: Mapping[str, Any], name: str) -> Any:
@@ -277,7 +276,7 @@ def _probe(bucket: Bucket, notes: list[str]) -> str | None:
 
 def _ask_object(bucket: Bucket) -> Mapping[str, Any]:
     try:
-        answer: Mapping[str, Any] = bucket.client.head_object(Bucket=bucket.name, Key=bucket.key(PROBE))
+        answer: Mapping[str, Any] = bucket.client.head_object(Bucket=bucket.name, Key=bucket.key(PROBE), **bucket.owner)
         return answer
     except (ClientError, BotoCoreError):
         # Not being able to read it is found, and explained, by the first task that reads; here it only hides one figure.

@@ -12,7 +12,7 @@ import json
 import threading
 from base64 import b64decode, b64encode
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -163,6 +163,11 @@ class Bucket:
         )
         direct = DirectRequests(session, client, name, verify=verify)
         return cls(client, direct, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
+
+    @property
+    def owner(self) -> Mapping[str, Any]:
+        """``ExpectedBucketOwner``, for whoever asks something else of ``client``; empty where no owner is expected."""
+        return self._owner
 
     def __repr__(self) -> str:
         return f"<Bucket {self.uri()}>"

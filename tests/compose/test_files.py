@@ -312,7 +312,7 @@ def statements(file):
 
 
 def test_iam_policies_grant_no_more_than_s3_on_named_resources():
-    for file in ("destination.json", "access-point-source.json"):
+    for file in sorted(path.name for path in (DEPLOY / "iam").iterdir()):
         for statement in statements(file):
             actions = statement["Action"] if isinstance(statement["Action"], list) else [statement["Action"]]
             assert all(re.fullmatch(r"(s3|kms|sts):[A-Za-z]+", action) for action in actions), "no wildcard"

@@ -76,7 +76,7 @@ def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
     root = len(bucket.key(""))
     with _refusals(bucket, "s3:ListBucketVersions"):
         for page in bucket.client.get_paginator("list_object_versions").paginate(
-            Bucket=bucket.name, Prefix=bucket.key(under)
+            Bucket=bucket.name, Prefix=bucket.key(under), **bucket.owner
         ):
             for version in page.get("Versions", ()):
                 yield Doomed(version["Key"][root:], version["Size"], version["VersionId"])
@@ -89,7 +89,7 @@ def is_versioned(bucket: Bucket) -> bool:
     from botocore.exceptions import ClientError
 
     try:
-        status = bucket.client.get_bucket_versioning(Bucket=bucket.name).get("Status")
+        status = bucket.client.get_bucket_versioning(Bucket=bucket.name, **bucket.owner).get("Status")
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code not in {"NotImplemented", "MethodNotAllowed"}:  # a local S3 that knows no versions
@@ -182,6 +182,7 @@ def _delete(bucket: Bucket, batch: list[Doomed]) -> None:
                 "Objects": [{"Key": bucket.key(e.path), "VersionId": e.version or "null"} for e in batch],
                 "Quiet": True,
             },
+            **bucket.owner,
         )
     if errors := answer.get("Errors"):
         raise DestinationError(
