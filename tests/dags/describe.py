@@ -6,6 +6,7 @@ import time
 
 import airflow.sdk
 from airflow.dag_processing.dagbag import DagBag
+from airflow.utils.file import list_py_file_paths
 
 began = time.monotonic()
 bag = DagBag(sys.argv[1])
@@ -54,6 +55,7 @@ print(
         {
             "errors": bag.import_errors,
             "seconds": seconds,
+            "files": [str(file) for file in list_py_file_paths(sys.argv[1], safe_mode=False)],
             "modules": sorted(sys.modules),
             "dags": dags,
             "problems": problems,

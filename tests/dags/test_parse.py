@@ -69,13 +69,11 @@ TAKEN = [
 ]
 
 
-@pytest.fixture(scope="module")
-def parsed(tmp_path_factory: pytest.TempPathFactory, migrated_home: Path) -> dict[str, Any]:
-    env = stack.airflow_environment(migrated_home, connections={})
+def parse(folder: Path, cwd: Path, migrated_home: Path, attempts: list[Any], **env: str) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("describe.py"), stack.ROOT / "dags", json.dumps(REFUSED + TAKEN)],
-        env=env,
-        cwd=tmp_path_factory.mktemp("parse"),
+        [sys.executable, Path(__file__).with_name("describe.py"), folder, json.dumps(attempts)],
+        env={**stack.airflow_environment(migrated_home, connections={}), **env},
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
@@ -85,11 +83,27 @@ def parsed(tmp_path_factory: pytest.TempPathFactory, migrated_home: Path) -> dic
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.fixture(scope="module")
+def parsed(tmp_path_factory: pytest.TempPathFactory, migrated_home: Path) -> dict[str, Any]:
+    return parse(stack.ROOT / "dags", tmp_path_factory.mktemp("parse"), migrated_home, REFUSED + TAKEN)
+
+
 def test_every_file_is_a_dag_with_a_page_of_its_own(parsed: dict[str, Any]) -> None:
     assert parsed["errors"] == {}
     files = {file.stem for file in (stack.ROOT / "dags").glob("*.py")}
     assert set(parsed["dags"]) == files
     assert all("| task |" in dag["doc"] for dag in parsed["dags"].values())
+
+
+@pytest.mark.parametrize("syntax", ["glob", "regexp"])
+def test_an_airflow_whose_bundle_is_the_repository_runs_nothing_but_the_dags(
+    tmp_path: Path, migrated_home: Path, syntax: str
+) -> None:
+    found = parse(stack.ROOT, tmp_path, migrated_home, [], AIRFLOW__CORE__DAG_IGNORE_FILE_SYNTAX=syntax)
+    assert found["errors"] == {}
+    assert set(found["dags"]) == {file.stem for file in (stack.ROOT / "dags").glob("*.py")}
+    # As the files were looked for: nothing else was run on the way, whether it holds a DAG or not.
+    assert set(found["files"]) == {str(file) for file in (stack.ROOT / "dags").glob("*.py")}
 
 
 def test_parsing_is_cheap_and_imports_nothing_heavy(parsed: dict[str, Any]) -> None:
