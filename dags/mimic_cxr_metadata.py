@@ -1,8 +1,11 @@
 """The tables alone, for people who start with the labels: no image is fetched.
 
-Brings the tables of MIMIC-CXR-JPG 2.1.0 and the record and study lists of MIMIC-CXR 2.0.0 into the bucket, each below a
-prefix of its own (`mimic-cxr-jpg/2.1.0`, `mimic-cxr/2.0.0`), each proven against PhysioNet's checksums, and joins them into
+Brings the tables of MIMIC-CXR-JPG 2.1.0 and the record and study lists of MIMIC-CXR into the bucket, each below a prefix of
+its own (`mimic-cxr-jpg/2.1.0`, `mimic-cxr/2.0.0`), each proven against PhysioNet's checksums, and joins them into
 `_mirror/manifest.parquet`. Weekly; what has not changed is not fetched again.
+
+`cxr_project` takes the lists of `mimic-cxr/2.1.0` instead of 2.0.0's, with the list of providers beside them. PhysioNet's
+checksums of 2.0.0 name its tables only, those of 2.1.0 its DICOM files too: these are in the manifest, and are not fetched.
 
 | task | what it does |
 |---|---|
@@ -43,8 +46,11 @@ with DAG(
     default_args=TASK_DEFAULTS,
     tags=["physionet", "mimic-cxr"],
 ):
-    for dataset in (MIMIC_CXR_JPG, MIMIC_CXR):
+    for dataset, which in (
+        (MIMIC_CXR_JPG, {"dataset": MIMIC_CXR_JPG.name}),
+        (MIMIC_CXR, {"dataset_param": "cxr_project"}),
+    ):
         with TaskGroup(dataset.slug.replace("-", "_"), tooltip=dataset.title):
-            check_access = AccessCheckSensor(task_id="check_access", dataset=dataset.name)
-            fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata", dataset=dataset.name)
+            check_access = AccessCheckSensor(task_id="check_access", **which)
+            fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata", **which)
             check_access >> fetch_metadata

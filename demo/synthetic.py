@@ -3,8 +3,8 @@
     python -m demo.synthetic --root .state/demo/physionet --images 600
 
 writes ``<root>/mimic-cxr-jpg/2.1.0/`` (images, tables, IMAGE_FILENAMES, README, LICENSE.txt, SHA256SUMS.txt) and
-``<root>/mimic-cxr/2.0.0/`` (record and study lists, a few tiny DICOM stand-ins). The same seed gives the same cohort on
-any machine. Distributions follow the published counts of version 2.1.0 (377,110 images, 227,827 labelled studies,
+``<root>/mimic-cxr/2.0.0/`` and ``2.1.0/`` (lists, reports, a few tiny DICOM stand-ins; as at PhysioNet, the checksums of 2.0.0
+name its four top-level files only, those of 2.1.0 everything). The same seed gives the same cohort on any machine. Distributions follow the published counts of version 2.1.0 (377,110 images, 227,827 labelled studies,
 65,379 patients), with the rare cases (studies without labels, unusual views, small splits) kept alive in small sets.
 """
 
@@ -16,6 +16,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
+import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from demo.phantom import Findings, draw_file
-from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG, SUMS
+from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SUMS, Dataset
 
 FULL_SIZE = 377_110
 """Images in MIMIC-CXR-JPG 2.1.0."""
@@ -54,6 +55,9 @@ LABEL_COUNTS = {
     "Pneumothorax": (10_358, 42_356, 1_134),
     "Support Devices": (66_558, 3_486, 237),
 }
+REPORTS = "mimic-cxr-reports.zip"
+"""The free-text reports of MIMIC-CXR, one file a study."""
+_PROVIDERS = ("ordering_provider_id", "attending_provider_id", "resident_provider_id")
 RARE_VIEWS = ("LAO", "RAO", "AP AXIAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD", "SWIMMERS", "XTABLE LATERAL")
 SENSORS = np.array([(3056, 2544), (2544, 3056), (2539, 3050), (2022, 2022), (2021, 2017)])
 """Rows and columns of the commonest detectors."""
@@ -155,10 +159,10 @@ def write(root: Path, drawn: Cohort, *, with_images: bool = True, dicoms: int = 
     """Write the dataset of a cohort below ``root`` and return the folder of MIMIC-CXR-JPG 2.1.0.
 
     Args:
-        root: Receives ``mimic-cxr-jpg/2.1.0`` and ``mimic-cxr/2.0.0``.
+        root: Receives ``mimic-cxr-jpg/2.1.0``, ``mimic-cxr/2.0.0`` and ``mimic-cxr/2.1.0``.
         drawn: From :func:`cohort`.
         with_images: False writes the tables only, and random checksums for the images: enough for planning.
-        dicoms: DICOM stand-ins in ``mimic-cxr/2.0.0`` (a few bytes each).
+        dicoms: DICOM stand-ins in each version of ``mimic-cxr`` (a few bytes each).
     """
     version = root / MIMIC_CXR_JPG.name
     version.mkdir(parents=True, exist_ok=True)
@@ -169,7 +173,8 @@ def write(root: Path, drawn: Cohort, *, with_images: bool = True, dicoms: int = 
         noise = np.random.default_rng([drawn.seed, 2]).bytes(32 * len(drawn.images)).hex()
         sums = [noise[at : at + 64] for at in range(0, len(noise), 64)]
     _write_sums(version, zip(drawn.images["path"], sums, strict=True))
-    _write_dicom_project(root / MIMIC_CXR.name, drawn, dicoms)
+    for project in (MIMIC_CXR, MIMIC_CXR_2_1_0):
+        _write_dicom_project(root / project.name, project, drawn, dicoms)
     return version
 
 
@@ -177,12 +182,12 @@ def ensure(
     root: Path, images: int = 600, *, seed: int = 1, long_side: int | None = 896, with_images: bool = True
 ) -> bool:
     """Have the dataset under ``root``, in place of any other; False when it was there already, written with the same arguments."""
-    wanted = {"images": images, "seed": seed, "long_side": long_side, "with_images": with_images, "format": 1}
+    wanted = {"images": images, "seed": seed, "long_side": long_side, "with_images": with_images, "format": 2}
     marker = root / MARKER
     if marker.exists() and json.loads(marker.read_text()) == wanted:
         return False
     marker.unlink(missing_ok=True)
-    for project in (MIMIC_CXR_JPG, MIMIC_CXR):
+    for project in (MIMIC_CXR_JPG, MIMIC_CXR, MIMIC_CXR_2_1_0):
         shutil.rmtree(root / project.name, ignore_errors=True)
     write(root, cohort(images, seed=seed, long_side=long_side), with_images=with_images)
     marker.write_text(json.dumps(wanted))
@@ -284,10 +289,10 @@ def _csv(file: Path, table: pd.DataFrame) -> None:
     file.write_bytes(gzip.compress(text, compresslevel=6, mtime=0) if file.suffix == ".gz" else text)
 
 
-def _write_sums(version: Path, images: Iterable[tuple[str, str]] = ()) -> None:
-    """SHA256SUMS.txt as PhysioNet writes it: one space, byte order, every file but itself."""
+def _write_sums(version: Path, images: Iterable[tuple[str, str]] = (), *, top_level_only: bool = False) -> None:
+    """SHA256SUMS.txt as PhysioNet writes it: one space, byte order, every file but itself, or those of the root alone."""
     sums = dict(images)
-    if not sums:
+    if not sums and not top_level_only:
         sums = {p.relative_to(version).as_posix(): _sha256(p) for p in version.rglob("*") if p.is_file()}
     sums |= {p.name: _sha256(p) for p in version.iterdir() if p.is_file()}
     sums.pop(SUMS, None)
@@ -300,22 +305,31 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _write_dicom_project(version: Path, drawn: Cohort, dicoms: int) -> None:
+def _write_dicom_project(version: Path, project: Dataset, drawn: Cohort, dicoms: int) -> None:
     images = drawn.images
     version.mkdir(parents=True, exist_ok=True)
     records = images[["subject_id", "study_id", "dicom_id"]].copy()
     records["path"] = images["path"].str.removesuffix(".jpg") + ".dcm"
-    _csv(version / MIMIC_CXR.tables["records"], records)
+    _csv(version / project.tables["records"], records)
     studies = records[["subject_id", "study_id"]].copy()
     studies["path"] = images["path"].str.rpartition("/")[0] + ".txt"
-    _csv(version / MIMIC_CXR.tables["studies"], studies.drop_duplicates("study_id"))
-    (version / "README").write_text(README)
+    studies = studies.drop_duplicates("study_id")
+    _csv(version / project.tables["studies"], studies)
+    if "providers" in project.tables:
+        rng = np.random.default_rng([drawn.seed, 3])
+        who = {role: [f"P{n:05}" for n in rng.integers(0, 100_000, len(studies))] for role in _PROVIDERS}
+        _csv(version / project.tables["providers"], studies[["subject_id", "study_id"]].assign(**who))
     (version / "LICENSE.txt").write_text(LICENSE)
+    with zipfile.ZipFile(version / REPORTS, "w") as reports:
+        for path in studies["path"]:
+            reports.writestr(
+                zipfile.ZipInfo(path), "                                 FINAL REPORT\n SYNTHETIC. IMPRESSION: None.\n"
+            )
     for path, dicom_id in zip(records["path"].head(dicoms), records["dicom_id"], strict=False):
         file = version / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(bytes(128) + b"DICM" + f"synthetic stand-in for {dicom_id}\n".encode())
-    _write_sums(version)
+    _write_sums(version, top_level_only=project is MIMIC_CXR)
 
 
 # ------------------------------------------------------------------------------------------------------- the images

@@ -72,6 +72,11 @@ class Dataset:
         return f"{self.slug}/{self.version}"
 
     @property
+    def describes_images(self) -> bool:
+        """Whether its tables say more of each image than its path does, so that without images they are of no use."""
+        return "metadata" in self.tables
+
+    @property
     def page(self) -> str:
         """The project's page, where the data use agreement is signed."""
         return f"https://physionet.org/content/{self.slug}/{self.version}/"
@@ -105,12 +110,14 @@ def _jpg(version: str, doi: str, access_point: str | None, **more_tables: str) -
     )
 
 
-def _dicom(version: str, doi: str) -> Dataset:
+def _dicom(version: str, doi: str, **more_tables: str) -> Dataset:
     return Dataset(
         slug="mimic-cxr",
         version=version,
         title="MIMIC-CXR Database",
-        tables=MappingProxyType({"records": "cxr-record-list.csv.gz", "studies": "cxr-study-list.csv.gz"}),
+        tables=MappingProxyType(
+            {"records": "cxr-record-list.csv.gz", "studies": "cxr-study-list.csv.gz", **more_tables}
+        ),
         image_path=re.compile(_MIMIC_PATH % "dcm"),
         image_type="application/dicom",
         image_bytes=13_700_000,
@@ -130,7 +137,7 @@ MIMIC_CXR_JPG = _jpg(
 )
 MIMIC_CXR_JPG_2_0_0 = _jpg("2.0.0", "10.13026/8360-t248", None)
 MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q")
-MIMIC_CXR_2_1_0 = _dicom("2.1.0", "10.13026/4jqj-jw95")
+MIMIC_CXR_2_1_0 = _dicom("2.1.0", "10.13026/4jqj-jw95", providers="cxr-provider-list.csv.gz")
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType(
     {d.name: d for d in (MIMIC_CXR_JPG, MIMIC_CXR_JPG_2_0_0, MIMIC_CXR, MIMIC_CXR_2_1_0)}

@@ -67,12 +67,16 @@ _DAMAGED = (
 
 # An ordinary line, as all of PhysioNet's are: no component starts with a dot, so that none can climb. What does not
 # match is looked at by _fault(), which says what is wrong with it, if anything is.
-_ORDINARY = re.compile(rb"([0-9a-f]{64}) ((?!_mirror/)(?:[A-Za-z0-9-][A-Za-z0-9._-]*/)*[A-Za-z0-9-][A-Za-z0-9._-]*)\n")
-_LINE = re.compile(rb"([0-9A-Fa-f]{64}) [ *]?([^ ].*)\n", re.DOTALL)
+_ORDINARY = re.compile(
+    rb"([0-9a-f]{64}) [ *]?((?!_mirror/)(?:[A-Za-z0-9-][A-Za-z0-9._-]*/)*[A-Za-z0-9-][A-Za-z0-9._-]*)\n"
+)
+_LINE = re.compile(rb"([0-9A-Fa-f]{64})(?: [ *]?|\t)([^ ].*)\n", re.DOTALL)
 
 
 def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
-    """Read ``SHA256SUMS.txt``: one ``<64 hex digits> <path>`` a line.
+    """Read ``SHA256SUMS.txt``: one ``<64 hex digits> <path>`` a line, as PhysioNet writes it.
+
+    Other tools, and some projects, write two spaces, `` *`` or a tab between the two.
 
     Returns:
         One row a file, in byte order of path: ``path`` (string), ``sha256`` (string, lower case).
@@ -94,9 +98,8 @@ def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
                 raise _bad_sums(number, fault)
             match = _LINE.fullmatch(line)
             assert match is not None  # _fault() has seen to it
-        digest, path = match.groups()
-        sums.append(digest.decode().lower())
-        paths.append(path.decode())
+        sums.append(match[1].decode().lower())
+        paths.append(match[2].decode())
         if len(paths) == 50_000:  # keep the Python strings few: 377,110 lines of them are 100 MB
             parts.append(_sums_table(paths, sums))
             paths, sums = [], []
@@ -128,7 +131,9 @@ def _fault(line: bytes, number: int) -> str | None:
     body = line[:-1]
     if not body.strip():
         return "the line is empty"
-    digest, _, path = body.partition(b" ")
+    if escaped := re.fullmatch(rb"\\[0-9A-Fa-f]{64} [ *]?(.*)", body):  # sha256sum marks such names
+        return f"the path {_show(escaped[1])} holds a backslash or a line break"
+    digest, _, path = body.partition(b"\t" if body[64:65] == b"\t" else b" ")
     if not re.fullmatch(rb"[0-9A-Fa-f]{64}", digest):
         return f"{_show(digest)} is not a SHA-256 (64 hex digits)"
     path = path[1:] if path[:1] in (b" ", b"*") else path
@@ -185,20 +190,21 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
         The manifest; the module's docstring lists its columns. ``attrs["notes"]`` says what did not fit together.
 
     Raises:
-        MetadataError: A file is missing, damaged, or not the table that it should be; or no path is an image.
+        MetadataError: A file is missing, damaged, or not the table that it should be; or no path is an image, and its tables
+            describe images one by one.
     """
     sums_file = _local(files, SUMS)
     with sums_file.open("rb") as stream:
         sums = parse_sums(stream)
     frame = _images(dataset, sums)
     del sums
-    if frame.num_rows == 0:
+    if frame.num_rows == 0 and dataset.describes_images:
         raise MetadataError(
             f"{SUMS} of {dataset.name} lists no image: no path looks like {dataset.image_path.pattern!r}. "
             + _DAMAGED.format(page=dataset.page)
         )
-    notes: list[str] = []
     count = frame.num_rows
+    notes = [] if count else [f"{SUMS} lists no image, so the manifest has none: tables alone"]
     columns: dict[str, Table] = {
         "view": pa.nulls(count, pa.large_string()),
         "split": pa.nulls(count, pa.large_string()),
@@ -225,7 +231,7 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
     join("split", "dicom_id", string, {"split": "split"}, {"split": string})
     # The tables write labels as 1.0, 0.0, -1.0; 8 bits hold them once they are read.
     join("labels", "study_id", int32, {n: n for n in dataset.labels}, dict.fromkeys(dataset.labels, pa.float32()))
-    if dataset.tables.get("records") in files:
+    if count and dataset.tables.get("records") in files:
         join("records", "dicom_id", string, {}, {})
     for label in dataset.labels:
         if label in columns and not pa.types.is_int8(columns[label].type):

@@ -48,6 +48,8 @@ def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
     """
     if selection.select not in ("sample", "all"):
         raise InputError(f"select is {selection.select!r}; it must be 'sample' or 'all'.")
+    if manifest.empty:
+        raise InputError("The manifest has no image: this project publishes tables alone. Nothing was done.")
     frame = manifest.reset_index(drop=True)
     notes: list[str] = []
     for name, values, apply in _filters(frame, selection):

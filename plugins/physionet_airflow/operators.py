@@ -38,6 +38,7 @@ class FetchMetadataOperator(BaseOperator):
         physionet_conn_id: The PhysioNet account.
         aws_conn_id: The bucket's account.
         dataset: Name of the dataset, which is then its prefix too; None = as the params say.
+        dataset_param: The param that names the dataset, where it is one of several.
 
     Returns (XCom):
         ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `metadata.Metadata`.
@@ -49,12 +50,13 @@ class FetchMetadataOperator(BaseOperator):
         self,
         *,
         dataset: str | None = None,
+        dataset_param: str | None = None,
         physionet_conn_id: str = PhysioNetHook.default_conn_name,
         aws_conn_id: str = AWS_CONN_ID,
         **kwargs: Any,
     ) -> None:
         super().__init__(outlets=[TABLES], **kwargs)
-        self.overrides = dataset_overrides(dataset)
+        self.dataset, self.dataset_param = dataset, dataset_param
         self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
 
@@ -64,7 +66,7 @@ class FetchMetadataOperator(BaseOperator):
         from include.physionet_mirror.steps import metadata
 
         with engine_errors():
-            run = Run.of(context, self.aws_conn_id, **self.overrides)
+            run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
             source = PhysioNetHook(self.physionet_conn_id).source()
             found = metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         figures = {

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR_JPG, SPLITS
+from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS
 from include.physionet_mirror.request import (
     APPROVE_ABOVE_GB,
     CONNECTIONS,
@@ -351,4 +351,15 @@ def backfill_params() -> dict[str, Param]:
 
 def metadata_params() -> dict[str, Param]:
     """The params of ``mimic_cxr_metadata``."""
-    return {"bucket": where_params(required=False)["bucket"]}
+    return {
+        "bucket": where_params(required=False)["bucket"],
+        "cxr_project": Param(
+            MIMIC_CXR.name,
+            type="string",
+            enum=[MIMIC_CXR.name, MIMIC_CXR_2_1_0.name],
+            values_display={MIMIC_CXR_2_1_0.name: f"{MIMIC_CXR_2_1_0.name}: with the list of providers"},
+            title="MIMIC-CXR",
+            description="The version whose lists are fetched, below a prefix of the same name.",
+            section=_WHICH,
+        ),
+    }

@@ -114,9 +114,16 @@ class Run:
         return PhysioNetHook(physionet_conn_id).source(connections)
 
 
-def dataset_overrides(dataset: str | None) -> dict[str, str]:
-    """Params that make a task work on one dataset, below a prefix of the same name, whatever the run's params say."""
-    return {} if dataset is None else {"dataset": dataset, "prefix": dataset}
+def dataset_overrides(context: Context, dataset: str | None, dataset_param: str | None) -> dict[str, str]:
+    """Params that make a task work on one dataset, below a prefix of the same name, whatever the run's params say.
+
+    Args:
+        context: The task's.
+        dataset: The dataset's name; None = no such params, unless ``dataset_param`` names it.
+        dataset_param: The param that holds the name.
+    """
+    name = context["params"][dataset_param] if dataset_param else dataset
+    return {} if name is None else {"dataset": name, "prefix": name}
 
 
 def result_of(context: Context, task_id: str, key: str = BaseXCom.XCOM_RETURN_KEY) -> Any:

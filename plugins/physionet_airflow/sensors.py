@@ -29,6 +29,7 @@ class AccessCheckSensor(BaseSensorOperator):
         physionet_conn_id: The PhysioNet account.
         aws_conn_id: The bucket's account.
         dataset: Name of the dataset, which is then its prefix too; None = as the params say.
+        dataset_param: The param that names the dataset, where it is one of several.
     """
 
     ui_color = "#e8f0e4"
@@ -37,6 +38,7 @@ class AccessCheckSensor(BaseSensorOperator):
         self,
         *,
         dataset: str | None = None,
+        dataset_param: str | None = None,
         physionet_conn_id: str = PhysioNetHook.default_conn_name,
         aws_conn_id: str = AWS_CONN_ID,
         poke_interval: timedelta | float = timedelta(minutes=2),
@@ -45,7 +47,7 @@ class AccessCheckSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, mode=mode, **kwargs)
-        self.overrides = dataset_overrides(dataset)
+        self.dataset, self.dataset_param = dataset, dataset_param
         self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
         self._last = ""
@@ -64,7 +66,7 @@ class AccessCheckSensor(BaseSensorOperator):
         """Whether both sides are open to us."""
         try:
             with engine_errors():
-                run = Run.of(context, self.aws_conn_id, **self.overrides)
+                run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
                 check_bucket(run.bucket, self.aws_conn_id)
                 PhysioNetHook(self.physionet_conn_id).source().check_access(run.request.dataset)
                 if run.request.source != "physionet":

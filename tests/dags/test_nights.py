@@ -135,6 +135,33 @@ def test_five_nights_fill_everything_and_a_failed_one_is_repaired(
     assert physionet.counters.peak_connections <= CONNECTIONS
 
 
+# -- nights by hand ----------------------------------------------------------------------------------------------------
+
+
+def test_a_night_by_hand_takes_the_part_of_the_date_that_is_seen(
+    running: stack.Airflow, s3_server: stack.S3Server, bucket_name: str
+) -> None:
+    api = running.api
+    api.call("PATCH", f"dags/{DAG}", {"is_paused": False}, update_mask="is_paused")
+    conf = {"bucket": bucket_name, "slices": 30, "dry_run": True}
+    for number, (dates, part) in enumerate(
+        [
+            ({"logical_date": None, "run_after": "2025-01-03T01:00:00Z"}, 3),  # before 02:00
+            ({"logical_date": None, "run_after": "2025-01-03T23:59:00Z"}, 3),
+            ({"logical_date": "2025-01-05T00:30:00Z"}, 5),
+            ({"logical_date": "2025-02-01T12:00:00Z"}, 2),  # the 32nd day
+        ]
+    ):
+        run_id = f"by-hand-{number}"
+        api.call("POST", f"dags/{DAG}/dagRuns", {"dag_run_id": run_id, "conf": conf, **dates})
+        deadline = time.monotonic() + 300
+        while (state := api.call("GET", f"dags/{DAG}/dagRuns/{run_id}")["state"]) not in ("success", "failed"):
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        assert state == "success", dates
+        assert f"Part {part} of 30, that of" in api.log(DAG, run_id, "plan"), dates
+
+
 # -- the tables alone, and copies inside S3 ----------------------------------------------------------------------------
 
 
@@ -159,8 +186,29 @@ def test_a_missing_agreement_fails_its_own_dataset_and_leaves_the_other_alone(
     assert done.returncode == 0, done.stdout[-4000:]
     for name in ("cxr-record-list.csv.gz", "cxr-study-list.csv.gz"):
         assert (bucket / LISTS / name).read_bytes() == (tiny_dataset / LISTS / name).read_bytes()
+    assert (bucket / LISTS / "_mirror/manifest.parquet").exists()
     again = {path for path in physionet.counters.by_path if path.startswith(f"{PREFIX}/")}
     assert again == {f"{PREFIX}/SHA256SUMS.txt"}  # the other one's tables were there
+
+
+def test_the_newer_lists_of_mimic_cxr_come_with_the_providers(
+    airflow_home: Any, physionet: Lookalike, s3_server: stack.S3Server, bucket_name: str, tiny_dataset: Path
+) -> None:
+    newer = "mimic-cxr/2.1.0"
+    conf = json.dumps({"bucket": bucket_name, "cxr_project": newer})
+    done = airflow_home.run("dags", "test", "mimic_cxr_metadata", "-c", conf)
+    assert done.returncode == 0, done.stdout[-4000:]
+    bucket = s3_server.folder / bucket_name
+    for name in ("cxr-record-list.csv.gz", "cxr-study-list.csv.gz", "cxr-provider-list.csv.gz"):
+        assert (bucket / newer / name).read_bytes() == (tiny_dataset / newer / name).read_bytes()
+    assert not (bucket / LISTS).exists()
+    assert not [seen for seen in physionet.counters.seen if seen.path.endswith((".dcm", ".jpg"))]
+
+    done = airflow_home.run(
+        "dags", "test", "mimic_cxr_metadata", "-c", json.dumps({"bucket": bucket_name, "cxr_project": "mimic-cxr/3"})
+    )
+    assert done.returncode != 0
+    assert "is not one of" in done.stdout
 
 
 def test_images_are_copied_inside_s3(

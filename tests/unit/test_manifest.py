@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from include.physionet_mirror import manifest
 from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
-from include.physionet_mirror.errors import MetadataError
+from include.physionet_mirror.errors import InputError, MetadataError
+from include.physionet_mirror.selection import Selection, choose
 
 A = "files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg"
 B = "files/p10/p10000032/s53189527/2a2277a9-b0ded155-c0de8eb9-c124d10e-82c5caab.jpg"
@@ -160,6 +161,8 @@ GOOD = digest("x")
         (GOOD.encode() + b" _mirror/manifest.parquet\n", "mirror keeps its own files"),
         (GOOD.encode() + b" files/a", "cut short"),
         (GOOD.encode() + b" LICENSE.txt\n", "a second time"),
+        (GOOD.encode() + b"\t../x\n", "climbs out of the dataset"),
+        (b"\\" + GOOD.encode() + b"  files\\\\a.jpg\n", "holds a backslash or a line break"),
         (b"\n", "the line is empty"),
         (b"<html>\n", "HTML"),
     ],
@@ -187,6 +190,39 @@ def test_other_tools_ways_to_write_checksums_are_read() -> None:
     frame = manifest.parse_sums(io.BytesIO(text))
 
     assert frame.to_numpy().tolist() == [["star", GOOD], ["two blanks.txt", GOOD]]
+
+
+@pytest.mark.parametrize("between", [" ", "  ", " *", "\t"])
+def test_the_manifest_is_the_same_however_the_checksums_are_written(files: dict[str, Path], between: str) -> None:
+    usual = manifest.build(MIMIC_CXR_JPG, files)
+    text = files["SHA256SUMS.txt"].read_text().replace(" ", between)
+    files["SHA256SUMS.txt"].write_text(text)
+
+    pd.testing.assert_frame_equal(manifest.build(MIMIC_CXR_JPG, files), usual)
+
+
+def test_checksums_of_tables_alone_make_a_manifest_without_images(tmp_path: Path) -> None:
+    names = ("LICENSE.txt", "cxr-record-list.csv.gz", "cxr-study-list.csv.gz", "mimic-cxr-reports.zip")
+    (tmp_path / "sums").write_bytes(sums(*names))
+    assert (tmp_path / "sums").stat().st_size == 339, "as PhysioNet's of mimic-cxr/2.0.0"
+    rewrite(tmp_path / "records", f"subject_id,study_id,dicom_id,path\n10000032,50414267,{ids(A)[2]},x.dcm\n")
+    local = {"SHA256SUMS.txt": tmp_path / "sums", "cxr-record-list.csv.gz": tmp_path / "records"}
+
+    frame = manifest.build(MIMIC_CXR, local)
+    manifest.write(frame, tmp_path / "manifest", dataset=MIMIC_CXR, sums_sha256=GOOD)
+
+    read = manifest.read(tmp_path / "manifest")
+    assert (len(read), list(read.columns)) == (0, [*manifest.COLUMNS, *LABELS])
+    assert read.attrs["notes"] == ["SHA256SUMS.txt lists no image, so the manifest has none: tables alone"]
+    with pytest.raises(InputError, match="no image"):
+        choose(read, Selection(select="all"))
+
+
+def test_tables_that_describe_images_need_images(files: dict[str, Path]) -> None:
+    files["SHA256SUMS.txt"].write_bytes(sums("LICENSE.txt", "mimic-cxr-2.0.0-metadata.csv.gz"))
+
+    with pytest.raises(MetadataError, match="lists no image"):
+        manifest.build(MIMIC_CXR_JPG, files)
 
 
 @settings(deadline=None)

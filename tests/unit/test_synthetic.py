@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from demo import synthetic
-from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_JPG, SPLITS, SUMS
+from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS, SUMS
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def table(version: Path, role: str) -> pd.DataFrame:
     return pd.read_csv(version / MIMIC_CXR_JPG.tables[role])
 
 
-@pytest.mark.parametrize("name", [MIMIC_CXR_JPG.name, MIMIC_CXR.name])
+@pytest.mark.parametrize("name", [MIMIC_CXR_JPG.name, MIMIC_CXR_2_1_0.name])
 def test_sums_name_every_file_but_themselves_with_one_space_in_byte_order(tiny_dataset: Path, name: str) -> None:
     version = tiny_dataset / name
     lines = (version / SUMS).read_bytes().splitlines()
@@ -40,6 +40,15 @@ def test_sums_name_every_file_but_themselves_with_one_space_in_byte_order(tiny_d
     for line in lines:
         path = line[65:].decode()
         assert line == f"{hashlib.sha256((version / path).read_bytes()).hexdigest()} {path}".encode()
+
+
+def test_sums_of_mimic_cxr_2_0_0_name_its_four_files_only_as_at_physionet(tiny_dataset: Path) -> None:
+    version = tiny_dataset / MIMIC_CXR.name
+    sums = (version / SUMS).read_bytes()
+    assert len(sums) == 339
+    names = [line.split()[1].decode() for line in sums.splitlines()]
+    assert names == ["LICENSE.txt", "cxr-record-list.csv.gz", "cxr-study-list.csv.gz", "mimic-cxr-reports.zip"]
+    assert list(version.glob("files/**/*.dcm")), "its DICOM files are there all the same"
 
 
 def test_every_image_is_a_grayscale_jpeg_of_the_size_that_the_metadata_says(version: Path) -> None:
