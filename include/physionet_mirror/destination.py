@@ -18,20 +18,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from include.physionet_mirror.direct import DirectRequests
-from include.physionet_mirror.errors import (
-    BucketMissing,
-    BucketRefused,
-    DestinationError,
-    DestinationUnavailable,
-    InputError,
-)
+from include.physionet_mirror import s3_replies
+from include.physionet_mirror.direct import DirectRequests, trusted
+from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.worker_settings import check_ca_bundle
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -43,21 +39,8 @@ PART_SIZE = 8 << 20
 
 _KEYS_A_LIST = 1000  # ListObjectsV2's page
 _KEYS_A_DELETE = 1000  # DeleteObjects' limit
+_ENCRYPTIONS = "AES256", "aws:kms", "aws:kms:dsse"
 _ONE_COPY = 5 << 30  # CopyObject's limit, in bytes
-_REFUSED = {
-    "AccessDenied",
-    "AllAccessDisabled",
-    "AccountProblem",
-    "ExpiredToken",
-    "Forbidden",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-    "403",
-    "401",
-}
-_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
-_ABSENT = {"NoSuchKey", "NotFound", "404"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +69,8 @@ class Stored:
 class Bucket:
     """One S3 bucket below one key prefix; safe to share between threads.
 
-    Every ``path`` is relative to the prefix. All methods raise :class:`BucketMissing`, :class:`BucketRefused` or
-    :class:`DestinationUnavailable`; the last only after the client's own retries.
+    Every ``path`` is relative to the prefix. All methods raise a :class:`DestinationError` (`DestinationUnavailable`
+    only after the client's own retries), or :class:`InputError` where a setting keeps the request from being made.
 
     Attributes:
         name: The bucket's name.
@@ -103,6 +86,7 @@ class Bucket:
         prefix: str,
         *,
         kms_key: str | None = None,
+        server_side_encryption: str | None = None,
         expected_owner: str | None = None,
     ) -> None:
         self.client = client
@@ -112,10 +96,9 @@ class Bucket:
         self._direct = direct
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
+        self._region: str | None = client.meta.region_name
         self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
-        self._encryption: dict[str, Any] = (
-            {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
-        )
+        self._encryption = _encryption(kms_key, server_side_encryption)
 
     @classmethod
     def open(
@@ -128,6 +111,7 @@ class Bucket:
         config: Config | None = None,
         verify: bool | str | None = None,
         kms_key: str | None = None,
+        server_side_encryption: str | None = None,
         expected_owner: str | None = None,
     ) -> Bucket:
         """Bucket with the credentials and region of a boto3 session; makes no request.
@@ -137,15 +121,22 @@ class Bucket:
             name: The bucket's name.
             prefix: Key prefix.
             endpoint_url: Of an S3 that is not Amazon's, else None.
-            config: botocore settings to build on.
+            config: botocore settings, which stand above this class's own: time-outs, retries, connections kept, proxies …
             verify: As boto3's: False for no TLS verification, or the path of a CA bundle.
             kms_key: KMS key id or ARN that encrypts what is written; None = the bucket's own default.
+            server_side_encryption: What is asked for with each write, as a bucket's policy may want: ``AES256``,
+                ``aws:kms`` or ``aws:kms:dsse``; None = the bucket's own default, or ``aws:kms`` with a ``kms_key``.
             expected_owner: AWS account id that must own the bucket.
 
         Raises:
-            InputError: There are no AWS credentials.
+            InputError: There are no AWS credentials, or a setting cannot be used.
+            BucketRefused: The credentials that the settings name are not to be had.
         """
-        if session.get_credentials() is None:
+        try:
+            credentials = session.get_credentials()
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError, ValueError) as error:
+            raise s3_replies.meaning(error, f"s3://{name}", "credentials", name, session.region_name) from None
+        if credentials is None:
             raise InputError(
                 "No AWS credentials were found. Nothing was done. Put access keys into the AWS connection, or give the "
                 "worker a role: https://airflow.apache.org/docs/apache-airflow-providers-amazon/stable/connections/aws.html"
@@ -158,11 +149,25 @@ class Bucket:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        client = session.client(
-            "s3", endpoint_url=endpoint_url, config=config.merge(ours) if config else ours, verify=verify
-        )
+        bundle, setting = trusted(session, verify)
+        if isinstance(bundle, str) and not (endpoint_url or "").startswith("http://"):
+            check_ca_bundle(bundle, setting)
+        try:
+            client = session.client(
+                "s3", endpoint_url=endpoint_url, config=ours.merge(config) if config else ours, verify=verify
+            )
+        except (botocore.exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no address
+            raise s3_replies.meaning(error, f"s3://{name}", "a client", name, session.region_name) from None
         direct = DirectRequests(session, client, name, verify=verify)
-        return cls(client, direct, name, prefix, kms_key=kms_key, expected_owner=expected_owner)
+        return cls(
+            client,
+            direct,
+            name,
+            prefix,
+            kms_key=kms_key,
+            server_side_encryption=server_side_encryption,
+            expected_owner=expected_owner,
+        )
 
     @property
     def owner(self) -> Mapping[str, Any]:
@@ -181,9 +186,12 @@ class Bucket:
         return f"s3://{self.name}/{self.key(path)}".rstrip("/")
 
     def check(self) -> None:
-        """Raise unless the bucket exists, in reach of these credentials (and belongs to the expected owner)."""
-        with self._asking("HEAD", "the bucket"):
-            self.client.head_bucket(Bucket=self.name, **self._owner)
+        """Raise unless the bucket exists, in reach of these credentials (and belongs to the expected owner).
+
+        Asked with a LIST of one key: unlike the answer to HEAD, a refused LIST says what was wrong.
+        """
+        with self._asking("LIST", "the bucket"):
+            self.client.list_objects_v2(Bucket=self.name, Prefix=self._root, MaxKeys=1, **self._owner)
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
@@ -428,11 +436,7 @@ class Bucket:
                     **self._owner,
                 )
             if errors := answer.get("Errors"):
-                first = errors[0]
-                raise DestinationError(
-                    f"S3 did not delete {len(errors)} of {len(batch)} objects, the first one {first.get('Key')}: "
-                    f"{first.get('Code')}. The others are deleted. Check the role's s3:DeleteObject and try again."
-                )
+                raise s3_replies.not_deleted(errors, len(batch), f"s3://{self.name}")
 
     # -- errors ----------------------------------------------------------------------------------------------------
 
@@ -446,39 +450,24 @@ class Bucket:
         self._count(kind)
         try:
             yield
-        except botocore.exceptions.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
-            self._raise(code or status, status, what)
-        except (botocore.exceptions.NoCredentialsError, botocore.exceptions.PartialCredentialsError):
-            self._raise("AccessDenied", "403", what)
-        except botocore.exceptions.BotoCoreError as error:
-            self._raise(type(error).__name__, "503", what)
+        except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
+            raise s3_replies.meaning(
+                error, self.uri() if what != "the bucket" else f"s3://{self.name}", what, self.name, self._region
+            ) from None
 
-    def _raise(self, code: str, status: str, what: str) -> NoReturn:
-        where = f"s3://{self.name}"
-        if code == "NoSuchBucket" or (status == "404" and what == "the bucket"):
-            raise BucketMissing(
-                f"The bucket {self.name} does not exist at this S3 endpoint. Nothing was written. Check the param `bucket` "
-                "for a typing error and the AWS connection for its region and endpoint, or create the bucket."
-            ) from None
-        if code in _ABSENT or status == "404":
-            raise FileNotFoundError(f"{self.uri(what)} does not exist.") from None
-        if code in _REFUSED or status in {"401", "403"}:
-            raise BucketRefused(
-                f"S3 refused access to {where} ({code}, asking for {what}). What is stored stays stored. Check the AWS "
-                "connection's keys or role; it needs s3:ListBucket on the bucket and s3:GetObject, s3:PutObject on its "
-                "objects. Then trigger the run again: it goes on where it stopped."
-            ) from None
-        if code in _BUSY or status.startswith("5"):
-            raise DestinationUnavailable(
-                f"S3 could not serve {where} ({code}, asking for {what}), also after retries. What is stored stays "
-                "stored. The task is retried by itself; if it goes on, check the endpoint and the network."
-            ) from None
-        raise DestinationError(
-            f"S3 answered {code} for {where} (asking for {what}). What is stored stays stored. See the meaning of the "
-            "code at https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"
-        ) from None
+
+def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict[str, Any]:
+    """The parameters of a write that say how S3 encrypts it."""
+    how = server_side_encryption or ("aws:kms" if kms_key else None)
+    if how is None:
+        return {}
+    if how not in _ENCRYPTIONS or (kms_key and how == "AES256"):
+        raise InputError(
+            f"server_side_encryption: {how!r}"
+            + (" takes no kms_key_id" if how == "AES256" else f" is none of {', '.join(_ENCRYPTIONS)}")
+            + ". Nothing was written. Correct it in the AWS connection's extra."
+        )
+    return {"ServerSideEncryption": how, **({"SSEKMSKeyId": kms_key} if kms_key else {})}
 
 
 def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:

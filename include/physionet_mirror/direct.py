@@ -28,6 +28,8 @@ from botocore.httpsession import get_cert_path
 from urllib3.util import wait_for_read
 from urllib3.util.ssl_ import create_urllib3_context
 
+from include.physionet_mirror.s3_replies import code_of, status_of
+
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
@@ -86,11 +88,23 @@ class DirectRequests:
         try:
             answer = self._client.head_object(Bucket=self._bucket, Key=key, **asked)
         except ClientError as error:
-            if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+            if status_of(error) == "404":
                 return None
-            raise
+            raise self._explained(error, key, options) from None
         self._learn(key, status)
         return answer["ResponseMetadata"]["HTTPHeaders"]
+
+    def _explained(self, error: ClientError, key: str, options: Mapping[str, str]) -> ClientError:
+        """A refused HEAD has no body, so it does not say why: a GET of one byte does."""
+        if not code_of(error).isdecimal() or not status_of(error).startswith("4"):
+            return error
+        try:
+            asked: dict[str, Any] = dict(options)
+            self._client.get_object(Bucket=self._bucket, Key=key, Range="bytes=0-0", **asked)["Body"].close()
+        except ClientError as explained:
+            if status_of(explained) == status_of(error):
+                return explained
+        return error
 
     def put(self, key: str, data: bytes, sha256: str, **options: str) -> str:
         """Store an object; returns its ETag.
@@ -137,14 +151,23 @@ class DirectRequests:
         detour = config.client_cert or config.proxies or getproxies().keys() & {urlsplit(url).scheme, "all"}
         if signed and not detour and url.endswith(path):
             timeouts = config.connect_timeout, config.read_timeout
-            self._wire = _Wire(self._session, url.removesuffix(path), signed[1], self._trusted(), timeouts)
+            self._wire = _Wire(
+                self._session, url.removesuffix(path), signed[1], trusted(self._session, self._verify)[0], timeouts
+            )
 
-    def _trusted(self) -> bool | str:
-        """Whom boto3 trusts: True = whom botocore's own bundle names, False = anybody, else the path of a bundle."""
-        if self._verify is not None:
-            return self._verify
-        botocore: Any = self._session._session  # boto3 has no other way to its settings
-        return botocore.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
+
+def trusted(session: boto3.Session, verify: bool | str | None) -> tuple[bool | str, str]:
+    """Whom boto3 trusts, and the setting that says so.
+
+    Returns:
+        True = whom botocore's own bundle names, False = anybody, else the path of a bundle.
+    """
+    if verify is not None:
+        return verify, "`verify` in the AWS connection's extra"
+    botocore: Any = session._session  # boto3 has no other way to its settings
+    if bundle := botocore.get_config_variable("ca_bundle"):
+        return bundle, "AWS_CA_BUNDLE" if os.environ.get("AWS_CA_BUNDLE") else "`ca_bundle` in ~/.aws/config"
+    return os.environ.get("REQUESTS_CA_BUNDLE") or True, "REQUESTS_CA_BUNDLE"
 
 
 class _Signer(S3SigV4Auth):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import boto3
+    from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+
     from include.physionet_mirror.access_point import AccessPoint
     from include.physionet_mirror.dataset import Dataset
     from include.physionet_mirror.destination import Bucket
@@ -20,28 +24,69 @@ _ACCESS_POINT = "physionet_access_point"
 def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Bucket:
     """The bucket below ``prefix``, with the credentials, region, endpoint and TLS settings of an AWS connection.
 
-    Two optional fields of the connection's extra are ours: ``expected_bucket_owner`` (the AWS account id that must own
-    the bucket) and ``kms_key_id`` (the KMS key that encrypts what is written). Makes no request.
+    Three optional fields of the connection's extra are ours: ``expected_bucket_owner`` (the AWS account id that must own
+    the bucket), ``kms_key_id`` (the KMS key that encrypts what is written) and ``server_side_encryption`` (``AES256``,
+    ``aws:kms`` or ``aws:kms:dsse``, asked for with each write). Makes no request but those that credentials take.
 
     Raises:
-        InputError: There are no AWS credentials.
+        InputError: There are no AWS credentials, or a setting of the connection or the worker cannot be used.
+        BucketRefused: The credentials that the settings name are not to be had (profile, role, process, SSO).
+        DestinationUnavailable: Whoever gives out the credentials is away.
     """
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
     from include.physionet_mirror.destination import Bucket
 
-    hook = S3Hook(aws_conn_id=aws_conn_id)
-    connection = hook.conn_config
+    session, connection, verify = _session(aws_conn_id, f"s3://{bucket}")
     return Bucket.open(
-        hook.get_session(),
+        session,
         bucket,
         prefix,
         endpoint_url=connection.get_service_endpoint_url("s3"),
         config=connection.botocore_config,
-        verify=hook.verify,
-        kms_key=connection.extra_config.get("kms_key_id"),
-        expected_owner=connection.extra_config.get("expected_bucket_owner"),
+        verify=verify,
+        kms_key=connection.extra_config.get("kms_key_id") or None,
+        server_side_encryption=connection.extra_config.get("server_side_encryption") or None,
+        expected_owner=_owner(connection, aws_conn_id),
     )
+
+
+def _session(aws_conn_id: str, where: str) -> tuple[boto3.Session, AwsConnectionWrapper, bool | str | None]:
+    """An AWS connection's session, its settings, and its ``verify``.
+
+    Raises:
+        InputError, BucketRefused, DestinationUnavailable: As `open_bucket`.
+    """
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+    from include.physionet_mirror import s3_replies
+    from include.physionet_mirror.errors import MirrorError
+
+    hook = S3Hook(aws_conn_id=aws_conn_id)
+    try:
+        return hook.get_session(), hook.conn_config, hook.verify
+    except MirrorError:
+        raise
+    except Exception as error:  # noqa: BLE001  the hook lets through whatever a profile, role or process raises
+        raise s3_replies.meaning(error, where, "credentials", where.removeprefix("s3://")) from None
+
+
+def _owner(connection: AwsConnectionWrapper, aws_conn_id: str) -> str | None:
+    """The account id that must own the bucket; JSON and YAML may give it as a number, without its leading zeros.
+
+    Raises:
+        InputError: It is no account id.
+    """
+    from include.physionet_mirror.errors import InputError
+
+    given = connection.extra_config.get("expected_bucket_owner")
+    if given in (None, ""):
+        return None
+    owner = f"{given:012d}" if isinstance(given, int) and not isinstance(given, bool) else str(given).strip()
+    if not re.fullmatch(r"[0-9]{12}", owner):
+        raise InputError(
+            f"expected_bucket_owner in the extra of the connection {aws_conn_id} is no AWS account id. Nothing was done. It has "
+            "12 digits; `aws sts get-caller-identity` shows one's own."
+        )
+    return owner
 
 
 def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
@@ -50,16 +95,12 @@ def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
     Raises:
         BucketUnsafe, BucketMissing, BucketRefused, DestinationUnavailable: See `bucket_safety.check`.
     """
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
     from include.physionet_mirror import bucket_safety
 
-    hook = S3Hook(aws_conn_id=aws_conn_id)
-    connection = hook.conn_config
+    session, connection, _ = _session(aws_conn_id, f"s3://{bucket.name}")
     of_account = None
     if not connection.get_service_endpoint_url("s3"):  # only Amazon's accounts have such a block
-        owner = connection.extra_config.get("expected_bucket_owner")
-        of_account = partial(bucket_safety.account_block, bucket, hook.get_session(), owner)
+        of_account = partial(bucket_safety.account_block, bucket, session, _owner(connection, aws_conn_id))
     bucket_safety.check(bucket, account_block=of_account)
 
 
@@ -74,26 +115,25 @@ def open_access_point(
     Raises:
         InputError: There is none for this dataset version.
     """
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+    from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowNotFoundException
 
     from include.physionet_mirror.access_point import AccessPoint, access_point_of
     from include.physionet_mirror.destination import Bucket
 
-    hook = S3Hook(aws_conn_id=aws_conn_id)
-    connection = hook.conn_config
+    session, connection, verify = _session(aws_conn_id, f"s3://{bucket.name}")
     override = connection.extra_config.get(_ACCESS_POINT)
     if not override:
         try:
-            override = hook.get_connection(ACCESS_POINT_CONN_ID).extra_dejson.get(_ACCESS_POINT)
+            override = BaseHook.get_connection(ACCESS_POINT_CONN_ID).extra_dejson.get(_ACCESS_POINT)
         except AirflowNotFoundException:
             override = None
     source = Bucket.open(
-        hook.get_session(),
+        session,
         access_point_of(dataset, override),
         dataset.name,
         endpoint_url=connection.get_service_endpoint_url("s3"),
         config=connection.botocore_config,
-        verify=hook.verify,
+        verify=verify,
     )
     return AccessPoint(source, bucket, storage_class)

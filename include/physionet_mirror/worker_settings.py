@@ -1,0 +1,120 @@
+"""Settings of the worker that keep a request from being made: a CA bundle that is none, a proxy that refuses.
+
+They are found before, or instead of, an answer. Nothing of that passes by itself, so it must not be taken for an outage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from include.physionet_mirror.errors import InputError
+
+BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_UNTRUSTED = {18, 19, 20, 21}  # X509_V_ERR_*: self-signed, or no certificate of the issuer
+_TUNNEL = re.compile(r"Tunnel connection failed: (4\d\d)")
+
+
+def check_ca_bundle(path: str, setting: str) -> None:
+    """Raise unless certificates can be read from the file (or folder) that a setting names.
+
+    Args:
+        path: Of the CA bundle.
+        setting: What names it, for the message.
+
+    Raises:
+        InputError: They cannot.
+    """
+    try:
+        if Path(path).is_dir():  # folders are looked through at each handshake
+            return
+        ssl.create_default_context(cafile=path)
+    except FileNotFoundError:
+        why = "does not exist"
+    except ssl.SSLError:
+        why = "holds no certificate in PEM form"
+    except OSError as error:
+        why = f"cannot be read ({type(error).__name__})"
+    else:
+        return
+    raise InputError(
+        f"{setting} names the CA bundle {path}, which {why} on this worker. Nothing was asked over the network. Correct the "
+        "setting, mount the file, or remove the setting: then the usual certificate authorities are trusted."
+    )
+
+
+def setting_of_bundle() -> str | None:
+    """The environment variable that names a CA bundle, the first that is set."""
+    return next((name for name in BUNDLES if os.environ.get(name)), None)
+
+
+def settings_at_fault(error: BaseException, host: str) -> InputError | None:
+    """The error in words where a failed connection is due to a setting; None where it may pass by itself.
+
+    Args:
+        error: What the HTTP client raised; what lies beneath it is looked at too.
+        host: Who was to be reached.
+    """
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _UNTRUSTED:
+            named = setting_of_bundle()
+            return InputError(
+                f"This worker does not trust the certificate of {host} ({cause.verify_message}). Nothing was sent. "
+                + (f"The CA bundle that {named} names does not hold its issuer. " if named else "")
+                + "Behind a proxy that opens TLS, or with a private CA, name a bundle that holds its certificate: "
+                "REQUESTS_CA_BUNDLE (for S3 also AWS_CA_BUNDLE, or `verify` in the AWS connection's extra)."
+            )
+        if found := _TUNNEL.search(str(cause)):
+            return proxy_refusal(int(found[1]), host)
+    return None
+
+
+def proxy_refusal(status: int, host: str) -> InputError:
+    """What a proxy's own answer means: 407 wants a login, another one forbids the way."""
+    setting, address = _proxy()
+    what = "wants a login (407)" if status == 407 else f"forbids the way ({status})"
+    todo = (
+        f"Put user name and password into {setting} (http://<user>:<password>@<proxy>:<port>)"
+        if status == 407
+        else f"Have {host} allowed there"
+    )
+    return InputError(
+        f"The proxy {address} between this worker and {host} {what}. Nothing was sent. {todo}, or name the host in NO_PROXY if "
+        "it can be reached without."
+    )
+
+
+def _proxy() -> tuple[str, str]:
+    """The environment variable that names a proxy, and its address without a login."""
+    proxies = getproxies()
+    scheme = next((name for name in ("https", "http", "all") if name in proxies), None)
+    if scheme is None:
+        return "the proxy's setting", "(from the connection's config)"
+    variable = f"{scheme}_proxy"
+    return variable.upper() if variable.upper() in os.environ else variable, urlsplit(
+        proxies[scheme]
+    ).netloc.rpartition("@")[2]
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that lies beneath it: urllib3 and botocore each keep it in a place of their own."""
+    todo, seen = [error], set()
+    while todo:
+        cause = todo.pop()
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        beneath = [
+            cause.__cause__,
+            cause.__context__,
+            getattr(cause, "original_error", None),
+            getattr(cause, "reason", None),
+        ]
+        beneath += [*getattr(cause, "kwargs", {}).values(), *cause.args]
+        todo += [one for one in beneath if isinstance(one, BaseException)]
