@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from include.physionet_mirror import s3_replies
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import BucketUnsafe, DestinationError, DestinationUnavailable
 from include.physionet_mirror.layout import MIRROR
@@ -47,7 +48,6 @@ _NONE = {  # "there is no such setting", which is an answer
     "OwnershipControlsNotFoundError",
     "ServerSideEncryptionConfigurationNotFoundError",
 }
-_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException"}
 
 Block = Mapping[str, bool]
 """The settings of a public access block that are on: ``{"RestrictPublicBuckets": True, …}``; empty where there is none."""
@@ -92,7 +92,9 @@ def check(bucket: Bucket, *, account_block: Callable[[], Block] | None = None) -
     return Safety(encryption, tuple(notes))
 
 
-def account_block(bucket: Bucket, session: boto3.Session, owner: str | None = None) -> Block:
+def account_block(
+    bucket: Bucket, session: boto3.Session, owner: str | None = None, config: Config | None = None
+) -> Block:
     """The public access block of the AWS account that owns the bucket.
 
     Args:
@@ -100,12 +102,14 @@ def account_block(bucket: Bucket, session: boto3.Session, owner: str | None = No
         session: Of someone who may look.
         owner: Account id (12 digits) of the bucket's owner where it is known; None = the session's own account, if the
             bucket is its own: another account's block says nothing of this bucket.
+        config: botocore settings of the connection, such as its proxies.
 
     Raises:
         CannotLook: We may not see it, or it is out of reach.
     """
     # A network that lets only S3 through answers nothing here: that must not hold up the check for minutes.
     quick = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "max_attempts": 2})
+    quick = config.merge(quick) if config else quick
     try:
         if owner is None:
             owner = session.client("sts", config=quick).get_caller_identity()["Account"]
@@ -215,6 +219,7 @@ def _ask(bucket: Bucket, call: Callable[..., Any]) -> dict[str, Any] | None:
     Raises:
         CannotLook: AccessDenied, or this S3 does not implement it.
         DestinationUnavailable: S3 is away.
+        InputError, BucketRefused: A setting, or credentials that have gone, keep it from being asked.
     """
     try:
         answer: dict[str, Any] = call(Bucket=bucket.name, **bucket.owner)
@@ -223,14 +228,14 @@ def _ask(bucket: Bucket, call: Callable[..., Any]) -> dict[str, Any] | None:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _NONE:
             return None
-        if code in _BUSY:
+        if code in s3_replies.BUSY:
             raise _away(bucket.name, code) from None
         raise CannotLook(code or "no answer that is understood") from None
     except BotoCoreError as error:
         name = type(error).__name__
         if "Parse" in name:  # an S3 that takes the question for another one
             raise CannotLook("not implemented by this S3") from None
-        raise _away(bucket.name, name) from None
+        raise s3_replies.meaning(error, f"s3://{bucket.name}", "how it is protected", bucket.name) from None
 
 
 def _field(answer: Mapping[str, Any], name: str) -> Any:

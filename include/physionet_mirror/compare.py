@@ -28,7 +28,7 @@ from posixpath import commonpath, dirname
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from include.physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError
+from include.physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, ObjectArchived
 from include.physionet_mirror.request import LEVELS, Level
 from include.physionet_mirror.verified import Memory, groups_of
 
@@ -71,7 +71,10 @@ class Verified(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A file that is not. ``reason`` is ``missing``, ``empty`` or ``wrong bytes``; ``detail`` a sentence or empty."""
+    """A file that is not. ``reason`` is ``missing``, ``empty``, ``wrong bytes`` or ``object archived``.
+
+    ``detail`` is a sentence or empty.
+    """
 
     path: str
     reason: str
@@ -351,6 +354,8 @@ class _Look:
                 break
             except FileNotFoundError:
                 return Problem(file.path, "missing", "deleted while the comparison ran")
+            except ObjectArchived as error:  # it is there, but what it holds cannot be proven
+                return Problem(file.path, error.reason, str(error))
             except DestinationUnavailable:  # in mid-body, where the client does not try again by itself
                 if not attempts_left:
                     raise

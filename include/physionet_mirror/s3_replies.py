@@ -120,7 +120,13 @@ _SERVICES = {
 
 _SECRETS = (
     (re.compile(r"\b(?:AKIA|ASIA|ABIA|ACCA|AIDA|AROA|AGPA|ANPA)[A-Z0-9]{8,}\b"), "…"),  # keys and ids of IAM
-    (re.compile(r"(?i)((?:signature|token|credential|secret\w*|password|authorization)\s*[=:]\s*)\S.*"), r"\1…"),
+    (
+        re.compile(
+            r"(?i)((?:signature|token|credential|secret\w*|password|accesskey\w*)[\"']?\s*[=:]\s*[\"']?)[^\s\"',;]{6,}"
+        ),
+        r"\1…",
+    ),
+    (re.compile(r"\b(Basic|Bearer|AWS4-HMAC-SHA256)\s+\S+"), r"\1 …"),
     (re.compile(r"://[^/\s@]+@"), "://…@"),
     (re.compile(r"(?<![0-9A-Za-z-])\d{8}(\d{4})(?![0-9A-Za-z-])"), r"…\1"),  # an account: the end tells two apart
     (re.compile(r"[A-Za-z0-9+=]{32,}"), "…"),  # whatever else is keyed or signed

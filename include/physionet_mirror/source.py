@@ -12,6 +12,7 @@ import copy
 import hashlib
 import ipaddress
 import logging
+import os
 import threading
 import time
 from base64 import b64encode
@@ -53,6 +54,7 @@ from include.physionet_mirror.errors import (
     Throttled,
     Truncated,
 )
+from include.physionet_mirror.worker_settings import check_ca_bundle, proxy_refusal, settings_at_fault
 
 if TYPE_CHECKING:
     from include.physionet_mirror.pace import Slot
@@ -397,6 +399,8 @@ class PhysioNet:
                     decode_content=False,
                 )
             except (HTTPError, OSError) as error:
+                if fault := settings_at_fault(error, urlsplit(url).netloc):
+                    raise fault from None
                 self._fault(self._unreachable(error))
             if session is not None and "sessionid" in (cookies := _cookies(response)) and self._is_ours(url):
                 self._replace(session, cookies)
@@ -436,6 +440,11 @@ class PhysioNet:
             settings = self._http.merge_environment_settings(origin, {}, False, None, None)
             if _is_loopback(parts.hostname or ""):
                 settings["proxies"] = {}  # which could not reach it
+            if parts.scheme == "https" and isinstance(settings["verify"], str):
+                check_ca_bundle(
+                    settings["verify"],
+                    "REQUESTS_CA_BUNDLE" if os.environ.get("REQUESTS_CA_BUNDLE") else "CURL_CA_BUNDLE",
+                )
             request = requests.Request("GET", origin).prepare()
             adapter = self._http.get_adapter(origin)
             assert isinstance(adapter, HTTPAdapter)
@@ -490,6 +499,8 @@ class PhysioNet:
             return
         retry_after = _retry_after(response)
         response.drain_conn()
+        if status == 407:
+            raise proxy_refusal(status, urlsplit(self.base_url).netloc)
         if status == 403:
             self._fault(
                 AccessRefused(

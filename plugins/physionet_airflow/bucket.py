@@ -100,7 +100,9 @@ def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
     session, connection, _ = _session(aws_conn_id, f"s3://{bucket.name}")
     of_account = None
     if not connection.get_service_endpoint_url("s3"):  # only Amazon's accounts have such a block
-        of_account = partial(bucket_safety.account_block, bucket, session, _owner(connection, aws_conn_id))
+        of_account = partial(
+            bucket_safety.account_block, bucket, session, _owner(connection, aws_conn_id), connection.botocore_config
+        )
     bucket_safety.check(bucket, account_block=of_account)
 
 
