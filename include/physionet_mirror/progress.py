@@ -102,9 +102,7 @@ class Progress:
 
     Attributes:
         planned: Whether there is a plan yet; without one the rest is empty.
-        params: What was asked for.
         notes: Sentences of the selection.
-        estimate: ``Estimate.to_dict()`` of the plan.
         shards: In order.
         images: Selected.
         there: In the bucket, as far as is known.
@@ -126,9 +124,7 @@ class Progress:
     """
 
     planned: bool = False
-    params: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
-    estimate: Mapping[str, Any] = field(default_factory=dict)
     shards: Sequence[ShardProgress] = ()
     images: int = 0
     there: int = 0
@@ -252,9 +248,7 @@ def progress(
     left = _left(shards, estimate)
     return Progress(
         planned=True,
-        params=plan.get("request") or {},
         notes=(plan.get("selection") or {}).get("notes") or (),
-        estimate=estimate,
         shards=shards,
         images=sum(shard.images for shard in shards),
         there=sum(shard.there for shard in shards),
