@@ -29,6 +29,9 @@ STORAGE_CLASSES = (
 )
 """S3 storage classes (source: PutObject, x-amz-storage-class)."""
 
+ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+"""Those whose objects cannot be read until they are restored."""
+
 CONNECTIONS = 4, 64
 """The fewest and the most PhysioNet connections that a run may ask for."""
 
@@ -137,6 +140,16 @@ class Request:
                 raise InputError(f"{name}: {str(value)[:80]!r} is none of {', '.join(allowed)}. Nothing was done.")
             return value
 
+        storage_class, verify = (
+            choice("storage_class", "STANDARD", STORAGE_CLASSES),
+            choice("verify", "checksum", LEVELS),
+        )
+        if verify == "content" and storage_class in ARCHIVED:
+            raise InputError(
+                f"verify: content reads every image back, and S3 gives back nothing of storage_class {storage_class} until "
+                "it is restored. Nothing was done. Choose verify=checksum, which asks S3 for the checksum that it holds, or "
+                "another storage class: GLACIER_IR is read at once."
+            )
         dataset = DATASETS[choice("dataset", MIMIC_CXR_JPG.name, tuple(DATASETS))]
         shard_size = params.get("shard_size")
         return cls(
@@ -156,8 +169,8 @@ class Request:
             file_list=checked_uri("file_list", params.get("file_list")),
             shard_size=None if shard_size in (None, "") else _whole("shard_size", shard_size, *SHARD_SIZE),
             connections=_whole("connections", params.get("connections", 8), *CONNECTIONS),
-            storage_class=choice("storage_class", "STANDARD", STORAGE_CLASSES),
-            verify=choice("verify", "checksum", LEVELS),
+            storage_class=storage_class,
+            verify=verify,
             source=choice("source", "physionet", SOURCES),
             approve_above_gb=_gigabytes("approve_above_gb", params.get("approve_above_gb"), 50.0, *APPROVE_ABOVE_GB),
             dry_run=bool(params.get("dry_run", False)),

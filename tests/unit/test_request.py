@@ -258,3 +258,14 @@ def test_any_text_is_a_bucket_prefix_and_uri_or_refused(text):
             continue
         assert accepted is None or accepted.isprintable()
         assert ".." not in (accepted or "").split("/")
+
+
+@pytest.mark.parametrize("storage_class", STORAGE_CLASSES)
+def test_what_s3_does_not_give_back_is_not_to_be_read_back(storage_class):
+    params = {"bucket": "some-bucket", "storage_class": storage_class}
+    assert Request.from_params({**params, "verify": "checksum"}).storage_class == storage_class
+    if storage_class in ("GLACIER", "DEEP_ARCHIVE"):
+        with pytest.raises(InputError, match=f"^verify: content .* storage_class {storage_class} .* Nothing was done"):
+            Request.from_params({**params, "verify": "content"})
+    else:
+        assert Request.from_params({**params, "verify": "content"}).verify == "content"
