@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+from include.physionet_mirror.compare import sha256_of
 from include.physionet_mirror.dataset import SUMS, Dataset
-from include.physionet_mirror.destination import Bucket
+from include.physionet_mirror.destination import Bucket, Copy, Stored
 from include.physionet_mirror.errors import (
     AccessRefused,
     BucketMissing,
     BucketRefused,
     Corrupt,
+    DestinationError,
     DestinationUnavailable,
     InputError,
     NotFound,
     Throttled,
 )
+from include.physionet_mirror.layout import COPYING
 from include.physionet_mirror.source import SourceStats
 from include.physionet_mirror.transfer import Copied
 
 if TYPE_CHECKING:
     from include.physionet_mirror.pace import Slot
+
+log = logging.getLogger(__name__)
 
 COPIES_A_CONNECTION = 8
 """Copies under way for each PhysioNet connection that a run may hold: a copy costs PhysioNet's web servers nothing."""
@@ -69,32 +77,80 @@ class AccessPoint:
             )
 
     def open(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Copied:
-        """Copy one file, prove it by the SHA-256 that S3 computed, and take it away again where that is wrong.
+        """Copy one file and prove it, by the SHA-256 that S3 computed or else by reading it back.
+
+        Wrong bytes never replace what stands under the path, and what somebody else has written is never taken away.
 
         Raises:
             NotFound, Corrupt, Throttled: As for a download.
             DestinationError: S3 refused.
         """
         try:
-            there = self._source.head(path)
-            if there is None:
-                raise NotFound(f"{self._source.uri(path)} does not exist. Nothing else is affected.")
+            there = self._there(path)
             if slot is not None:
                 slot.answered = True
-            digest = self._bucket.copy_from(
-                self._source, there, content_type=dataset.image_type, storage_class=self._storage_class
-            )
+            self._bring(there, sha256, dataset.image_type)
+        except FileNotFoundError:
+            raise self._not_found(path) from None
         except DestinationUnavailable as error:
             self.stats.faults["throttled"] += 1
             raise Throttled(str(error)) from None
-        if digest is not None and sha256 is not None and digest != sha256:
-            self._bucket.delete([path])
-            raise Corrupt(
-                f"{path} at {self._source.name} does not hash to PhysioNet's checksum {sha256[:12]}…. The copy was deleted. "
-                "If this goes on, the file is damaged there: report it to PhysioNet, or use source=physionet."
-            )
         self.stats.received += there.size
         return Copied(there.size)
+
+    def _there(self, path: str) -> Stored:
+        try:
+            there = self._source.head(path)
+        except BucketRefused:
+            # Who may not list is told 403 of an object that is not there, as of one that is kept from him.
+            if self._source.head(SUMS) is None:
+                raise
+            there = None
+        if there is None:
+            raise self._not_found(path)
+        return there
+
+    def _not_found(self, path: str) -> NotFound:
+        return NotFound(
+            f"{self._source.uri(path)} does not exist, or S3 keeps this one object from us. Nothing else is affected. If "
+            "this goes on, use source=physionet for it."
+        )
+
+    def _bring(self, there: Stored, sha256: str | None, content_type: str) -> None:
+        """Copy where nothing stands; where something does, copy beside it, prove that, and only then over it."""
+        bucket = self._bucket
+        how: dict[str, Any] = {"content_type": content_type, "storage_class": self._storage_class}
+        if bucket.head(there.path) is None:
+            copy = bucket.copy_from(self._source, there, replace=False, **how)
+            if copy is not None:
+                self._prove(there.path, there.path, copy, sha256)
+                return
+        beside = COPYING + uuid4().hex
+        copy = bucket.copy_from(self._source, there, beside, **how)
+        assert copy is not None  # only replace=False gives none
+        self._prove(there.path, beside, copy, sha256)
+        try:
+            bucket.copy_from(bucket, replace(there, path=beside, etag=copy.etag), there.path, **how)
+        finally:
+            self._remove(beside, copy)
+
+    def _prove(self, path: str, at: str, copy: Copy, sha256: str | None) -> None:
+        """Raise unless the copy that lies ``at`` its place hashes to ``sha256``; then it is removed, if it is still the one that was written."""
+        if sha256 is None or (copy.sha256 or sha256_of(self._bucket, at)) == sha256:
+            return
+        removed = self._remove(at, copy)
+        raise Corrupt(
+            f"{path} at {self._source.name} does not hash to PhysioNet's checksum {sha256[:12]}…. "
+            + ("The copy was deleted. " if removed else "The copy could not be deleted, or was replaced meanwhile. ")
+            + "If this goes on, the file is damaged there: report it to PhysioNet, or use source=physionet."
+        )
+
+    def _remove(self, path: str, copy: Copy) -> bool:
+        try:
+            return self._bucket.delete_exactly(path, copy.etag)
+        except DestinationError as error:
+            log.warning("%s was left behind. %s", self._bucket.uri(path), error)
+            return False
 
 
 def access_point_of(dataset: Dataset, override: str | None) -> str:

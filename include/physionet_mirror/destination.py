@@ -66,6 +66,14 @@ class Stored:
     last_modified: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What a copy inside S3 has written. ``sha256`` (hex) as S3 computed it, or None where it says none."""
+
+    etag: str
+    sha256: str | None
+
+
 class Bucket:
     """One S3 bucket below one key prefix; safe to share between threads.
 
@@ -395,17 +403,38 @@ class Bucket:
         return size
 
     def copy_from(
-        self, source: Bucket, there: Stored, *, content_type: str, storage_class: str = "STANDARD"
-    ) -> str | None:
-        """Copy an object of another bucket to the same path here, inside S3; returns the SHA-256 that S3 computed (hex).
+        self,
+        source: Bucket,
+        there: Stored,
+        path: str | None = None,
+        *,
+        content_type: str,
+        storage_class: str = "STANDARD",
+        replace: bool = True,
+    ) -> Copy | None:
+        """Copy an object of another bucket (or of this one) inside S3.
 
         Tags and ACL of the original stay behind: storage class, encryption and tags are the destination's. Above 5 GB
-        the copy is made in parts, and S3 then has no SHA-256 of the whole: None.
+        the copy is made in parts, and S3 then has no SHA-256 of the whole.
+
+        Args:
+            source: Where it is.
+            there: What is there; another object than this one is not copied.
+            path: Where to; None = the same path.
+            content_type: Its media type.
+            storage_class: S3 storage class.
+            replace: False = only where nothing stands. A server that takes no such condition replaces in any case.
+
+        Returns:
+            What was written, or None where something stood and was not to be replaced.
+
+        Raises:
+            FileNotFoundError: There is no such object.
         """
-        where: dict[str, Any] = {"Bucket": self.name, "Key": self.key(there.path)}
+        path = there.path if path is None else path
+        where: dict[str, Any] = {"Bucket": self.name, "Key": self.key(path)}
         origin: Any = {"Bucket": source.name, "Key": source.key(there.path)}
         how: dict[str, Any] = {
-            "ChecksumAlgorithm": "SHA256",
             "MetadataDirective": "REPLACE",
             "ContentType": content_type,
             "StorageClass": storage_class,
@@ -413,16 +442,49 @@ class Bucket:
             **self._encryption,
             **self._owner,
         }
-        with self._asking("COPY", there.path):
+        etag = digest = None
+        with self._asking("COPY", path):
             if there.size > _ONE_COPY:
-                how.pop(
-                    "ChecksumAlgorithm"
-                )  # it would be of the parts, which proves nothing, and not every S3 gives it
+                # A checksum would be of the parts, which proves nothing, and not every S3 gives it.
                 self.client.copy(origin, **where, ExtraArgs=how, SourceClient=source.client)
-                return None
-            answer = self.client.copy_object(**where, CopySource=origin, CopySourceIfMatch=there.etag, **how)
-        digest = answer["CopyObjectResult"].get("ChecksumSHA256")
-        return b64decode(digest).hex() if digest else None
+            else:
+                how |= {"CopySource": origin, "CopySourceIfMatch": there.etag, "ChecksumAlgorithm": "SHA256", **where}
+                condition: dict[str, Any] = {} if replace else {"IfNoneMatch": "*"}
+                try:
+                    answer = self.client.copy_object(**how, **condition)
+                except botocore.exceptions.ClientError as error:
+                    if not condition:
+                        raise
+                    if _status(error) in {409, 412} and self.head(path) is not None:
+                        return None
+                    if _status(error) != 501:
+                        raise
+                    answer = self.client.copy_object(**how)
+                etag, digest = answer["CopyObjectResult"].get("ETag"), answer["CopyObjectResult"].get("ChecksumSHA256")
+        if etag is None:  # made in parts, or rclone's server, which leaves it out
+            copied = self.head(path)
+            etag = copied.etag if copied else ""
+        return Copy(etag.strip('"'), b64decode(digest).hex() if digest else None)
+
+    def delete_exactly(self, path: str, etag: str) -> bool:
+        """Delete an object only while it is the one that has this ETag; whether it was.
+
+        A server that takes no conditions is asked for the ETag just before.
+        """
+        there = self.head(path)
+        if there is None or there.etag != etag:
+            return False
+        where: dict[str, Any] = {"Bucket": self.name, "Key": self.key(path), **self._owner}
+        with self._asking("DELETE", path):
+            try:
+                self.client.delete_object(**where, IfMatch=etag)
+            except botocore.exceptions.ClientError as error:
+                if _status(error) in {404, 409, 412}:
+                    return False
+                if _status(error) != 501:
+                    raise
+                self.client.delete_object(**where)
+        return True
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects, 1,000 a request. An absent one is no error."""
@@ -468,6 +530,11 @@ def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict
             + ". Nothing was written. Correct it in the AWS connection's extra."
         )
     return {"ServerSideEncryption": how, **({"SSEKMSKeyId": kms_key} if kms_key else {})}
+
+
+def _status(error: botocore.exceptions.ClientError) -> int:
+    """The HTTP status of an answer, 0 where there was none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
 
 
 def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -5,6 +5,7 @@ _mirror/manifest.parquet              every image of the version
 _mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at PhysioNet and its SHA-256
 _mirror/index.parquet                 the verified images: the training index
 _mirror/left.sha256                   what a night left over, for the next one to take along
+_mirror/copying/                      copies inside S3 until they are proven
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
 _mirror/runs/<run_id>/plan.json       what was asked and how it was cut
                       shards/0000.sha256          one shard's images, as SHA256SUMS.txt writes them
@@ -24,6 +25,7 @@ SUMS_SEEN = MIRROR + "sums.json"
 INDEX = MIRROR + "index.parquet"
 RUNS = MIRROR + "runs/"
 LEFT = MIRROR + "left.sha256"
+COPYING = MIRROR + "copying/"
 
 
 def verified(group: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from demo import stack
@@ -16,7 +17,7 @@ from include.physionet_mirror import access_point
 from include.physionet_mirror.access_point import AccessPoint, access_point_of
 from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import AccessRefused, ImagesFailed, InputError, NotFound
+from include.physionet_mirror.errors import AccessRefused, BucketRefused, Corrupt, ImagesFailed, InputError, NotFound
 from include.physionet_mirror.pace import Pace
 from include.physionet_mirror.shards import Image, decode
 from include.physionet_mirror.transfer import Transfer
@@ -120,6 +121,122 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket
         ("files/b.jpg", "not found"),
     }
     assert list(bucket.list()) == []
+
+
+@pytest.fixture
+def two(s3: tuple[boto3.Session, str], bucket_name: str) -> tuple[Bucket, Bucket]:
+    """A source and a destination in one bucket."""
+    session, endpoint = s3
+    session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=f"{bucket_name}-two")
+    return tuple(Bucket.open(session, f"{bucket_name}-two", prefix, endpoint_url=endpoint) for prefix in (NAME, "mine"))
+
+
+WHOLE = hashlib.sha256(b"whole").hexdigest()
+
+
+def bring(two: tuple[Bucket, Bucket]) -> None:
+    AccessPoint(*two).open(MIMIC_CXR_JPG, "files/a.jpg", WHOLE)
+
+
+def everything(bucket: Bucket) -> dict[str, bytes]:
+    return {entry.path: bucket.read(entry.path) for entry in bucket.list()}
+
+
+def test_what_stands_there_is_never_replaced_by_wrong_bytes(two: tuple[Bucket, Bucket]) -> None:
+    origin, bucket = two
+    origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
+    bucket.put("files/a.jpg", b"the user's own", content_type="image/jpeg")
+    before = bucket.head("files/a.jpg")
+    with pytest.raises(Corrupt, match="The copy was deleted"):
+        bring(two)
+    assert everything(bucket) == {"files/a.jpg": b"the user's own"}
+    assert bucket.head("files/a.jpg") == before
+
+
+def test_what_stands_there_is_replaced_once_the_copy_is_proven(two: tuple[Bucket, Bucket]) -> None:
+    origin, bucket = two
+    origin.put("files/a.jpg", b"whole", content_type="image/jpeg")
+    bucket.put("files/a.jpg", b"wrong", content_type="image/jpeg")
+    bring(two)
+    assert everything(bucket) == {"files/a.jpg": b"whole"}
+
+
+def test_a_wrong_copy_takes_nothing_away_that_an_overlapping_run_has_stored(
+    two: tuple[Bucket, Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin, bucket = two
+    origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
+    copy_from = Bucket.copy_from
+
+    def overlapped(self: Bucket, *arguments: Any, **options: Any) -> Any:
+        made = copy_from(self, *arguments, **options)
+        bucket.put("files/a.jpg", b"whole", content_type="image/jpeg")
+        return made
+
+    monkeypatch.setattr(Bucket, "copy_from", overlapped)
+    try:
+        bring(two)  # a server without checksums of copies: it is the other run's object that is read, and is right
+    except Corrupt as error:
+        assert "replaced meanwhile" in str(error)  # noqa: PT017
+    assert everything(bucket) == {"files/a.jpg": b"whole"}
+
+
+def test_an_object_that_appears_just_now_is_treated_as_one_that_stood_there(
+    two: tuple[Bucket, Bucket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a condition that the store knows; the store's answer is played, as neither server here gives it."""
+    origin, bucket = two
+    origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
+    copy_object = bucket.client.copy_object
+
+    def refuses(**options: Any) -> Any:
+        if options.pop("IfNoneMatch", None) == "*":
+            bucket.put("files/a.jpg", b"whole", content_type="image/jpeg")
+            answer = {"Error": {"Code": "PreconditionFailed"}, "ResponseMetadata": {"HTTPStatusCode": 412}}
+            raise ClientError(answer, "CopyObject")  # type: ignore[arg-type]
+        return copy_object(**options)
+
+    monkeypatch.setattr(bucket.client, "copy_object", refuses)
+    with pytest.raises(Corrupt):
+        bring(two)
+    assert everything(bucket) == {"files/a.jpg": b"whole"}
+
+
+def test_a_role_that_may_not_delete_still_gets_its_answer(
+    two: tuple[Bucket, Bucket], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    origin, bucket = two
+    origin.put("files/a.jpg", b"whole", content_type="image/jpeg")
+    bucket.put("files/a.jpg", b"wrong", content_type="image/jpeg")
+
+    def refused(*_: Any) -> bool:
+        raise BucketRefused("S3 refused")
+
+    monkeypatch.setattr(Bucket, "delete_exactly", refused)
+    bring(two)
+    assert bucket.read("files/a.jpg") == b"whole"
+    assert "left behind" in caplog.text
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_an_absent_file_costs_that_file_only(two: tuple[Bucket, Bucket], lists: bool) -> None:
+    """Who may not list is told 403 of what is not there."""
+    origin, _ = two
+    origin.put(SUMS, b"sums", content_type="text/plain")
+    head = origin.head
+
+    def answers(path: str) -> Any:
+        found = head(path)
+        if found is None and not lists:
+            raise BucketRefused("S3 refused access (403)")
+        return found
+
+    origin.head = answers  # type: ignore[method-assign]
+    with pytest.raises(NotFound, match=r"files/a\.jpg does not exist, or S3 keeps"):
+        bring(two)
+    origin.delete([SUMS])
+    with pytest.raises(NotFound if lists else BucketRefused):  # nothing is open to us
+        bring(two)
 
 
 def test_who_has_no_cloud_access_is_told_how_to_get_it(s3_server: stack.S3Server, bucket_name: str) -> None:

@@ -249,6 +249,27 @@ def test_nothing_is_written_in_place_of_what_was_deleted_meanwhile(strict):
     assert strict.head("index") is None
 
 
+def test_a_copy_has_the_checksum_that_its_original_lacks(strict):
+    data = b"as another tool stored it"
+    strict.client.put_object(Bucket=strict.name, Key=strict.key("x.jpg"), Body=data, ContentType="image/jpeg")
+    plain = strict.head("x.jpg")
+    copied = strict.copy_from(strict, plain, "y.jpg", content_type="image/png", storage_class="STANDARD_IA")
+    assert copied.sha256 == sha256(data)
+    stored = strict.head("y.jpg")
+    assert (stored.sha256, stored.etag) == (copied.sha256, copied.etag)
+    assert (stored.content_type, stored.storage_class) == ("image/png", "STANDARD_IA")
+
+
+def test_only_the_very_object_is_deleted(bucket):
+    bucket.put("x.jpg", b"ours", content_type="image/jpeg")
+    ours = bucket.head("x.jpg").etag
+    bucket.put("x.jpg", b"theirs", content_type="image/jpeg")
+    assert not bucket.delete_exactly("x.jpg", ours)
+    assert bucket.read("x.jpg") == b"theirs"
+    assert bucket.delete_exactly("x.jpg", bucket.head("x.jpg").etag)
+    assert not bucket.delete_exactly("x.jpg", ours)
+
+
 def test_what_has_changed_since_it_was_looked_at_is_not_copied(strict):
     strict.put("x.jpg", b"seen", content_type="image/jpeg")
     seen = strict.head("x.jpg")
