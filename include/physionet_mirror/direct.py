@@ -69,7 +69,8 @@ class DirectRequests:
         self._verify = verify
         self._wire: _Wire | None = None
         self._in_vain = 0
-        self._asked = threading.local()  # .sent: address and signature of what boto3 has just sent for this thread
+        self._asked = threading.local()  # of this thread: .sent, address and signature of what boto3 has just sent;
+        #                                  .in_vain, the count when it began to ask
         for operation in ("HeadObject", "PutObject"):
             client.meta.events.register(f"before-send.s3.{operation}", self._remember)
 
@@ -130,6 +131,7 @@ class DirectRequests:
         self, method: str, key: str, options: Mapping[str, str], data: bytes = b"", sha256: str = EMPTY_SHA256_HASH
     ) -> tuple[int, Mapping[str, str]]:
         """HTTP status and headers; the status is 0 where there was no plain answer."""
+        self._asked.in_vain = self._in_vain
         wire = self._wire
         if wire is None or self._in_vain >= _IN_VAIN:
             return 0, {}
@@ -143,7 +145,8 @@ class DirectRequests:
         url, signature = getattr(self._asked, "sent", ("", b""))
         self._asked.sent = "", b""
         if self._wire is not None:
-            self._in_vain += status < 500
+            if status < 500:  # requests that were under way together, as in a blip of the network, count as one
+                self._in_vain = max(self._in_vain, self._asked.in_vain + 1)
             return
         config: Any = self._client.meta.config  # its attributes are made at run time
         signed = _SCOPE.match(signature.decode(errors="replace") if isinstance(signature, bytes) else signature)

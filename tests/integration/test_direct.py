@@ -35,7 +35,8 @@ class Scripted(ThreadingHTTPServer):
 
     ``script`` holds what it does otherwise, for one request each: a status; 0 to close the connection without an answer;
     -1 to answer and then close the connection without a word; -2 to refuse (403) and hang up before the body has come;
-    100 to say so first; -3 to answer late. ``answers`` are more headers; with ``prefers_boto3`` others are refused.
+    100 to say so first; -3 to answer late. ``answers`` are more headers; with ``prefers_boto3`` others are refused, and
+    ``together`` keeps them waiting until so many are there.
     ``asked`` holds the headers of each request, ``by_boto3`` whether boto3 sent it, ``objects`` what was stored by path.
     """
 
@@ -48,6 +49,7 @@ class Scripted(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.answers: dict[str, str] = {}
         self.prefers_boto3 = False
+        self.together: threading.Barrier | None = None
         self.url = f"http://localhost:{self.server_port}"
 
     @property
@@ -77,8 +79,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _next(self) -> int:
         self.server.asked.append({name.lower(): value for name, value in self.headers.items()})
-        if self.server.prefers_boto3 and not self.server.by_boto3[-1]:
-            return 403
+        if "Boto3" not in (self.headers["User-Agent"] or ""):
+            if self.server.together:
+                self.server.together.wait(30)
+            if self.server.prefers_boto3:
+                return 403
         return self.server.script.pop(0) if self.server.script else 200
 
     def _answer(self, status: int) -> None:
@@ -242,6 +247,19 @@ def test_a_server_that_takes_boto3_only_is_soon_left_to_it(scripted, to_scripted
         ask(bucket)
     assert scripted.by_boto3.count(True) == 30
     assert scripted.by_boto3.count(False) == 10
+
+
+@pytest.mark.parametrize("ask", [head, put])
+def test_many_threads_in_one_blip_do_not_give_up_the_direct_way(scripted, to_scripted, ask):
+    bucket = to_scripted()
+    ask(bucket)
+    with ThreadPoolExecutor(16) as pool:
+        scripted.prefers_boto3, scripted.together = True, threading.Barrier(16)
+        assert all(pool.map(ask, [bucket] * 16))
+        scripted.prefers_boto3, scripted.together = False, None
+        before = len(scripted.asked)
+        assert all(pool.map(ask, [bucket] * 100))
+    assert scripted.by_boto3[before:] == [False] * 100
 
 
 @pytest.mark.parametrize("ask", [head, put])
