@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
 import pytest
@@ -198,6 +200,12 @@ def strict(strict_s3, bucket_name) -> Bucket:
     """A bucket of a server that compares checksums and keeps conditions."""
     strict_s3.make_bucket(bucket_name)
     return Bucket.open(strict_s3.session(), bucket_name, "a/prefix", endpoint_url=strict_s3.endpoint)
+
+
+def test_the_server_leaves_nothing_outside_its_folder(strict, tmp_path_factory):
+    outside = Path(tempfile.gettempdir(), "localstack-s3-storage", strict.name)
+    assert not outside.exists()
+    assert list(tmp_path_factory.getbasetemp().glob(f"strict-s3*/tmp/*/{strict.name}"))
 
 
 def test_bytes_that_do_not_hash_to_the_published_checksum_never_become_an_object(strict):

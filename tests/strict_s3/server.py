@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 os.environ |= {"SERVICES": "s3", "DISABLE_EVENTS": "1", "SKIP_SSL_CERT_DOWNLOAD": "1"}
@@ -10,6 +11,7 @@ os.environ |= {"SERVICES": "s3", "DISABLE_EVENTS": "1", "SKIP_SSL_CERT_DOWNLOAD"
 from localstack import config
 from localstack.aws.app import LocalstackAwsGateway
 from localstack.aws.protocol.service_router import get_service_catalog
+from localstack.services.s3 import provider
 from rolo.gateway.wsgi import WsgiGateway
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -23,6 +25,7 @@ config.dirs.cache = options.cache
 Path(options.cache).mkdir(parents=True, exist_ok=True)
 get_service_catalog()
 if not options.prepare:
+    provider.DEFAULT_S3_TMP_DIR = tempfile.mkdtemp()  # in TMPDIR; else all servers share one folder below /tmp
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     WSGIRequestHandler.protocol_version = "HTTP/1.1"
     server = make_server("127.0.0.1", 0, WsgiGateway(LocalstackAwsGateway()), threaded=True)
