@@ -63,12 +63,12 @@ class AccessPoint:
         """
         try:
             found = self._source.head(SUMS)
-        except (BucketRefused, BucketMissing):
+        except (BucketRefused, BucketMissing) as error:
             raise AccessRefused(
                 f"S3 does not let this AWS identity read {self._source.name}. Nothing was copied. To get cloud access: enter "
                 "your AWS account at https://physionet.org/settings/cloud/, then ask for access under 'Files' at "
                 f"{dataset.page} (the data use agreement must be signed), and allow the role s3:GetObject on "
-                f"{self._source.name}/object/*. Or use source=physionet."
+                f"{self._source.name}/object/*. Or use source=physionet. What S3 said: {error}"
             ) from None
         if found is None:
             raise NotFound(

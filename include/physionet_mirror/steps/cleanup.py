@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from include.physionet_mirror import index, shards
+from include.physionet_mirror import index, s3_replies, shards
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused, DestinationError, InputError, MetadataError
+from include.physionet_mirror.errors import DestinationError, InputError, MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
 from include.physionet_mirror.verification import Problem, Verdict
 
@@ -93,10 +93,8 @@ def is_versioned(bucket: Bucket) -> bool:
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code not in {"NotImplemented", "MethodNotAllowed"}:  # a local S3 that knows no versions
-            raise BucketRefused(
-                f"S3 does not say whether s3://{bucket.name} keeps versions ({code}). Nothing was deleted. Give the role "
-                "s3:GetBucketVersioning: without it, old versions would stay behind unseen."
-            ) from None
+            what = "s3:GetBucketVersioning, without which old versions would stay behind unseen"
+            raise s3_replies.meaning(error, f"s3://{bucket.name}", what, bucket.name) from None
         return False
     return status in {"Enabled", "Suspended"}
 
@@ -201,14 +199,11 @@ class _refusals:  # noqa: N801
         pass
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        from botocore.exceptions import ClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
-        if isinstance(error, ClientError):
-            code = error.response.get("Error", {}).get("Code", "")
-            raise BucketRefused(
-                f"S3 refused to work on the versions in s3://{self._bucket.name} ({code}). What was deleted stays deleted; "
-                f"all else is there. Give the role {self._right} and try again."
-            ) from None
+        if isinstance(error, ClientError | BotoCoreError):
+            name = self._bucket.name
+            raise s3_replies.meaning(error, f"s3://{name}", self._right, name) from None
 
 
 def _forget(bucket: Bucket, paths: list[str]) -> None:
