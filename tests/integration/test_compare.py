@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
+from demo import stack
+from demo.lookalike import Lookalike
 from include.physionet_mirror import compare as module
 from include.physionet_mirror.compare import Comparison, compare
+from include.physionet_mirror.dataset import MIMIC_CXR_JPG
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.shards import Image
+from include.physionet_mirror.errors import MetadataError
+from include.physionet_mirror.layout import INDEX, RunLayout
+from include.physionet_mirror.request import Request
+from include.physionet_mirror.shards import Image, Shard
+from include.physionet_mirror.source import PhysioNet
+from include.physionet_mirror.steps import audit, cleanup, conclusion, metadata, planning
+from include.physionet_mirror.steps import shard as step
+from include.physionet_mirror.verification import Verdict
 from tests.integration.unordered_s3 import UnorderedS3, by_bytes, by_folder, by_hash
 
 ORDERS = [pytest.param(order, id=order.__name__) for order in (by_bytes, by_hash, by_folder)]
@@ -105,3 +121,148 @@ class TestDirectoryBucket:
         assert [file.path for file in found.ok] == [file.path for file in files[::2]]
         assert server.asked == {"LIST": 1}
         server.close()
+
+
+# -- in a run ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Mirror:
+    """A bucket that another tool filled, and what it takes to run against it."""
+
+    bucket: Bucket
+    source: Callable[[], PhysioNet]
+    files: dict[str, bytes]
+    run: RunLayout
+
+    def find_and_stream(self, **params: Any) -> tuple[list[step.Missing], Verdict]:
+        """A whole run without Airflow: what each shard was missing, and the verdict."""
+        wish = Request.from_params(
+            {"bucket": self.bucket.name, "prefix": self.bucket.prefix, "select": "all", "shard_size": 20, **params}
+        )
+        metadata.fetch_metadata(self.source(), self.bucket, MIMIC_CXR_JPG)
+        shards = planning.make_plan(wish, self.bucket, self.run, streams=2, params={}).shards
+        with ThreadPoolExecutor(3) as pool:  # as Airflow runs them: side by side
+            found = list(pool.map(lambda s: step.find_missing(s, wish, self.bucket, self.run, started=STARTED), shards))
+        for shard, missing in zip(shards, found, strict=True):
+            if missing.images:
+                step.stream_shard(shard, wish, self.source(), self.bucket, self.run, connections=4, stop=step.Stop())
+        return found, conclusion.verify_run(wish, self.bucket, self.run, params={}, started=STARTED)[0]
+
+
+STARTED = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def mirror(
+    physionet: Lookalike, reader: tuple[str, str], tiny_dataset: Path, strict_s3: stack.S3Server, bucket_name: str
+) -> Mirror:
+    strict_s3.make_bucket(bucket_name)
+    bucket = Bucket.open(strict_s3.session(), bucket_name, MIMIC_CXR_JPG.name, endpoint_url=strict_s3.endpoint)
+    version = tiny_dataset / MIMIC_CXR_JPG.name
+    files = {str(at.relative_to(version)): at.read_bytes() for at in sorted(version.glob("files/**/*.jpg"))}
+    for path, data in files.items():
+        bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(path), Body=data)  # without a SHA-256
+    return Mirror(bucket, lambda: PhysioNet(physionet.url, *reader, connections=4), files, RunLayout("run"))
+
+
+def test_a_bucket_that_another_tool_filled_is_proven_by_its_shards(mirror: Mirror) -> None:
+    found, verdict = mirror.find_and_stream()
+    assert verdict.passed
+    assert sum(missing.read_back for missing in found) == len(mirror.files) > 40
+    assert (verdict.remembered, verdict.read_back) == (len(mirror.files), 0)  # verify asks for none of it again
+
+
+@pytest.mark.parametrize("level", ["checksum", "content"])
+def test_one_run_heals_what_is_there_with_other_bytes_and_no_checksum(mirror: Mirror, level: str) -> None:
+    paths = list(mirror.files)
+    victims = [paths[3], paths[30]]
+    for path in victims:
+        data = mirror.files[path][::-1]
+        mirror.bucket.client.put_object(Bucket=mirror.bucket.name, Key=mirror.bucket.key(path), Body=data)
+    found, verdict = mirror.find_and_stream(verify=level)
+    assert sorted(image.path for missing in found for image in missing.images) == victims
+    assert (verdict.passed, verdict.verified) == (True, len(paths))
+    assert verdict.read_back == (2 if level == "content" else 0)  # all else was read back in this very run
+    assert all(mirror.bucket.read(path) == data for path, data in mirror.files.items())
+
+
+def test_a_shard_that_was_killed_while_it_read_back_goes_on(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SAVE_EVERY", 5)
+    files = [Image(path, hashlib.sha256(data).hexdigest()) for path, data in mirror.files.items()]
+    read, count = mirror.bucket.open_read, itertools.count()
+
+    class Killed(BaseException):
+        pass
+
+    def dies(path: str, *more: Any) -> Iterator[bytes]:
+        if path.startswith("files/") and next(count) > 30:
+            raise Killed
+        return read(path, *more)
+
+    monkeypatch.setattr(mirror.bucket, "open_read", dies)
+    with pytest.raises(Killed):
+        compare(files, mirror.bucket, Comparison("checksum"), workers=2, span=len(files))
+    monkeypatch.setattr(mirror.bucket, "open_read", read)
+    again = compare(files, mirror.bucket, Comparison("checksum"), workers=2, span=len(files))
+    assert not again.problems
+    assert again.read_back <= len(files) - 25
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: data.index(b"\n", 300) + 1], lambda _: b""])
+def test_a_shard_list_that_lost_its_end_is_refused_by_all_who_read_it(mirror: Mirror, damage: Any) -> None:
+    mirror.find_and_stream()
+    wish = Request.from_params({"bucket": mirror.bucket.name, "prefix": mirror.bucket.prefix, "select": "all"})
+    plan = mirror.bucket.read_json(mirror.run.plan)
+    shard = Shard.from_dict(plan["shards"][1])
+    mirror.bucket.write(shard.path, damage(mirror.bucket.read(shard.path)))
+    for read in (
+        lambda: step.find_missing(shard, wish, mirror.bucket, mirror.run),
+        lambda: conclusion.verify_run(wish, mirror.bucket, mirror.run, params={}, started=STARTED),
+        lambda: list(cleanup.list_doomed(mirror.bucket, "run", mirror.run.run_id)),
+    ):
+        with pytest.raises(MetadataError, match="trigger a new run"):
+            read()
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: data.index(b"\n", 300) + 1], lambda _: b"", None])
+def test_a_list_of_what_is_missing_that_lost_its_end_is_made_anew(mirror: Mirror, damage: Any) -> None:
+    mirror.bucket.delete(list(mirror.files))
+    wish = Request.from_params(
+        {"bucket": mirror.bucket.name, "prefix": mirror.bucket.prefix, "select": "all", "shard_size": 20}
+    )
+    metadata.fetch_metadata(mirror.source(), mirror.bucket, MIMIC_CXR_JPG)
+    shard = planning.make_plan(wish, mirror.bucket, mirror.run, streams=2, params={}).shards[0]
+    assert len(step.find_missing(shard, wish, mirror.bucket, mirror.run).images) == shard.images
+    path = mirror.run.missing(0)
+    if damage is None:
+        mirror.bucket.delete([path])
+    else:
+        mirror.bucket.write(path, damage(mirror.bucket.read(path)))
+    step.stream_shard(shard, wish, mirror.source(), mirror.bucket, mirror.run, connections=4, stop=step.Stop())
+    assert not step.find_missing(shard, wish, mirror.bucket, mirror.run).images
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-12], lambda _: b"", lambda data: data[:20] + b"x" + data[21:]])
+def test_a_damaged_list_of_what_is_to_be_deleted_deletes_nothing(mirror: Mirror, damage: Any) -> None:
+    cleanup.write_listing(mirror.bucket, mirror.run, cleanup.list_doomed(mirror.bucket, "prefix", None))
+    path = mirror.run.root + "deleted.jsonl.gz"
+    mirror.bucket.write(path, damage(mirror.bucket.read(path)))
+    with pytest.raises(MetadataError, match="Nothing was deleted"):
+        cleanup.delete_listed(mirror.bucket, mirror.run)
+    assert len(list(mirror.bucket.list("files/"))) == len(mirror.files)
+
+
+def test_an_audit_names_what_is_lost_or_strange_and_changes_nothing(mirror: Mirror) -> None:
+    assert mirror.find_and_stream()[1].passed
+    lost, strange = list(mirror.files)[5], list(mirror.files)[25]
+    mirror.bucket.delete([lost])
+    mirror.bucket.put(strange, b"other bytes", content_type="image/jpeg")
+    before = {entry.path: entry for entry in mirror.bucket.list("files/")}
+    for run in ("audit one", "audit two"):
+        verdict = audit.audit(mirror.bucket, "checksum", audit.Share(1, 1), run)
+        assert {p.path: p.reason for p in verdict.problems} == {lost: "missing", strange: "wrong bytes"}
+        assert verdict.selected == len(mirror.files)
+    assert {entry.path: entry for entry in mirror.bucket.list("files/")} == before
+    mirror.bucket.delete([INDEX])  # what is nowhere known to have been there is not missed
+    assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == []
