@@ -274,3 +274,40 @@ def test_old_versions_and_delete_markers_go_too() -> None:
         "mine-not/files/a.jpg",
     }
     assert not left.get("DeleteMarkers")
+
+
+# -- the repair that an audit asks for ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("latest", "level", "differs"),
+    [
+        (None, "checksum", {}),
+        (
+            {
+                "storage_class": "GLACIER_IR",
+                "connections": 5,
+                "source": "s3",
+                "approve_above_gb": 7,
+                "select": "sample",
+            },
+            "content",
+            {"storage_class": "GLACIER_IR", "connections": 5, "source": "s3", "approve_above_gb": 7},
+        ),
+        ({"storage_class": "DEEP_ARCHIVE"}, "content", {"storage_class": "DEEP_ARCHIVE", "verify": "checksum"}),
+        ({"storage_class": "FLOPPY", "connections": 10**9}, "checksum", {}),
+        ("not a mapping", "checksum", {}),
+    ],
+)
+def test_a_repair_takes_over_the_settings_of_the_latest_run(
+    bucket: Bucket, latest: Any, level: str, differs: dict[str, Any]
+) -> None:
+    if latest is not None:
+        bucket.write_json(RUN.report_json, {"params": latest})
+    found = {"failed_images": bucket.uri("list.txt"), "level": level}
+    usual = {"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "file_list": found["failed_images"]}
+
+    params = audit.repair_params(bucket, found)
+
+    assert params == {**usual, "verify": level, **differs}
+    Request.from_params(params)
