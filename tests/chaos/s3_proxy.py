@@ -12,11 +12,12 @@ import socket
 import struct
 import threading
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from typing import Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from demo.stack import free_port
@@ -61,16 +62,22 @@ class Fault:
         return int.from_bytes(digest[:8], "big") < self.share * 2**64
 
 
+Refusal: TypeAlias = Callable[[str, str, Mapping[str, str]], tuple[int, str, str] | None]
+"""Takes method, address (path and query) and headers."""
+
+
 class S3Proxy:
     """Listens from ``start`` to ``stop``, or as a context manager; may be used from any thread.
 
     Attributes:
         endpoint: ``http://127.0.0.1:<port>``.
         struck: How often each kind has happened.
+        refusal: Asked about every request; what it gives back is the answer (status, code, message). None = none is refused.
     """
 
     def __init__(self, upstream: str) -> None:
         self.struck: Counter[Kind] = Counter()
+        self.refusal: Refusal | None = None
         self._upstream = urlsplit(upstream).netloc
         self._fault: Fault | None = None
         self._put: Counter[str] = Counter()  # by path, since the fault was set
@@ -187,6 +194,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         if len(body) < length:  # the client died
             self.close_connection = True
+            return
+        refusal = self.server.proxy.refusal
+        if refusal and (answer := refusal(self.command, self.path, self.headers)):  # type: ignore[arg-type]
+            self._error(*answer)
             return
         fault = self.server.proxy.fault_of(unquote(urlsplit(self.path).path)) if self.command == "PUT" else None
         match fault.kind if fault else None:

@@ -264,5 +264,7 @@ def test_an_audit_names_what_is_lost_or_strange_and_changes_nothing(mirror: Mirr
         assert {p.path: p.reason for p in verdict.problems} == {lost: "missing", strange: "wrong bytes"}
         assert verdict.selected == len(mirror.files)
     assert {entry.path: entry for entry in mirror.bucket.list("files/")} == before
+    mirror.bucket.write(INDEX, b"damaged" * 100)
+    assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == [lost]
     mirror.bucket.delete([INDEX])  # what is nowhere known to have been there is not missed
     assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == []

@@ -172,7 +172,8 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
     rest = step.stream_shard(
         shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=step.Stop(), try_number=2
     )
-    assert rest["todo"] == rest["stored"] == shard.images - result["stored"]
+    assert rest["todo"] == rest["stored"] == shard.images  # of both tries together
+    assert rest["try_number"] == 2
 
 
 def test_a_plan_that_cannot_be_writes_nothing(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -22,6 +22,7 @@ from include.physionet_mirror.request import Level, Request
 from include.physionet_mirror.shards import Image, slice_of
 from include.physionet_mirror.steps.planning import report_documents
 from include.physionet_mirror.verification import Verdict, verify
+from include.physionet_mirror.verified import Memory, groups_of
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) ->
     part = known.iloc[slice_of(len(known), share.number - 1, share.of)]
     if part.empty:
         return Verdict(level=level)
-    expected = _indexed(bucket)
+    expected = _ever_verified(bucket, part["path"].tolist())
     log.info("Share %s: %s images of the dataset, compared by %s.", share, f"{len(part):,}", level)
     images = map(Image, part["path"], part["sha256"])
     verdict = verify(images, bucket, level, run=run, anew=True, on_progress=_log_progress)
@@ -91,14 +92,25 @@ def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) ->
     return verdict
 
 
-def _indexed(bucket: Bucket) -> set[str]:
+def _ever_verified(bucket: Bucket, part: Sequence[str]) -> set[str]:
+    """The images of this part that the index holds; where it is damaged, those that the memory of verified ones holds."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         data = bucket.read(INDEX)
     except FileNotFoundError:
         return set()
-    return set(pq.read_table(BytesIO(data), columns=["path"])["path"].to_pylist())
+    try:
+        return set(pq.read_table(BytesIO(data), columns=["path"])["path"].to_pylist())
+    except (pa.ArrowException, OSError, KeyError) as error:
+        log.warning(
+            "%s cannot be read (%s). No image is affected: what was verified is known from _mirror/verified/ too, and the "
+            "next run of mimic_cxr_jpg writes the index anew.",
+            bucket.uri(INDEX),
+            error,
+        )
+        return {path for path, *_ in Memory.load(bucket, groups_of(part))}
 
 
 def _log_progress(done: int, total: int) -> None:
