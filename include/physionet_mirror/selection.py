@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -21,6 +23,11 @@ UNITS = {"image": "dicom_id", "study": "study_id", "patient": "subject_id"}
 
 VIEWS_OF = {FRONTAL: ("AP", "PA"), LATERAL: ("LATERAL", "LL")}
 """What the names in ``views`` stand for (source: 35,000 laterals of MIMIC-CXR carry the code LL)."""
+
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?physionet\.org/(?:files|content)/[^/]+/[^/]+/(?P<path>[^?#]*)(?:[?#].*)?", re.IGNORECASE
+)
+"""A file's address at PhysioNet, as copied from a browser or written by wget."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def _one_of(column: str, wanted: Sequence[object]) -> Callable[[pd.DataFrame], p
 def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
     """The image paths of a file list, each once, without blanks, ``#`` comments and the reason after a tab.
 
-    ``failed_images.txt`` of an earlier run is such a list.
+    ``failed_images.txt`` of an earlier run is such a list. A line may also be a file's address at PhysioNet.
 
     Raises:
         InputError: A path that is absolute or climbs, or a list without any.
@@ -124,6 +131,8 @@ def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
         path = line.removeprefix("\ufeff").split("\t", 1)[0].strip()
         if not path or path.startswith("#"):
             continue
+        if address := _ADDRESS.fullmatch(path):
+            path = unquote(address["path"])
         if fault := path_fault(path):
             raise InputError(f"file_list, line {number:,}: {fault}. Nothing was done; correct the list.")
         paths[path] = None

@@ -267,6 +267,30 @@ def test_failed_images_of_an_earlier_run_are_a_file_list() -> None:
     assert paths(Selection(select="all", file_list=tuple(lines))) == sorted(wanted)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://physionet.org/files/mimic-cxr-jpg/2.1.0/{}",
+        "https://www.physionet.org/files/mimic-cxr-jpg/2.1.0/{}?download",
+        "http://physionet.org/content/mimic-cxr-jpg/2.1.0/{}#files-panel",
+        "physionet.org/files/mimic-cxr-jpg/2.1.0/{}",
+    ],
+)
+def test_a_file_list_may_hold_addresses_at_physionet(address: str) -> None:
+    wanted = MANIFEST["path"].iloc[[3, 1]].tolist()
+    lines = tuple(f"{address.format(path)}\tnot found" for path in wanted)
+    assert listed_paths(lines) == tuple(wanted)
+    assert paths(Selection(select="all", file_list=lines)) == sorted(wanted)
+
+
+@pytest.mark.parametrize(
+    "line", ["https://physionet.org/files/mimic-cxr-jpg/2.1.0/%2e%2e/x.jpg", "https://physionet.org/files/a/1/"]
+)
+def test_an_address_is_checked_as_a_path_is(line: str) -> None:
+    with pytest.raises(InputError, match="line 1"):
+        listed_paths([line])
+
+
 def test_a_sampled_file_list_says_so() -> None:
     chosen = choose(MANIFEST, Selection(sample_size=2, file_list=tuple(MANIFEST["path"].iloc[:5])))
 
