@@ -51,7 +51,9 @@ def provider_info() -> dict[str, Any]:
                     ),
                     "connect_timeout": text("Connect time-out (s)", "Empty = 10.", "number"),
                     "read_timeout": text(
-                        "Read time-out (s)", "Empty = 60; a server silent for longer counts as stalled.", "number"
+                        "Read time-out (s)",
+                        "Empty = 30; a server silent, or next to, for longer counts as stalled.",
+                        "number",
                     ),
                     "allow_http": text(
                         "Allow plain http", "Only for a test server: the password travels unprotected.", "boolean"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import uuid4
 
 from include.physionet_mirror.compare import sha256_of
@@ -23,10 +23,7 @@ from include.physionet_mirror.errors import (
 )
 from include.physionet_mirror.layout import COPYING
 from include.physionet_mirror.source import SourceStats
-from include.physionet_mirror.transfer import Copied
-
-if TYPE_CHECKING:
-    from include.physionet_mirror.pace import Slot
+from include.physionet_mirror.transfer import Copied, Turn
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +73,7 @@ class AccessPoint:
                 "connection's extra (`physionet_access_point`), or leave it out."
             )
 
-    def open(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Copied:
+    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Copied:
         """Copy one file and prove it, by the SHA-256 that S3 computed or else by reading it back.
 
         Wrong bytes never replace what stands under the path, and what somebody else has written is never taken away.
@@ -87,8 +84,8 @@ class AccessPoint:
         """
         try:
             there = self._there(path)
-            if slot is not None:
-                slot.answered = True
+            if turn is not None:
+                turn.answered = True
             self._bring(there, sha256, dataset.image_type)
         except FileNotFoundError:
             raise self._not_found(path) from None

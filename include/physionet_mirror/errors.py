@@ -6,9 +6,9 @@
     ├── SourceError                PhysioNet, or the way to it
     │   ├── CredentialsRefused     401 after a fresh handshake            retrying cannot help
     │   ├── AccessRefused          403, which has many causes             retrying cannot help
-    │   ├── Throttled              429, 503 with Retry-After, connects that time out: wait longer, use fewer connections
-    │   ├── SourceUnavailable      5xx, refused, reset, DNS: wait and retry
-    │   │   └── Stalled            no byte for longer than the read time-out
+    │   ├── Throttled              429, 503, connects that time out: wait longer, use fewer connections
+    │   ├── SourceUnavailable      another 5xx, refused, reset, DNS: wait and retry
+    │   │   └── Stalled            no byte, or too few of them, for as long as the read time-out
     │   └── FileError              one file, not the server
     │       ├── NotFound           404
     │       ├── Truncated          the body ended early
@@ -114,7 +114,7 @@ class AccessRefused(SourceError):
 
 
 class SourceUnavailable(SourceError):
-    """PhysioNet cannot be reached or answers 5xx; nothing is wrong with the request."""
+    """PhysioNet cannot be reached or answers 5xx (but 503); nothing is wrong with the request."""
 
     retry_delay = timedelta(minutes=3)
     summary = "PhysioNet cannot be reached"
@@ -122,14 +122,14 @@ class SourceUnavailable(SourceError):
 
 
 class Stalled(SourceUnavailable):
-    """No byte arrived for longer than the read time-out."""
+    """No byte arrived, or fewer than the least speed gives, for as long as the read time-out."""
 
     summary = "PhysioNet does not answer"
     next_step = f"PhysioNet stopped sending. {_AGAIN}, with fewer connections if it comes back."
 
 
 class Throttled(SourceError):
-    """PhysioNet asks for less: 429, 503 with Retry-After, or connects that time out.
+    """PhysioNet asks for less: 429, 503, or connects that time out; congestion, and never one file's fault.
 
     ``retry_after`` is the server's wish in seconds, or None where it named none.
     """

@@ -13,11 +13,13 @@ import hashlib
 import ipaddress
 import logging
 import os
+import random
 import threading
 import time
+import unicodedata
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -57,7 +59,7 @@ from include.physionet_mirror.errors import (
 from include.physionet_mirror.worker_settings import check_ca_bundle, proxy_refusal, settings_at_fault
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.pace import Slot
+    from include.physionet_mirror.transfer import Turn
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +74,18 @@ RESUMABLE = 1 << 20
 BIG = 32 << 20
 """Files above this size in bytes are never held in memory, and an outage amid one is waited for."""
 
+LEAST_SPEED = 1024
+"""Bytes a second, over a read time-out, below which a download is ended as stalled. On the worst days that users report,
+PhysioNet gives a connection forty times as much (0.04 MB/s)."""
+
 LONGEST_WAIT = 86_400.0
 """Seconds that a Retry-After may ask for; what is longer is taken for this."""
 
 _CHUNK = 1 << 16  # at PhysioNet's pace a tenth of a second: what the pace is measured by
-_OUTAGE = 1, 2, 4, 8, 16, 30, 30  # seconds between the tries to resume a big file
+_RESUMES = 1, 2, 4, 8, 16, 30, 30  # seconds before the tries in a row to resume a big file
+_RESUMES_OF_SMALL = _RESUMES[:3]
+_LONGEST_PAUSE = 300.0  # seconds that a Retry-After may hold up a resume; what asks for more ends the download
+_PORTS = {"https": 443, "http": 80}
 _RENEWALS = 4  # of the session, for one request
 _REDIRECTS = 5
 
@@ -118,12 +127,16 @@ class Download:
         size: Bytes that PhysioNet announced, or None.
     """
 
-    def __init__(self, size: int | None, chunks: Iterator[bytes]) -> None:
+    def __init__(self, size: int | None, chunks: Generator[bytes]) -> None:
         self.size = size
         self._chunks = chunks
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
+
+    def close(self) -> None:
+        """End it early: its connection is closed."""
+        self._chunks.close()
 
 
 class PhysioNet:
@@ -137,7 +150,8 @@ class PhysioNet:
         allow_http: Send the password over plain http to a host that is not loopback.
         connections: The most connections kept open for re-use.
         connect_timeout: Seconds until a connect counts as throttled.
-        read_timeout: Seconds without a byte until a download counts as stalled.
+        read_timeout: Seconds without an answer, without a byte or at less than ``LEAST_SPEED`` until a request counts as
+            stalled.
 
     Raises:
         InputError: The address, agent or credentials cannot be used; nothing was sent.
@@ -153,15 +167,11 @@ class PhysioNet:
         allow_http: bool = False,
         connections: int = 8,
         connect_timeout: float = 10.0,
-        read_timeout: float = 60.0,
+        read_timeout: float = 30.0,
     ) -> None:
         self.base_url = _checked_address(base_url, allow_http)
         self.user_agent = _checked_agent(user_agent or USER_AGENT)
-        if not login or not password:
-            raise InputError(
-                "The PhysioNet connection has no login or no password. Nothing was sent. Put your physionet.org user name "
-                "and password into the connection `physionet_default`."
-            )
+        _check_credentials(login, password)
         self.stats = SourceStats()
         self._basic = "Basic " + b64encode(f"{login}:{password}".encode()).decode()
         self._timeout = urllib3.Timeout(connect=connect_timeout, read=read_timeout)
@@ -202,7 +212,7 @@ class PhysioNet:
             NotFound: PhysioNet has no such project version.
             Throttled, SourceUnavailable: PhysioNet cannot say now.
         """
-        self._ask("HEAD", dataset, SUMS).drain_conn()
+        _discard(self._ask("HEAD", dataset, SUMS))
 
     def etag(self, dataset: Dataset, path: str) -> str | None:
         """The ETag of a file, which changes when the file does; None where the server names none.
@@ -211,20 +221,21 @@ class PhysioNet:
             SourceError: As `check_access`.
         """
         response = self._ask("HEAD", dataset, path)
-        response.drain_conn()
+        _discard(response)
         return response.headers.get("ETag")
 
-    def open(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Download:
+    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Download:
         """One file of any size, in bounded memory; returns when its first byte is there.
 
         One attempt: an interrupted file above 1 MiB is resumed where it broke, everything else is the caller's to
-        repeat. ``sha256`` is hex, and None only for the checksum file itself. ``slot`` is told when an answer came.
+        repeat. ``sha256`` is hex, and None only for the checksum file itself. ``turn`` is told when an answer came, and
+        waits before a resume.
 
         Raises:
             SourceError: Any of its subclasses; so does the iteration.
         """
-        response = self._ask("GET", dataset, path, slot=slot)
-        return Download(_length(response), self._proven(self._body(response, dataset, path), path, sha256))
+        response = self._ask("GET", dataset, path, turn=turn)
+        return Download(_length(response), self._proven(self._body(response, dataset, path, turn), path, sha256))
 
     def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
         """As ``open``, for callers who do not need the size."""
@@ -232,7 +243,7 @@ class PhysioNet:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def _proven(self, chunks: Iterator[bytes], path: str, sha256: str | None) -> Iterator[bytes]:
+    def _proven(self, chunks: Iterator[bytes], path: str, sha256: str | None) -> Generator[bytes]:
         digest = hashlib.sha256()
         for chunk in chunks:
             digest.update(chunk)
@@ -240,36 +251,51 @@ class PhysioNet:
         if sha256 is not None and digest.hexdigest() != sha256:
             self._fault(Corrupt(_corrupt(path, sha256)))
 
-    def _body(self, response: BaseHTTPResponse, dataset: Dataset, path: str) -> Iterator[bytes]:
-        """The file's bytes; an interrupted file above 1 MiB is resumed as long as every piece brings it further."""
-        etag, total, received = response.headers.get("ETag"), _length(response), 0
-        while True:
-            begun = received
-            try:
-                for chunk in self._read(response, path, None if total is None else total - received):
-                    received += len(chunk)
-                    yield chunk
-                return
-            except (Truncated, Stalled):
-                if received == begun or total is None or total <= RESUMABLE or etag is None:
-                    raise
-            response = self._resume(dataset, path, received, total, etag)
+    def _body(self, response: BaseHTTPResponse, dataset: Dataset, path: str, turn: Turn | None) -> Iterator[bytes]:
+        """The file's bytes. An interrupted file above 1 MiB is resumed, a few times in a row and later each time.
 
-    def _resume(self, dataset: Dataset, path: str, received: int, total: int, etag: str) -> BaseHTTPResponse:
+        A resume that brought a MiB begins a new row. An outage is waited for amid a big file only: a smaller one is
+        begun anew when it is over.
+        """
+        etag, total, received = response.headers.get("ETag"), _length(response), 0
+        resumable = total is not None and total > RESUMABLE and etag is not None
+        waits = _RESUMES if total is not None and total > BIG else _RESUMES_OF_SMALL
+        in_vain = 0
+        rest: BaseHTTPResponse | None = response
+        while True:
+            broken: SourceError
+            if rest is not None:
+                begun = received
+                try:
+                    for chunk in self._read(rest, path, None if total is None else total - received):
+                        received += len(chunk)
+                        yield chunk
+                    return
+                except (Truncated, Stalled) as error:
+                    broken = error
+                if received - begun >= RESUMABLE:
+                    in_vain = 0
+            if not resumable or not received or in_vain == len(waits):
+                raise broken
+            _wait(turn, waits[in_vain], broken)
+            in_vain += 1
+            try:
+                assert total is not None
+                assert etag is not None
+                rest = self._resume(dataset, path, received, total, etag, turn)
+            except (Throttled, SourceUnavailable) as error:
+                if waits is not _RESUMES:
+                    raise
+                rest, broken = None, error
+
+    def _resume(
+        self, dataset: Dataset, path: str, received: int, total: int, etag: str, turn: Turn | None
+    ) -> BaseHTTPResponse:
         """The rest of a file, provided that it is still the same file."""
         with self._lock:
             self.stats.resumed += 1
         log.debug("resuming %s at byte %d of %d", path, received, total)
-        rest = {"Range": f"bytes={received}-", "If-Range": etag}
-        for wait in (*_OUTAGE, None) if total > BIG else (None,):
-            try:
-                response = self._ask("GET", dataset, path, rest)
-                break
-            except (Throttled, SourceUnavailable) as error:
-                if wait is None:
-                    raise
-                asked_for = error.retry_after if isinstance(error, Throttled) else None
-                time.sleep(min(max(wait, asked_for or 0.0), 60.0))
+        response = self._ask("GET", dataset, path, {"Range": f"bytes={received}-", "If-Range": etag}, turn)
         if response.status != 206 or not _continues(response, received, total):
             response.close()
             self._fault(Truncated(f"{path} changed at PhysioNet while it was read. It is fetched anew."))
@@ -277,13 +303,32 @@ class PhysioNet:
 
     def _read(self, response: BaseHTTPResponse, path: str, expected: int | None) -> Iterator[bytes]:
         """The chunks of one response. Raises Truncated or Stalled, after having yielded what came."""
-        received = 0
+        received, ended = 0, False
         try:
-            while chunk := response.read(_CHUNK):
-                received += len(chunk)
-                with self._lock:
-                    self.stats.received += len(chunk)
-                yield chunk
+            while not ended:
+                pieces: list[bytes] = []
+                size, begun = 0, time.monotonic()
+                while size < _CHUNK:
+                    piece = response.read1(_CHUNK - size)
+                    if not piece:
+                        ended = True
+                        break
+                    pieces.append(piece)
+                    size += len(piece)
+                    seconds = time.monotonic() - begun
+                    if seconds > self._read_timeout and size < LEAST_SPEED * seconds:
+                        response.close()
+                        self._fault(
+                            Stalled(
+                                f"{path} stalled: {size:,} bytes came in {seconds:.0f} s. It is tried again; if this goes "
+                                "on, PhysioNet is overloaded: use fewer connections."
+                            )
+                        )
+                if size:
+                    received += size
+                    with self._lock:
+                        self.stats.received += size
+                    yield pieces[0] if len(pieces) == 1 else b"".join(pieces)
         except GeneratorExit:
             response.close()
             raise
@@ -308,19 +353,18 @@ class PhysioNet:
         dataset: Dataset,
         path: str,
         more: Mapping[str, str] | None = None,
-        slot: Slot | None = None,
+        turn: Turn | None = None,
     ) -> BaseHTTPResponse:
         """An answer whose status is 200 or 206, with the body unread; renews an expired session."""
-        url = self.url(dataset, path)
         for _ in range(_RENEWALS):
             session = self._session or self._shake_hands(dataset, None)
-            response = self._send(method, url, {**session.headers, **(more or {})}, session)
-            if slot is not None:
-                slot.answered = True
+            response = self._send(method, self.url(dataset, path), {**session.headers, **(more or {})}, session)
+            if turn is not None:
+                turn.answered = True
             if response.status != 401:
                 self._check(response, dataset, path)
                 return response
-            response.drain_conn()
+            _discard(response)
             self._shake_hands(dataset, session)
         self._fault(_refused())
 
@@ -354,9 +398,8 @@ class PhysioNet:
 
     def _new_session(self, dataset: Dataset) -> _Session:
         """Shake hands over the checksum file, which is there and small; what may be read is for later requests to see."""
-        url = self.url(dataset, SUMS)
-        greeting = self._send("HEAD", url, self._plain)
-        greeting.drain_conn()
+        greeting = self._send("HEAD", self.url(dataset, SUMS), self._plain)
+        _discard(greeting)
         if greeting.status in (200, 206, 404):  # a server that asks for no password, at least not for this dataset
             return _Session(self._plain)
         if greeting.status not in (401, 403):
@@ -364,8 +407,8 @@ class PhysioNet:
         session = _Session({**self._plain, "Authorization": self._basic}).having(_cookies(greeting))
         with self._lock:
             self.stats.handshakes += 1
-        answer = self._send("HEAD", url, session.headers)
-        answer.drain_conn()
+        answer = self._send("HEAD", self.url(dataset, SUMS), session.headers)
+        _discard(answer)
         if answer.status == 401:
             self._fault(_refused())
         if answer.status not in (403, 404):
@@ -407,12 +450,14 @@ class PhysioNet:
             location = response.headers.get("Location") if response.status in (301, 302, 303, 307, 308) else None
             if location is None:
                 return response
-            response.drain_conn()
+            _discard(response)
             try:
                 url = urljoin(url, location)
             except ValueError:
                 break
-            if not self._is_ours(url):
+            if self._is_same_site(url):
+                self._move_to(url)
+            elif not self._is_ours(url):
                 headers = {name: headers[name] for name in headers if name not in ("Authorization", "Cookie")}
         self._fault(
             SourceUnavailable(
@@ -431,6 +476,21 @@ class PhysioNet:
 
     def _is_ours(self, url: str) -> bool:
         return urlsplit(url)[:2] == urlsplit(self.base_url)[:2]
+
+    def _is_same_site(self, url: str) -> bool:
+        """Whether an address differs from ours by a leading ``www.`` alone."""
+        here, there = urlsplit(self.base_url), urlsplit(url)
+        bare = [parts.netloc.removeprefix("www.") for parts in (here, there)]
+        return here.scheme == there.scheme and bare[0] == bare[1] and here.netloc != there.netloc
+
+    def _move_to(self, url: str) -> None:
+        """Ask there from now on: each redirect would cost a request, and a second connection."""
+        parts = urlsplit(url)
+        former, self.base_url = self.base_url, f"{parts.scheme}://{parts.netloc}"
+        log.warning("%s redirects to %s. Enter that as the host of the PhysioNet connection.", former, self.base_url)
+        pool = self._pools.pop(former, None)
+        if pool is not None:
+            pool.close()
 
     def _pool(self, url: str) -> urllib3.HTTPConnectionPool:
         """The connection pool that the requests session keeps for an address, with its TLS and proxy settings."""
@@ -498,7 +558,7 @@ class PhysioNet:
                 )
             return
         retry_after = _retry_after(response)
-        response.drain_conn()
+        _discard(response)
         if status == 407:
             raise proxy_refusal(status, urlsplit(self.base_url).netloc)
         if status == 403:
@@ -518,20 +578,19 @@ class PhysioNet:
                     f"at {dataset.page}, report it to PhysioNet."
                 )
             )
-        if status == 429 or (status == 503 and retry_after is not None):
-            wait = "" if retry_after is None else f" and to wait {retry_after:.0f} s"
+        if status in (429, 503):
+            wait = "" if retry_after is None else f", and asks to wait {retry_after:.0f} s"
             self._fault(
                 Throttled(
-                    f"PhysioNet asks for fewer requests{wait} ({status}). What is stored stays stored. The run slows down by "
-                    "itself.",
+                    f"PhysioNet refuses requests for now ({status}){wait}: it is asked for too many at once, or is in "
+                    "maintenance. What is stored stays stored. The run slows down and asks again by itself.",
                     retry_after,
                 )
             )
         self._fault(
             SourceUnavailable(
-                f"PhysioNet answered {status}"
-                + (" (maintenance)" if status == 503 else "")
-                + ". What is stored stays stored. It is tried again; https://physionet.org shows whether the site is up."
+                f"PhysioNet answered {status}. What is stored stays stored. It is tried again; https://physionet.org shows "
+                "whether the site is up."
             )
         )
 
@@ -559,18 +618,57 @@ class _LiveFirst(LifoQueue[Any]):
 
 
 def _checked_address(base_url: str, allow_http: bool) -> str:
-    parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+    """``scheme://host[:port]``; ``www.physionet.org``, which only redirects, becomes ``physionet.org``."""
+    base_url = base_url.strip()
+    malformed = InputError(
+        "The host of the PhysioNet connection must look like https://physionet.org (user name and password go into "
+        "their own fields). Nothing was sent."
+    )
+    try:
+        parts = urlsplit(base_url if "://" in base_url else f"https://{base_url}")
+        port = parts.port
+    except ValueError:
+        raise malformed from None
+    host = (parts.hostname or "").removesuffix(".")
+    if parts.scheme not in ("http", "https") or not host or parts.username or parts.password or len(host.split()) != 1:
+        raise malformed
+    if host == f"www.{urlsplit(PHYSIONET).hostname}":
+        host = host.removeprefix("www.")
+    netloc = (f"[{host}]" if ":" in host else host) + ("" if port in (None, _PORTS[parts.scheme]) else f":{port}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
         raise InputError(
-            "The host of the PhysioNet connection must look like https://physionet.org (user name and password go into "
-            "their own fields). Nothing was sent."
+            f"The host of the PhysioNet connection is the address of a page ({parts.path[:60]}). Nothing was sent. Enter the "
+            f"site alone: {parts.scheme}://{netloc}. Which project is fetched is a matter of the DAG."
         )
-    if parts.scheme == "http" and not allow_http and not _is_loopback(parts.hostname):
+    if parts.scheme == "http" and not allow_http and not _is_loopback(host):
         raise InputError(
-            f"Refusing to send the PhysioNet password to {parts.hostname} over plain http. Nothing was sent. Use https://, "
+            f"Refusing to send the PhysioNet password to {host} over plain http. Nothing was sent. Use https://, "
             'or set {"allow_http": true} in the connection\'s extra if this is a test server of yours.'
         )
-    return f"{parts.scheme}://{parts.netloc}{parts.path}".rstrip("/")
+    return f"{parts.scheme}://{netloc}"
+
+
+def _check_credentials(login: str, password: str) -> None:
+    if not login or not password:
+        raise InputError(
+            "The PhysioNet connection has no login or no password. Nothing was sent. Put your physionet.org user name "
+            "and password into the connection `physionet_default`."
+        )
+    for name, value in (("login", login), ("password", password)):
+        fault = (
+            "begins or ends with a blank or a line break, as happens when it is pasted"
+            if value != value.strip()
+            else "has a line break or another control character in it"
+            if any(unicodedata.category(character) == "Cc" for character in value)
+            else "has a colon in it, which no PhysioNet user name has"
+            if name == "login" and ":" in value
+            else None
+        )
+        if fault:
+            raise InputError(
+                f"The {name} of the PhysioNet connection {fault}. Nothing was sent. Correct it in the connection "
+                "`physionet_default`."
+            )
 
 
 def _is_loopback(host: str) -> bool:
@@ -614,6 +712,30 @@ def _truncated(path: str, received: int, expected: int | None) -> str:
         f"{path} ended early, after {received:,} of {'an unknown number of' if expected is None else f'{expected:,}'} "
         "bytes. Nothing of it was kept; it is fetched again."
     )
+
+
+def _discard(response: BaseHTTPResponse) -> None:
+    """Keep the connection where little is left of an answer that is of no use, else close it."""
+    try:
+        for _ in range(4):
+            if not response.read1(_CHUNK):
+                response.release_conn()
+                return
+    except (HTTPError, OSError):
+        pass
+    response.close()
+
+
+def _wait(turn: Turn | None, seconds: float, error: SourceError) -> None:
+    """Before a resume: so long, with jitter, and as long as the server asked for. Raises ``error`` where that is too long."""
+    asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
+    if asked_for > _LONGEST_PAUSE:
+        raise error
+    seconds = max(seconds * random.uniform(0.5, 1.5), asked_for)
+    if turn is None:
+        time.sleep(seconds)
+    else:
+        turn.wait(seconds, error)
 
 
 def _length(response: BaseHTTPResponse) -> int | None:

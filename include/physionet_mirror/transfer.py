@@ -1,9 +1,17 @@
-"""Streams a shard: PhysioNet → memory → SHA-256 → S3, many images at once, each tried again until it is there or named.
+"""Streams a shard: PhysioNet → memory → SHA-256 → S3, many images at once, each retried until it is stored or named.
 
-An image's life is short: wait for a download slot, fetch, prove, give the slot back, store. What goes wrong is either
-the image's own fault (it is tried three times, then named), the server's (everybody waits, nobody loses a try) or final
-(the shard stops at once). Whatever was stored stays; whoever runs the shard again goes on from there. A file too big for
-memory is stored while it is fetched, and becomes visible only once it is proven.
+An image waits for a download slot, is fetched and proven, gives the slot back and is stored. A failure is one of four:
+
+- fatal (password, agreement, bucket): the shard stops at once;
+- congestion (429, 503, connects that time out, connections that are never answered while others are): fewer connections,
+  and the image is asked for again, as often as it takes;
+- an outage (PhysioNet serves nobody): all workers pause, and one of them asks for the checksum file, ever more rarely, until
+  it is served or PATIENCE is over;
+- the image's own: it loses a try, and is named after three. That takes proof: PhysioNet must have served something that was
+  asked for after the image failed. Where no other image gives that proof, the checksum file is asked for.
+
+Whatever was stored stays; whoever runs the shard again goes on from there. A file too big for memory is stored while it is
+fetched, and becomes visible only once it is proven.
 """
 
 from __future__ import annotations
@@ -15,20 +23,23 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from include.physionet_mirror.dataset import Dataset
 from include.physionet_mirror.errors import (
+    Corrupt,
     DestinationUnavailable,
     FileError,
     ImagesFailed,
     MirrorError,
+    NotTheFile,
+    SourceError,
     SourceUnavailable,
     Stalled,
     Throttled,
-    Truncated,
 )
 from include.physionet_mirror.pace import Pace, Slot
 from include.physionet_mirror.shards import Image
@@ -40,20 +51,18 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Tries of an image whose own fault it is."""
 
-REFUSALS = 12
-"""Times that an image may meet throttling while others go through; a connection that hangs counts twice."""
-
 PATIENCE = 300.0
 """Seconds for which a server that serves nobody is waited for, before the task gives up and is retried later."""
-
-NOTICED = 5.0
-"""Seconds in which an outage is noticed: a try that an image lost that shortly before it is given back."""
 
 GRACE = 15.0
 """Seconds that a download may take to end once the shard is drained."""
 
-OVERDUE = 3.0
-"""Seconds without an answer after which an image is asked for a second time, when there is nothing else left to do."""
+LAST_WORDS = 5.0
+"""Seconds that the last tally may take to be published once the shard is told to stop."""
+
+SUSPECTS = 4
+"""So many images in a row, and as many as may be asked for at once, fail although the checksum file is served: then one is
+asked for at a time until one comes."""
 
 LOG_EVERY = 10.0
 PUBLISH_EVERY = 5.0
@@ -67,6 +76,8 @@ class Incoming(Protocol):
 
     def __iter__(self) -> Iterator[bytes]: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Copied:
@@ -78,8 +89,8 @@ class Copied:
 class Source(Protocol):
     """What the transfer needs of PhysioNet."""
 
-    def open(self, dataset: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Incoming | Copied:
-        """One file."""
+    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Incoming | Copied:
+        """One file; returns when PhysioNet has answered that it will send it."""
         ...
 
     def check_access(self, dataset: Dataset) -> None:
@@ -119,17 +130,124 @@ class Failure:
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """An image until it is stored or given up; two attempts at it may run at once when the first one hangs."""
+    """An image until it is stored or given up."""
 
     image: Image
     tries: int = 0
     refusals: int = 0
-    waits: int = 0
-    hung: bool = False  # its last attempt was not answered at all
-    running: int = 0
-    slot: Slot | None = None  # of the attempt that downloads
-    got: bool = False  # its bytes are here
-    settled: bool = False
+    waits: int = 0  # times that nobody was served
+    coming: bool = False  # this attempt was answered with the file, which is on its way to S3
+    unanswered: bool = False  # this attempt was not answered at all
+
+
+class Turn:
+    """A download's place among those that the pace allows: held while it asks and reads, given back while it waits.
+
+    Args:
+        pace: Who gives the slots.
+        cancelled: Becomes true when a slot is no longer wanted.
+        pause: Waits so many seconds, or longer while nobody may ask; false when the shard ends.
+        patience: The longest wait that a server is granted, in seconds.
+    """
+
+    def __init__(
+        self, pace: Pace, cancelled: Callable[[], bool], pause: Callable[[float], bool], patience: float
+    ) -> None:
+        self._pace, self._cancelled, self._pause, self._patience = pace, cancelled, pause, patience
+        self._held = ExitStack()
+        self._slot: Slot | None = None
+
+    def __enter__(self) -> Self:
+        self._take()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def __bool__(self) -> bool:
+        """Whether it has a slot: it has none when it was cancelled while it waited for one."""
+        return self._slot is not None
+
+    def _take(self) -> None:
+        self._slot = self._held.enter_context(self._pace.slot(self._cancelled))
+
+    @property
+    def answered(self) -> bool:
+        """Whether PhysioNet has answered, whatever it said."""
+        return self._slot is not None and self._slot.answered
+
+    @answered.setter
+    def answered(self, answered: bool) -> None:
+        if self._slot is not None:
+            self._slot.answered = answered
+
+    def congested(self, error: SourceError) -> None:
+        """Tell the pace that PhysioNet is asked for too much."""
+        asked_for = error.retry_after if isinstance(error, Throttled) else None
+        if self._slot is not None:
+            self._pace.congested(self._slot, error.reason, asked_for and min(asked_for, self._patience))
+
+    def wait(self, seconds: float, error: SourceError) -> None:
+        """Before a resume after ``error``, which is raised when the shard ends meanwhile."""
+        if isinstance(error, Throttled) or (isinstance(error, Stalled) and not self.answered):
+            self.congested(error)
+        self._held.close()
+        self._slot = None
+        while self._slot is None:
+            if not self._pause(seconds):
+                raise error
+            self._take()
+            seconds = 0.0
+
+
+class _Publisher:
+    """Publishes the newest tally from a thread of its own, so that a slow S3 delays nothing else."""
+
+    def __init__(self, publish: Callable[[dict[str, Any]], None]) -> None:
+        self._publish = publish
+        self._next: dict[str, Any] | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
+
+    def start(self) -> None:
+        """As a thread's."""
+        self._thread.start()
+
+    def offer(self, tally: dict[str, Any]) -> None:
+        """Publish it next, in place of one that still waits."""
+        with self._changed:
+            self._next = tally
+            self._changed.notify()
+
+    def finish(self, tally: dict[str, Any], told_to_stop: Callable[[], bool]) -> None:
+        """Publish the last one and wait for that; not for long once the shard is told to stop."""
+        with self._changed:
+            self._next, self._closed = tally, True
+            self._changed.notify()
+        until: float | None = None
+        while self._thread.is_alive():
+            if told_to_stop():
+                until = until or time.monotonic() + LAST_WORDS
+                if time.monotonic() > until:
+                    log.warning(
+                        "The last progress could not be published within %.0f s; the stop does not wait.", LAST_WORDS
+                    )
+                    return
+            self._thread.join(0.2)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while self._next is None:
+                    if self._closed:
+                        return
+                    self._changed.wait()
+                tally, self._next = self._next, None
+            try:
+                self._publish(tally)
+            except Exception:  # progress is for looking at; the images matter
+                log.exception("the progress could not be published")
 
 
 @dataclass
@@ -214,12 +332,22 @@ class Transfer:
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
         self._running: set[_Job] = set()
         self._unsettled = len(self._ready)
-        self._served = 0  # images that the source gave
-        self._doubtful: list[tuple[float, _Job]] = []  # when which image lost a try to what an outage looks like
-        self._down_since: float | None = None  # when the source was first asked in vain and served nobody since
-        self._hold_until = 0.0
+        self._served = 0  # images that came whole
+        self._asked_when_served = 0.0  # when something was asked for that PhysioNet then served
         self._fatal: MirrorError | None = None
+        self._over = False
         self._changed = threading.Condition()
+        # An outage: nobody is served.
+        self._down = False  # so says the latest word; only a worker that probes asks
+        self._down_since: float | None = None
+        self._hold_until = 0.0  # the next probe
+        self._probing = False
+        self._probe = threading.Lock()
+        # Images fail although the checksum file is served.
+        self._suspects: set[_Job] = set()  # that failed since one came
+        self._suspect_since = 0.0
+        self._trial: _Job | None = None
+        self._trial_at = 0.0
         self.tally = Tally(images=total or len(self._ready), todo=len(self._ready))
 
     def run(self) -> Tally:
@@ -228,22 +356,26 @@ class Transfer:
         Raises:
             ImagesFailed: Some images could not be had, by their own fault; the others are stored.
             Throttled, SourceUnavailable, DestinationUnavailable: A server served nobody for longer than patience lasts.
-            MirrorError: What makes going on senseless (credentials, agreement, bucket).
+            MirrorError: What makes going on senseless (credentials, agreement, bucket), or a defect of ours.
         """
         count = min(self.tally.todo, self._pace.limit + max(2, self._pace.limit // 2))  # the surplus stores meanwhile
         threads = [threading.Thread(target=self._work, name=f"image-{n}", daemon=True) for n in range(count)]
+        publisher = _Publisher(self._publish)
         begun = time.monotonic()
-        for thread in threads:
-            thread.start()
+        interrupted = True
         try:
-            self._watch(begun)
+            publisher.start()
+            for thread in threads:
+                thread.start()
+            self._watch(begun, publisher)
+            interrupted = False
         finally:
-            self._stop.set()
             with self._changed:
+                self._over = True
                 self._changed.notify_all()
                 self._conclude(time.monotonic() - begun)
                 result = self.tally.as_dict()
-            self._publish(result)
+            publisher.finish(result, lambda: interrupted or self._stop.is_set())
         if self._fatal is not None:
             raise self._fatal
         if self.tally.failed:
@@ -270,7 +402,7 @@ class Transfer:
 
     # -- the watch -------------------------------------------------------------------------------------------------
 
-    def _watch(self, begun: float) -> None:
+    def _watch(self, begun: float, publisher: _Publisher) -> None:
         """Wait for the end; log, publish and sample meanwhile."""
         next_log = next_publish = begun + 1.0
         sampled = begun, 0, 0
@@ -298,7 +430,7 @@ class Transfer:
                 log.info("%s", progress_line(snapshot))
                 next_log = now + LOG_EVERY
             if now >= next_publish:
-                self._publish(snapshot)
+                publisher.offer(snapshot)
                 next_publish = now + PUBLISH_EVERY
 
     def _sample(self, at: float, images: int, received: int) -> None:
@@ -311,87 +443,119 @@ class Transfer:
     def _is_over(self) -> bool:
         if self._fatal is not None or not self._unsettled:
             return True
-        return self._stop.is_set() and not any(job.got or (job.slot and job.slot.answered) for job in self._running)
+        return self._stop.is_set() and not any(job.coming for job in self._running)
 
     # -- the work --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """A thread: one image after the other."""
-        while (job := self._take()) is not None:
-            served = self._served
-            try:
-                size = self._move(job)
-            except MirrorError as error:
-                self._missed(job, error, self._is_serving(job, error, served))
-            except Exception as error:
-                log.exception("unexpected error at %s", job.image.path)
-                self._missed(job, MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."), True)
-            else:
-                self._moved(job, size)
+        """A thread: one image after the other, and a probe now and then."""
+        try:
+            while (job := self._take()) is not None:
+                if job == "probe":
+                    self._ask_again()
+                else:
+                    self._attempt(job)
+        except BaseException as error:  # whatever it is: `run` must not wait for this thread
+            log.exception("a worker failed")
+            self._end(MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."))
 
-    def _take(self) -> _Job | None:
-        """The next image that is due, or None when there will be none."""
+    def _take(self) -> _Job | Literal["probe"] | None:
+        """The next image that is due, or the probe that an outage is asked with; None when there will be none."""
         with self._changed:
             while self._unsettled and not self._is_stopping():
                 now = time.monotonic()
+                doubtful = self._is_doubtful()
                 while self._later and self._later[0][0] <= now:
-                    self._ready.append(heapq.heappop(self._later)[2])
-                job = self._ready.popleft() if self._ready and now >= self._hold_until else self._overdue()
-                if job is not None:
-                    job.running += 1
+                    due = heapq.heappop(self._later)[2]
+                    # In doubt the same image first: the server may refuse each of them just once.
+                    (self._ready.appendleft if doubtful else self._ready.append)(due)
+                if self._down:
+                    if now >= self._hold_until and not self._probing:
+                        self._probing = True
+                        return "probe"
+                elif self._ready and not (doubtful and (now < self._trial_at or self._trial is not None)):
+                    job = self._ready.popleft()
+                    job.coming = job.unanswered = False
                     self._running.add(job)
+                    if doubtful:
+                        self._trial = job
                     return job
-                due = [self._hold_until] if self._ready else [at for at, *_ in self._later[:1]]
-                self._changed.wait(max(0.005, min([0.2, *(at - now for at in due)])))
+                if self._down:
+                    at = self._hold_until
+                elif self._ready:
+                    at = self._trial_at
+                else:
+                    at = self._later[0][0] if self._later else now + 1
+                self._changed.wait(min(max(0.005, at - now), 0.2))
             return None
 
-    def _overdue(self) -> _Job | None:
-        """At the end, an image that waits for an answer: a connection that works can bring it sooner."""
-        if self._ready or self._later:
-            return None
-        for job in self._running:
-            if job.running == 1 and job.slot and not job.slot.answered and self._pace.age(job.slot) > OVERDUE:
-                return job
-        return None
+    def _attempt(self, job: _Job) -> None:
+        """Fetch and store one image, or decide what its failure means."""
+        served = self._served
+        try:
+            size = self._move(job)
+        except MirrorError as error:
+            self._missed(job, error, served)
+        except Exception as error:
+            log.exception("unexpected error at %s", job.image.path)
+            self._missed(job, MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."), served)
+        else:
+            self._moved(job, size)
 
     def _move(self, job: _Job) -> int | None:
-        """Fetch, prove and store one image; its size in bytes, or None when draining or another attempt came first."""
+        """Fetch, prove and store one image; its size in bytes, or None when it was not even asked for."""
         path, sha256 = job.image.path, job.image.sha256
         data: bytes | None = None
-        with self._pace.slot(lambda: self._is_stopping() or job.got) as slot:
-            if slot is None:
+        with self._turn(lambda: self._down or self._is_stopping()) as turn:
+            if not turn:
                 return None
-            job.slot, job.hung = slot, False
             begun = time.monotonic()
             try:
-                incoming = self._source.open(self._dataset, path, sha256, slot)
+                incoming = self._source.open(self._dataset, path, sha256, turn)
+                job.coming = True
+                self._asked_when_served = begun
+                if self._down_since is not None:
+                    self._is_back()
                 if isinstance(incoming, Copied):
                     size = incoming.size
-                elif incoming.size is not None and incoming.size > BIG:
-                    size = self._bucket.upload(
-                        path, incoming, content_type=self._dataset.image_type, storage_class=self._storage_class
-                    )
+                elif incoming.size is None:
+                    with closing(incoming):
+                        data = _in_memory(path, incoming)
+                    size = len(data)
+                elif incoming.size > BIG:
+                    with closing(incoming):
+                        size = self._bucket.upload(
+                            path, incoming, content_type=self._dataset.image_type, storage_class=self._storage_class
+                        )
                 else:
                     data = b"".join(incoming)
                     size = len(data)
-            except Throttled as error:
-                self._pace.congested(slot, error.reason, error.retry_after and min(error.retry_after, self._patience))
-                raise
-            except Stalled as error:
-                if not slot.answered:
-                    job.hung = True
-                    self._pace.congested(slot, error.reason)
+            except (Throttled, Stalled) as error:
+                job.unanswered = isinstance(error, Stalled) and not turn.answered
+                if isinstance(error, Throttled) or job.unanswered:
+                    turn.congested(error)
                 raise
         with self._changed:
             self._served += 1
-            self._down_since = None
-            if job.got:
-                return None
-            job.got = True
+            self._suspects.clear()
         if data is not None:
             self._store(job.image, data)
         self._on_stored(time.monotonic() - begun)
         return size
+
+    def _turn(self, cancelled: Callable[[], bool]) -> Turn:
+        return Turn(self._pace, cancelled, self._pause, self._patience)
+
+    def _pause(self, seconds: float, *, outage: bool = True) -> bool:
+        """Wait so long, and for the end of an outage of PhysioNet; false when the shard ends."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not self._is_stopping():
+                left = until - time.monotonic()
+                if left <= 0 and not (outage and self._down):
+                    return True
+                self._changed.wait(min(max(left, 0.005), 0.2) if left > 0 else 0.2)
+            return False
 
     def _store(self, image: Image, data: bytes) -> None:
         """PUT, and again for as long as S3 is away: what was fetched is not thrown away."""
@@ -414,107 +578,198 @@ class Transfer:
                         log.warning("%s", error)
                     self.tally.faults[error.reason] += 1
                     self.tally.retries += 1
-            self._stop.wait(wait * random.uniform(0.5, 1.5))
+            self._pause(wait * random.uniform(0.5, 1.5), outage=False)
             wait = min(2 * wait, 15.0)
 
     def _is_stopping(self) -> bool:
-        return self._stop.is_set() or self._fatal is not None
+        return self._stop.is_set() or self._over or self._fatal is not None
 
     # -- what became of it -----------------------------------------------------------------------------------------
 
     def _ended(self, job: _Job) -> None:
-        job.running -= 1
-        if not job.running:
-            self._running.discard(job)
-            job.slot = None
+        """The attempt is over; the caller holds the lock."""
+        job.coming = False
+        self._running.discard(job)
+        if self._trial is job:
+            self._trial = None
         self._changed.notify_all()
+
+    def _end(self, error: MirrorError) -> None:
+        """The shard ends, and ``error`` is why."""
+        with self._changed:
+            self._fatal = self._fatal or error
+            self._changed.notify_all()
 
     def _moved(self, job: _Job, size: int | None) -> None:
         with self._changed:
             self._ended(job)
-            if size is not None and not job.settled:
-                job.settled = True
-                self._unsettled -= 1
-                self.tally.stored += 1
-                self.tally.bytes += size
+            if size is None:  # an outage began while it waited for its turn
+                self._ready.appendleft(job)
+                return
+            self._unsettled -= 1
+            self.tally.stored += 1
+            self.tally.bytes += size
 
-    def _is_serving(self, job: _Job, error: MirrorError, served: int) -> bool:
-        """Whether PhysioNet serves, so that the image itself failed.
-
-        Others tell, when one came since this attempt began (``served`` had come by then) or is coming. Where they do not,
-        and before an image loses its last try to what an outage looks like, the checksum file is asked for.
-        """
+    def _missed(self, job: _Job, error: MirrorError, served: int) -> None:
+        """Classify a failure: fatal, congestion, an outage, or this image's own. ``served`` had come when it was asked for."""
+        since = time.monotonic()
         with self._changed:
-            serving = self._served > served or any(
-                other is not job and other.slot and other.slot.answered and not other.got for other in self._running
-            )
-        last = job.tries + 1 >= self._attempts
-        unavailable, cut_off = isinstance(error, SourceUnavailable), isinstance(error, Truncated)
-        if not (last and (unavailable or cut_off)) and not (unavailable and not serving):
-            return serving or isinstance(error, FileError)
-        try:
-            self._source.check_access(self._dataset)
-        except MirrorError:
-            return False
-        return True
-
-    def _missed(self, job: _Job, error: MirrorError, serving: bool) -> None:
-        """Decide at whose expense an image failed: the shard's, everybody's or its own."""
+            self.tally.faults[error.reason] += 1
+            others = self._served > served or any(other.coming for other in self._running if other is not job)
+        if not isinstance(error, Throttled | SourceUnavailable | FileError):
+            up = True
+            self._end(error)
+        elif isinstance(error, Throttled) or job.unanswered:
+            up = others or (job.unanswered and self._is_up(since))
+        else:
+            up = isinstance(error, Corrupt) or self._is_up(since)
         with self._changed:
             self._ended(job)
-            self.tally.faults[error.reason] += 1
-            if job.settled or self._is_stopping():
+            if self._is_stopping():
                 return
-            if not isinstance(error, Throttled | SourceUnavailable | FileError):
-                self._fatal = error
-            elif job.running:  # the other attempt decides
-                return
-            elif serving:
-                self._try_again(job, error)
-            else:
+            assert isinstance(error, SourceError)
+            if not up:
                 self._wait_for_source(job, error)
+            elif isinstance(error, Throttled) or (job.unanswered and others):
+                self._refused(job, error)
+            elif not self._is_to_be_spared(job, error):
+                self._try_again(job, error)
 
-    def _wait_for_source(self, job: _Job, error: MirrorError) -> None:
-        """It serves nobody: nobody asks for a while, longer each time, until patience runs out."""
+    def _is_up(self, since: float) -> bool:
+        """Whether PhysioNet served anything that was asked for after ``since``; one thread asks for all that want to know."""
+        with self._probe:
+            if self._down:
+                return False
+            return self._asked_when_served > since or self._asks(lambda: self._asked_when_served > since) is None
+
+    def _asks(self, needless: Callable[[], bool] = lambda: False) -> SourceError | None:
+        """Ask for the checksum file, in a slot; what went wrong, or None when it is served (or nobody wants to know)."""
+        with self._turn(lambda: needless() or self._is_stopping()) as turn:
+            if not turn:
+                return None
+            begun = time.monotonic()
+            try:
+                self._source.check_access(self._dataset)
+            except (Throttled, SourceUnavailable, FileError) as error:
+                if isinstance(error, Throttled | Stalled):
+                    turn.congested(error)
+                return error
+            except DestinationUnavailable as error:  # of an access point, which S3 answers for
+                return Throttled(str(error))
+            except MirrorError as error:
+                self._end(error)
+                return None
+            finally:
+                turn.answered = True
+            self._asked_when_served = max(self._asked_when_served, begun)
+            return None
+
+    def _ask_again(self) -> None:
+        """In an outage: is it over?"""
+        with self._probe:
+            error = self._asks()
+        with self._changed:
+            self._probing = False
+            if error is None:
+                self._down = False
+                self._changed.notify_all()
+            else:
+                self._wait_for_source(None, error)
+
+    def _is_back(self) -> None:
+        """An image is served: the outage is over."""
+        with self._changed:
+            self._down, self._down_since = False, None
+            self._changed.notify_all()
+
+    def _wait_for_source(self, job: _Job | None, error: SourceError) -> None:
+        """PhysioNet is down: all workers pause, with growing back-off, up to patience."""
         now = time.monotonic()
         if self._down_since is None:
             self._down_since = now
             log.warning("%s", error)
         down = now - self._down_since
+        if job is not None:
+            job.waits += 1
+            # The same image again, as the server may refuse each of them just once; then another.
+            (self._ready.appendleft if job.waits % 3 else self._ready.append)(job)
+            self.tally.retries += 1
         if down > self._patience:
-            self._fatal = error
+            self._fatal = self._fatal or _served_nobody(error, down)
             return
-        if not isinstance(error, Throttled):
-            for at, other in self._doubtful:
-                other.tries -= now - at < NOTICED
-            self._doubtful.clear()
-        wait = min(0.5 * self._backoff + down / 4, 20.0) * random.uniform(0.5, 1.5)
-        self._hold_until = max(self._hold_until, now + wait)
-        job.waits += 1
-        # The same image again, as the server may refuse each one just once; but not for ever the same.
-        (self._ready.appendleft if job.waits % 3 else self._ready.append)(job)
-        self.tally.retries += 1
+        self._down = True
+        asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
+        wait = min(0.5 * self._backoff + down / 4, 20.0) * random.uniform(1.0, 1.5)
+        self._hold_until = max(self._hold_until, now + max(wait, min(asked_for, self._patience)))
 
-    def _try_again(self, job: _Job, error: MirrorError) -> None:
-        """Later, exponentially and with jitter, and never before the server's own wish; or never."""
-        if isinstance(error, Throttled) or job.hung:  # a hang says more of the connection than of the image
-            job.refusals += 2 if job.hung else 1  # but takes a whole time-out
-            asked_for = min(getattr(error, "retry_after", None) or 0.0, self._patience)
-            wait = max(min(self._backoff * 2.0 ** (job.refusals - 1), 30.0) * random.uniform(0.5, 1.5), asked_for)
-        else:
-            job.tries += 1
-            if isinstance(error, SourceUnavailable | Truncated):
-                now = time.monotonic()
-                self._doubtful = [(at, other) for at, other in self._doubtful if now - at < NOTICED] + [(now, job)]
-            wait = self._backoff * 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5)
-        if job.tries >= self._attempts or job.refusals >= REFUSALS:
-            job.settled = True
+    def _refused(self, job: _Job, error: SourceError) -> None:
+        """Congestion: later, exponentially and with jitter, and never before the server's own wish."""
+        job.refusals += 1
+        asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
+        wait = min(self._backoff * 2.0 ** min(job.refusals - 1, 8), 30.0) * random.uniform(0.5, 1.5)
+        self._put_off(job, max(wait, min(asked_for, self._patience)))
+
+    def _try_again(self, job: _Job, error: SourceError) -> None:
+        """Its own fault: later, exponentially and with jitter, or never."""
+        job.tries += 1
+        if job.tries >= self._attempts:
             self._unsettled -= 1
+            self._suspects.discard(job)
             self.tally.failed.append(Failure(job.image.path, error.reason, str(error)))
             log.warning("gave up: %s", error)
             return
+        self._put_off(job, self._backoff * 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5))
+
+    def _put_off(self, job: _Job, seconds: float) -> None:
         self.tally.retries += 1
-        heapq.heappush(self._later, (time.monotonic() + wait, id(job), job))
+        heapq.heappush(self._later, (time.monotonic() + seconds, id(job), job))
+
+    def _is_doubtful(self) -> bool:
+        return len(self._suspects) >= max(SUSPECTS, self._pace.limit)
+
+    def _is_to_be_spared(self, job: _Job, error: SourceError) -> bool:
+        """Whether an image keeps its last try, as none of many came, although the checksum file is served.
+
+        It is then asked for again when the others have been. With the probe, that is about two requests a second.
+        """
+        now = time.monotonic()
+        if not self._suspects:
+            self._suspect_since = now
+        self._suspects.add(job)
+        if not self._is_doubtful():
+            return False
+        self._trial_at = now + self._backoff * random.uniform(1.0, 1.2)
+        if now - self._suspect_since > self._patience and not any(other.coming for other in self._running):
+            self._fatal = self._fatal or _served_nobody(error, now - self._suspect_since)
+            return True
+        if job.tries + 1 < self._attempts or len(self._suspects) >= self._unsettled:
+            return False
+        self._ready.append(job)
+        self.tally.retries += 1
+        return True
+
+
+def _in_memory(path: str, chunks: Iterable[bytes]) -> bytes:
+    """A file whose size was not announced, up to what may be held in memory: it might never end."""
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > BIG:
+            raise NotTheFile(
+                f"{path} came without a size and goes on after {BIG >> 20} MiB. Nothing of it was kept. PhysioNet announces "
+                "the size of every file: find out what proxy stands between, or whether PhysioNet is in maintenance."
+            )
+    return bytes(data)
+
+
+def _served_nobody(error: SourceError, seconds: float) -> SourceError:
+    """What ends a shard when patience is over: never the fault of one file, though one file's error may be the last."""
+    if not isinstance(error, FileError):
+        return error
+    return SourceUnavailable(
+        f"PhysioNet has served no file for {seconds:.0f} s. What is stored stays stored, and no image is given up: the shard is "
+        f"tried again later. Its last answer: {error}"
+    )
 
 
 def progress_line(done: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def _small(images: list[Image]) -> list[Image]:
 STRIKES_AND_GOES = {
     "500": (Fault(Kind.STATUS, status=500), "source unavailable"),
     "502": (Fault(Kind.STATUS, status=502), "source unavailable"),
-    "503": (Fault(Kind.STATUS, status=503), "source unavailable"),
+    "503": (Fault(Kind.STATUS, status=503), "throttled"),
     "503 with Retry-After in seconds": (Fault(Kind.STATUS, status=503, retry_after=1), "throttled"),
     "503 with Retry-After as a date": (
         Fault(Kind.STATUS, status=503, retry_after=2, retry_after_as_date=True),

@@ -9,6 +9,7 @@ import http.server
 import io
 import os
 import random
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,27 @@ def test_a_redirect_carries_no_credentials_to_another_host(source, physionet, el
 def test_a_redirect_within_physionet_keeps_them(source, physionet, tiny_dataset):
     physionet.faults.set(Fault(Kind.REDIRECT, paths=f"*/{TABLE}", location=physionet.url))
     fetched(source, TABLE, sums(tiny_dataset)[TABLE])
+
+
+def test_a_redirect_to_the_same_site_without_www_is_followed_once(physionet, reader, tiny_dataset, monkeypatch, caplog):
+    """Its password is kept, and later requests go to the right address at once."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *rest, **more: resolve(host.replace("www.localhost", "127.0.0.1"), *rest, **more),
+    )
+    here = physionet.url.replace("127.0.0.1", "localhost")
+    physionet.faults.set(Fault(Kind.REDIRECT, paths=f"*/{SUMS}", location=here))
+    source = PhysioNet(here.replace("//", "//www."), *reader, allow_http=True)
+    digest = sums(tiny_dataset)[TABLE]
+    for _ in range(3):
+        assert b"".join(source.stream(MIMIC_CXR_JPG, TABLE, digest))
+    assert source.base_url == here
+    assert "Enter that as the host of the PhysioNet connection" in caplog.text
+    assert physionet.counters.by_status[302] == 1
+    assert physionet.counters.password_checks == 1
+    assert all(seen.headers["host"].startswith("localhost") for seen in list(physionet.counters.seen)[1:])
 
 
 @pytest.mark.parametrize("location", ["ftp://example.org", "file://", "http://127.0.0.1:1", "http://["])

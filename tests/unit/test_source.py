@@ -21,7 +21,8 @@ def make(url: str = "https://physionet.org", **options) -> PhysioNet:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://physionet.org", "physionet.org", "http://127.0.0.1:8000", "http://localhost:1", "http://[::1]:80"]
+    "url",
+    ["https://physionet.org", "physionet.org", "http://127.0.0.1:8000", "http://localhost:1", "http://[::1]:8000"],
 )
 def test_addresses_that_may_have_the_password(url):
     assert make(url).base_url.endswith(url.removeprefix("https://"))
@@ -43,6 +44,55 @@ def test_addresses_that_may_not(url):
     with pytest.raises(InputError, match="Nothing was sent") as refused:
         make(url)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://www.physionet.org",
+        "www.physionet.org",
+        "https://WWW.PhysioNet.org/",
+        " https://physionet.org:443/\n",
+        "physionet.org.",
+    ],
+)
+def test_physionets_address_in_other_words(url):
+    assert make(url).base_url == "https://physionet.org"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://physionet.org/content/mimic-cxr-jpg/2.1.0/",
+        "physionet.org/files/mimic-cxr-jpg/2.1.0/",
+        "https://www.physionet.org/login/?next=/",
+        "https://physionet.org/#news",
+    ],
+)
+def test_the_address_of_a_page_is_said_to_be_one(url):
+    with pytest.raises(
+        InputError, match=r"address of a page .* Nothing was sent\. Enter the site alone: https://physionet\.org\."
+    ):
+        make(url)
+
+
+@pytest.mark.parametrize(
+    ("login", "password", "says"),
+    [
+        (" reader", PASSWORD, "login .* begins or ends with a blank"),
+        ("reader\n", PASSWORD, "login .* begins or ends with a blank"),
+        ("rea\nder", PASSWORD, "login .* line break"),
+        ("rea:der", PASSWORD, "login .* colon"),
+        ("reader", f"{PASSWORD}\n", "password .* begins or ends with a blank"),
+        ("reader", f"\u00a0{PASSWORD}", "password .* begins or ends with a blank"),
+        ("reader", "correct\thorse", "password .* control character"),
+    ],
+)
+def test_credentials_that_were_pasted_badly_are_said_to_be(login, password, says):
+    with pytest.raises(InputError, match=says) as refused:
+        PhysioNet("https://physionet.org", login, password)
+    assert "horse" not in str(refused.value)
+    assert "Nothing was sent" in str(refused.value)
 
 
 def test_plain_http_must_be_allowed():

@@ -33,10 +33,10 @@ from include.physionet_mirror.errors import (
     Throttled,
     Truncated,
 )
-from include.physionet_mirror.pace import Pace, Slot
+from include.physionet_mirror.pace import Pace
 from include.physionet_mirror.shards import Image
 from include.physionet_mirror.source import BIG
-from include.physionet_mirror.transfer import Transfer, progress_line
+from include.physionet_mirror.transfer import Transfer, Turn, progress_line
 
 
 def content(path: str) -> bytes:
@@ -59,6 +59,9 @@ class Body:
         if hashlib.sha256(self.data).hexdigest() != self.sha256:
             raise Corrupt("corrupt")
 
+    def close(self) -> None:
+        pass
+
 
 class Source:
     """Serves ``content``; ``meet`` is called with each path first, and may raise or wait."""
@@ -70,15 +73,15 @@ class Source:
         self.lock = threading.Lock()
         self.now = self.most = 0
 
-    def open(self, _: Dataset, path: str, sha256: str | None, slot: Slot | None = None) -> Body:
-        assert slot is not None
+    def open(self, _: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Body:
+        assert turn is not None
         with self.lock:
             self.asked[path] += 1
             self.now += 1
             self.most = max(self.most, self.now)
         try:
             met = self.meet(path)
-            slot.answered = True
+            turn.answered = True
             self.received += 1000
             return met if isinstance(met, Body) else Body(content(path), sha256)
         finally:
@@ -244,18 +247,31 @@ def test_what_no_retry_can_help_ends_the_shard_at_once(error):
     assert len(bucket.objects) >= 16
 
 
-def test_connections_that_hang_cost_patience_not_tries():
-    """The fake's Stalled comes before any answer."""
-    hangs = fails(lambda: Stalled("no answer"), module.REFUSALS // 2 - 1, {images(40)[3].path})
-    assert make(images(40), Source(hangs), Bucket()).run().stored == 40
+def test_congestion_costs_no_try():
+    bad = images(200)[3].path
+    source = Source(fails(lambda: Throttled("slow"), 8, {bad}))
+    meet = source.meet
+    source.meet = lambda path: (meet(path), time.sleep(0.02))[0]
+    transfer = make(images(200), source, Bucket(), backoff=0.002)
+    assert transfer.run().stored == 200
+    assert source.asked[bad] == 9
+    assert transfer.tally.failed == []
 
 
-def test_throttling_while_others_are_served_costs_patience_not_tries():
-    bad = images(40)[3].path
-    source = Source(fails(lambda: Throttled("slow"), module.REFUSALS - 2, {bad}))
-    source_slow = source.meet
-    source.meet = lambda path: (source_slow(path), time.sleep(0.02))[0]
-    assert make(images(40), source, Bucket()).run().stored == 40
+def test_one_image_that_is_refused_for_ever_ends_the_shard_and_is_not_named():
+    bad = images(30)[3].path
+    transfer = make(images(30), Source(fails(lambda: Throttled("slow"), None, {bad})), Bucket(), patience=0.5)
+    with pytest.raises(Throttled, match="slow"):
+        transfer.run()
+    assert (transfer.tally.stored, transfer.tally.failed) == (29, [])
+
+
+def test_the_last_image_on_a_connection_that_hangs_is_named_when_the_checksum_file_is_served():
+    source = Source(fails(lambda: Stalled("no answer"), None))
+    transfer = make(images(1), source, Bucket())
+    with pytest.raises(ImagesFailed):
+        transfer.run()
+    assert source.asked.total() == 3
 
 
 @pytest.mark.parametrize("error", [SourceUnavailable, Throttled])
@@ -292,13 +308,13 @@ def test_an_outage_costs_no_try():
     tally = make(images(60), source, Bucket()).run()
     assert tally.stored == 60
     assert tally.failed == []
-    assert tally.faults["source unavailable"] > 0
+    assert tally.faults["source unavailable"] + tally.faults["truncated"] > 0
 
 
 def test_an_outage_longer_than_patience_ends_the_shard():
     source = Source(fails(lambda: SourceUnavailable("gone"), None), up=lambda: False)
     transfer = make(images(10), source, Bucket(), patience=0.5)
-    with pytest.raises(SourceUnavailable, match="gone"):
+    with pytest.raises(SourceUnavailable, match="down"):
         transfer.run()
     assert 0.4 < transfer.tally.seconds < 5
     assert transfer.tally.failed == [], "the images are not to blame"
@@ -342,45 +358,6 @@ def test_what_was_fetched_is_put_again_rather_than_fetched_again(monkeypatch):
 def test_a_refusing_bucket_ends_the_shard():
     with pytest.raises(BucketRefused):
         make(images(10), Source(), Bucket(fails(lambda: BucketRefused("no"), None))).run()
-
-
-# -- connections that hang ------------------------------------------------------------------------------------------
-
-
-def test_an_image_on_a_connection_that_hangs_is_asked_for_again_at_the_end(monkeypatch):
-    """The shard does not wait for a time-out of a minute when nothing else is left to do."""
-    monkeypatch.setattr(module, "OVERDUE", 0.2)
-    release, first = threading.Event(), [True]
-
-    def meet(path: str) -> None:
-        if path == images(20)[5].path and first[0]:
-            first[0] = False
-            release.wait(30)
-            raise Stalled("no answer")
-
-    source, bucket = Source(meet), Bucket()
-    transfer = make(images(20), source, bucket)
-    tally = transfer.run()
-    release.set()
-    assert tally.stored == 20
-    assert tally.seconds < 5
-    assert source.asked[images(20)[5].path] == 2
-    assert len(bucket.puts) == 20
-
-
-def test_the_slower_of_two_attempts_changes_nothing(monkeypatch):
-    monkeypatch.setattr(module, "OVERDUE", 0.1)
-    first = [True]
-
-    def meet(_: str) -> None:
-        if first[0]:
-            first[0] = False
-            time.sleep(0.5)
-
-    bucket = Bucket(lambda _: time.sleep(0.6))
-    tally = make(images(1), Source(meet), bucket).run()
-    assert tally.stored == 1
-    assert len(bucket.puts) == 1
 
 
 # -- draining and crashing ------------------------------------------------------------------------------------------

@@ -184,12 +184,17 @@ def stream_shard(
         "allowed": connections,
     }
 
+    def told(tally: Mapping[str, Any]) -> dict[str, Any]:
+        return {**result, **tally, "handshakes": source.stats.handshakes}
+
     def publish(tally: Mapping[str, Any]) -> None:
-        result.update(tally, handshakes=source.stats.handshakes)
+        """From a thread of its own: nothing waits for S3 here."""
         if watch is not None:
             watch.publish(tally)
         try:
-            bucket.write_json(run.result(shard.index), result)
+            bucket.write_json(run.result(shard.index), told(tally))
+            if tally["state"] != "running":
+                bucket.write_json(run.pace, pace.memory())
         except DestinationError as error:  # progress is for looking at; the images matter
             log.warning("The progress of %s could not be published: %s", shard.name, error)
 
@@ -226,10 +231,6 @@ def stream_shard(
         source.close()
         if alarm is not None:
             alarm.cancel()
-        try:
-            bucket.write_json(run.pace, pace.memory())
-        except DestinationError as error:  # the next shard finds out by itself
-            log.warning("What was learned about the pace could not be kept: %s", error)
     log.info(
         "%s: %s of %s stored, %s in %.0f s, %d retries, %d password checks.",
         shard.name,
@@ -240,4 +241,4 @@ def stream_shard(
         tally.retries,
         source.stats.handshakes,
     )
-    return result
+    return told(tally.as_dict())
