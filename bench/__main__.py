@@ -71,11 +71,11 @@ def _pace(folder: Path, short: bool) -> tuple[str, list[Check]]:
     result = pace.run(folder, short=short)
     checks = []
     for row in result["rows"]:
-        if row["client"] == "mirror":
-            steady = row["steady"] or 0.0
-            what = f"pace: share of what {row['capacity']} connections give; failed images"
-            ok = steady >= pace.TARGET and not row["failed"]
-            checks.append(Check(what, f"{steady:.0%}; {row['failed']}", f"{pace.TARGET:.0%}; 0", ok))
+        if row["client"].startswith("mirror"):
+            what = f"pace: {row['client']}, {row['capacity']} served, beyond: {row['beyond']}: steady, whole; refused/h; failed"
+            found = f"{row['steady'] or 0:.0%}, {row['whole']:.0%}; {row['refused_an_hour'] or 0:.0f}; {row['failed']}"
+            target = f"{pace.TARGET:.0%}, {pace.TARGET_WHOLE:.0%}; {pace.REFUSALS} once settled; 0"
+            checks.append(Check(what, found, target, pace.is_right(row, short=short)))
     return pace.table(result), checks
 
 

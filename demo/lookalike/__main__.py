@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
     lookalike = Lookalike(
         options.root,
         users={name: User(password, agreements) for name in options.user},
-        profile=as_users_report_it(options.connections) if options.as_users_report_it else UNLIMITED,
+        profile=as_users_report_it(options.connections, options.refuse_with)
+        if options.as_users_report_it
+        else UNLIMITED,
         faults=[Fault.from_dict(fault) for fault in json.loads(options.faults.read_text())] if options.faults else (),
         check_seconds=options.check_seconds,
         host=options.host,
@@ -58,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--check-seconds", type=float, default=PASSWORD_CHECK, help="cost of one password check")
     parser.add_argument("--as-users-report-it", action="store_true", help="60 ms round trip, 650 kB/s a connection")
     parser.add_argument("--connections", type=int, help="with --as-users-report-it: connections served at once")
+    parser.add_argument("--refuse-with", type=int, help="status of requests above that, which hang otherwise: 429, 503")
     parser.add_argument("--faults", type=Path, help="JSON file with a list of faults")
     return parser
 

@@ -17,6 +17,8 @@ class Profile:
             kernel's listen backlog). Those beyond hang in ``connect`` itself, as behind a firewall that drops SYNs.
         serve_waiting: Whether a waiting connection that is still open is served once a slot gets free. If not, every
             connection above the limit can connect, and is never answered.
+        refuse_with: With a status (429, 503), ``connections`` limits requests instead: every connection is taken, and a
+            request above the limit gets this status without Retry-After at once, as from nginx's ``limit_conn``.
     """
 
     round_trip: float = 0.0
@@ -24,18 +26,19 @@ class Profile:
     connections: int | None = None
     waiting: int = 2
     serve_waiting: bool = True
+    refuse_with: int | None = None
 
     @property
     def backlog(self) -> int:
-        return self.waiting if self.connections and self.serve_waiting else 1024
+        return self.waiting if self.connections and self.serve_waiting and not self.refuse_with else 1024
 
 
 UNLIMITED = Profile()
 
 
-def as_users_report_it(connections: int | None = 16) -> Profile:
+def as_users_report_it(connections: int | None = 16, refuse_with: int | None = None) -> Profile:
     """PhysioNet as its users describe it, for runs that it serves at most so many connections.
 
     Source: 0.6 to 0.7 MB/s a connection; a run of 8 connections is fine, 24 were throttled into connect time-outs.
     """
-    return Profile(round_trip=0.060, rate=650_000, connections=connections)
+    return Profile(round_trip=0.060, rate=650_000, connections=connections, refuse_with=refuse_with)

@@ -63,6 +63,7 @@ class Lookalike:
         self._listener = self._bind()
         self._online = False
         self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._requests = 0  # being served, where they are limited
         self._reopening: asyncio.TimerHandle | None = None
 
     # ---- life, for callers on other threads
@@ -136,7 +137,10 @@ class Lookalike:
 
     @property
     def _full(self) -> bool:
-        return self._profile.connections is not None and self.counters.connections >= self._profile.connections
+        return self._is_above_limit(self.counters.connections) and self._profile.refuse_with is None
+
+    def _is_above_limit(self, served: int) -> bool:
+        return self._profile.connections is not None and served >= self._profile.connections
 
     def _accept_or_pause(self) -> None:
         """Leave clients above the limit in the kernel's short queue, which makes the next ones hang in connect."""
@@ -261,7 +265,18 @@ class Lookalike:
             await asyncio.sleep(0)  # a server that went down ends this very request here
         if fault := self.faults.at_the_door(path):
             return await self._meet_at_the_door(fault, reply)
+        if self._profile.refuse_with is None:
+            return await self._admit(reply, below, path, project)
+        if self._is_above_limit(self._requests):
+            return await reply.page(self._profile.refuse_with, "Too many at once")
+        self._requests += 1
+        try:
+            return await self._admit(reply, below, path, project)
+        finally:
+            self._requests -= 1
 
+    async def _admit(self, reply: Reply, below: str, path: str, project: str) -> bool:
+        request = reply.request
         visitor = await self.access.visitor(request.method, request.headers)
         reply.cookies = visitor.cookies
         if path == below or ".." in path.split("/") or "\0" in path or not self._is_project(project):
