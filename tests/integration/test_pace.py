@@ -52,7 +52,7 @@ def images(tmp_path: Path) -> list[Image]:
     return found
 
 
-@pytest.mark.parametrize("refuse_with", [429, 503, None], ids=["429", "503", "hang"])
+@pytest.mark.parametrize("refuse_with", [429, None], ids=["429", "hang"])
 def test_it_finds_what_the_server_gives_and_stays_there(tmp_path, images, refuse_with):
     """One-sided: a busy machine makes everything slower, but causes no refusals and gives no slots back for good."""
     profile = Profile(round_trip=0.02, rate=RATE, connections=CAPACITY, refuse_with=refuse_with)
@@ -73,7 +73,9 @@ def test_it_finds_what_the_server_gives_and_stays_there(tmp_path, images, refuse
             source.close()
         refusals = server.counters.by_status[refuse_with] if refuse_with else 0
     assert not tally.failed
-    waiting = 0 if refuse_with else profile.waiting  # in the queue of the server that lets hang, where it serves them later
+    waiting = (
+        0 if refuse_with else profile.waiting
+    )  # in the queue of the server that lets hang, where it serves them later
     assert CAPACITY - 1 <= pace.held <= CAPACITY + 1 + waiting, changes
     assert tally.stored >= 0.5 * CAPACITY * RATE / SIZE * 15
     assert refusals <= 12, changes
