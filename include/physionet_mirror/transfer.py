@@ -616,7 +616,7 @@ class Transfer:
         with self._changed:
             self.tally.faults[error.reason] += 1
             others = self._served > served or any(other.coming for other in self._running if other is not job)
-        if not isinstance(error, Throttled | SourceUnavailable | FileError):
+        if error.permanent or not isinstance(error, SourceError):
             up = True
             self._end(error)
         elif isinstance(error, Throttled) or job.unanswered:
