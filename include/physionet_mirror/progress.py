@@ -6,14 +6,17 @@ LIST and at most four GETs, however many shards the run has and however many peo
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from include.physionet_mirror import throughput
+from include.physionet_mirror.errors import MetadataError
 from include.physionet_mirror.layout import RunLayout
 
 if TYPE_CHECKING:
@@ -27,6 +30,15 @@ RECENT = 30.0
 
 MOST_NAMED = 200
 """Failed images that are named for each reason; failed_images.txt has all of them."""
+
+MOST_BYTES = 4 << 20
+"""Of one of a run's files. Parsed, JSON takes up to 25 times its size; ours have some kilobytes, a long plan a megabyte."""
+
+MOST_BYTES_A_RUN = 24 << 20
+"""Of all the files of a run together, as they lie in the bucket."""
+
+MOST_FILES = 5000
+"""That are looked at of a run's folder; a run has at most as many shards as Airflow maps, 1,024 by default."""
 
 THERE, DONE, RUNNING, CHECKING, RETRYING, FAILED, STOPPED, SKIPPED, WAITING = STATES = (
     "there",
@@ -121,6 +133,7 @@ class Progress:
         updated: The last sign of life of any shard.
         report: ``report.json``, once it is there.
         files: Which of the run's files are there: ``report.html``, ``report.json``, ``failed_images.txt``.
+        troubles: Sentences on files that are not as this software writes them, and are therefore left out.
     """
 
     planned: bool = False
@@ -145,6 +158,7 @@ class Progress:
     updated: datetime | None = None
     report: Mapping[str, Any] | None = None
     files: frozenset[str] = frozenset()
+    troubles: Sequence[str] = ()
 
     @property
     def states(self) -> dict[str, int]:
@@ -163,7 +177,7 @@ class Watch:
 
     def __init__(self, bucket: Bucket, run: RunLayout) -> None:
         self._bucket, self._run = bucket, run
-        self._known: dict[str, tuple[str, Any]] = {}
+        self._known: dict[str, tuple[str, Any, str]] = {}
         self._lock = threading.Lock()
 
     def look(self, tasks: Mapping[int, Tasks] | None = None, *, now: datetime | None = None) -> Progress:
@@ -176,13 +190,30 @@ class Watch:
         Raises:
             DestinationError: S3 cannot be asked.
         """
-        run = self._run
+        run, troubles = self._run, list[str]()
         with self._lock:
-            found = {e.path: e.etag for e in self._bucket.list(run.root, last=run.results + "~")}
-            results = [r for path in sorted(found) if path.startswith(run.results) and (r := self._read(path, found))]
-            plan, report = self._read(run.plan, found), self._read(run.report_json, found)
+            listed = list(islice(self._bucket.list(run.root, last=run.results + "~"), MOST_FILES + 1))
+            if len(listed) > MOST_FILES:
+                troubles.append(f"{run.root} holds more than {MOST_FILES:,} files, and the rest is not looked at.")
+            found = {entry.path: entry for entry in listed[:MOST_FILES]}
             self._known = {path: known for path, known in self._known.items() if path in found}
-        return progress(
+            wanted = [p for p in (run.plan, run.report_json) if p in found]
+            wanted += sorted(path for path in found if path.startswith(run.results))
+            read, left = {}, MOST_BYTES_A_RUN
+            for path in wanted:
+                left -= found[path].size
+                if left < 0:
+                    troubles.append(
+                        f"{run.root} holds more than {MOST_BYTES_A_RUN >> 20} MB, and the rest is not read."
+                    )
+                    break
+                read[path] = self._read(path, found[path].etag, troubles)
+        plan, report = read.pop(run.plan, None), read.pop(run.report_json, None)
+        results = [result for result in read.values() if result]
+        if plan is not None and (fault := _plan_fault(plan)):
+            troubles.append(f"{run.plan} is not as this software writes it: {fault}.")
+            plan = None
+        seen = progress(
             plan,
             results,
             tasks,
@@ -190,20 +221,79 @@ class Watch:
             files=[path.removeprefix(run.root) for path in found],
             now=now,
         )
+        return replace(seen, troubles=troubles)
 
-    def _read(self, path: str, found: Mapping[str, str]) -> dict[str, Any] | None:
-        etag = found.get(path)
-        if etag is None:
-            return None
+    def _read(self, path: str, etag: str, troubles: list[str]) -> dict[str, Any] | None:
+        """The document, read again only where it has changed; None for one that is none of ours."""
         known = self._known.get(path)
         if known is None or known[0] != etag:
+            fault = ""
+            content = None
             try:
-                value = self._bucket.read_json(path)
-            except ValueError:  # not ours, or damaged: the run itself will say so
-                value = None
-            known = self._known[path] = (etag, value if isinstance(value, dict) else None)
-        content: dict[str, Any] | None = known[1]
-        return content
+                content = read_document(self._bucket, path)
+                if content is not None and path.startswith(self._run.results):
+                    _check_result(content, path)
+            except MetadataError as error:
+                content = None
+                fault = str(error)
+            known = self._known[path] = (etag, content, fault)
+        if known[2]:
+            troubles.append(known[2])
+        return known[1]
+
+
+def read_document(bucket: Bucket, path: str) -> dict[str, Any] | None:
+    """A JSON object of at most `MOST_BYTES`; None where there is none.
+
+    Raises:
+        MetadataError: It is something else, or longer.
+        DestinationError: S3 cannot be asked.
+    """
+    data = bytearray()
+    try:
+        for chunk in bucket.open_read(path):
+            data += chunk
+            if len(data) > MOST_BYTES:
+                raise MetadataError(
+                    f"{path} has more than {MOST_BYTES >> 20} MB, so it is none of ours and is not read."
+                )
+    except FileNotFoundError:
+        return None
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise MetadataError(f"{path} is damaged and is left out: {error}.") from None
+    if not isinstance(document, dict):
+        raise MetadataError(f"{path} is no JSON object and is left out.")
+    return document
+
+
+def _check_result(result: Mapping[str, Any], path: str) -> None:
+    """Raise MetadataError where a result cannot be counted, so that it hides no other shard's."""
+    try:
+        progress({"shards": [{"index": int(result["shard"]), "name": "", "images": 0}]}, [result])
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        raise MetadataError(f"{path} is not as this software writes it and is left out.") from None
+
+
+def _plan_fault(plan: Mapping[str, Any]) -> str:
+    """Why a plan cannot be shown, as half a sentence; empty where it can."""
+    shards = plan.get("shards")
+    if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
+        return "it lists no shards"
+    for shard in shards:
+        if not all(_is_count(shard.get(name)) for name in ("index", "images")) or "name" not in shard:
+            return "a shard is not described in full"
+    for name in ("request", "selection", "estimate"):
+        if not isinstance(plan.get(name, {}), Mapping):
+            return f"{name} is no object"
+    if not isinstance((plan.get("selection") or {}).get("notes", []), list):
+        return "its notes are no list"
+    return ""
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
 
 
 def progress(

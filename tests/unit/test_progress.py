@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.progress import MOST_NAMED, STATES, Tasks, Watch, progress
+from include.physionet_mirror.progress import MOST_BYTES, MOST_FILES, MOST_NAMED, STATES, Tasks, Watch, progress
 from include.physionet_mirror.throughput import MOST_POINTS
 
 RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")
@@ -170,17 +171,15 @@ class Files:
     def list(self, under="", *, last=None):
         self.lists += 1
         return [
-            SimpleNamespace(path=path, etag=etag)
-            for path, (_, etag) in sorted(self.content.items())
+            SimpleNamespace(path=path, etag=etag, size=len(value) if isinstance(value, str) else 1000)
+            for path, (value, etag) in sorted(self.content.items())
             if path.startswith(under) and (last is None or path <= last)
         ]
 
-    def read_json(self, path):
+    def open_read(self, path):
         self.reads.append(path)
         value = self.content[path][0]
-        if value == "damaged":
-            raise ValueError(path)
-        return value
+        yield value.encode() if isinstance(value, str) else json.dumps(value).encode()
 
 
 @pytest.fixture
@@ -211,7 +210,63 @@ def test_lists_of_images_are_never_read(files):
 
 def test_a_damaged_result_is_left_out(files):
     files.put(RUN.result(3), "damaged")
-    assert Watch(files, RUN).look().there == 39_900
+    seen = Watch(files, RUN).look()
+    assert seen.there == 39_900
+    assert RUN.result(3) in seen.troubles[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shard": "two"}, {"series": [[1]]}, {"series": [[1e999, 1, 1, 1]]}, {"failed": 7}, {"failed": [3]}, {"bytes": "x"}, {"faults": [1, {}]}],
+)  # fmt: skip
+def test_a_result_of_another_kind_is_left_out_and_hides_no_other(files, change):
+    files.put(RUN.result(3), result(3, stored=100) | change)
+    seen = Watch(files, RUN).look()
+    assert seen.there == 39_900
+    assert RUN.result(3) in seen.troubles[0]
+
+
+def test_files_that_are_too_long_are_left_out_with_the_reason(files):
+    files.put(RUN.result(3), '{"shard": 3}' + " " * MOST_BYTES)
+    seen = Watch(files, RUN).look()
+    assert seen.there == 39_900
+    assert "more than 4 MB" in seen.troubles[0]
+
+
+def test_a_folder_that_holds_too_much_is_read_up_to_the_bound(files):
+    for n in range(10):
+        files.put(RUN.result(n), json.dumps(result(n, stored=100)) + " " * (MOST_BYTES - 5000))
+    seen = Watch(files, RUN).look()
+    assert "more than 24 MB" in seen.troubles[0]
+    assert seen.planned
+    for n in range(MOST_FILES):
+        files.put(f"{RUN.results}{n}.other", {})
+    files.reads.clear()
+    assert any("more than 5,000 files" in text for text in Watch(files, RUN).look().troubles)
+    assert len(files.reads) <= MOST_FILES
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["shards", "index", "images", "name", "request", "selection", "notes", "estimate", "missing"]
+                ),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=20,
+    )
+)
+def test_a_plan_of_any_shape_is_shown_or_left_out_with_a_reason(content):
+    files = Files()
+    files.put(RUN.plan, content if isinstance(content, dict) else {"shards": content})
+    seen = Watch(files, RUN).look()
+    assert seen.planned or seen.troubles
 
 
 def test_a_report_that_a_repeated_run_takes_away_is_gone(files):
