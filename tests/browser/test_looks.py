@@ -42,12 +42,12 @@ def test_every_view_fits(server, window, shoot, theme, width):
                 shoot(page, f"page-{name}-{theme}-{width}", full=True)
 
 
-def test_the_tabs_follow_airflows_theme(server, window, shoot):
+def test_the_page_follows_airflows_theme(server, window, shoot):
     with window("light") as page:
         log_in(page, server.url, "admin", server.password("admin"))
         run = LIVE.replace("+", "%2B")
         go_on(server.s3)
-        page.goto(f"{server.url}/dags/mimic_cxr_jpg/runs/{run}/plugin/physionet_run")
+        page.goto(f"{server.url}/plugin/physionet/physionet/dags/mimic_cxr_jpg/runs/{run}")
         frame = page.frame_locator("iframe")
         frame.locator("#grid").wait_for()
         assert frame.locator("html").get_attribute("data-theme") == "light"

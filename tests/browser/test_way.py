@@ -59,7 +59,7 @@ def trigger_25(page, airflow):
     frame.get_by_role("button", name="Trigger with these params").click()
     frame.get_by_text("25 images,").last.wait_for()
     frame.get_by_role("button", name="Trigger", exact=True).click()
-    page.wait_for_url(re.compile(r"/dags/mimic_cxr_jpg/runs/manual__[^/]+/plugin/physionet_run"))
+    frame.locator("#verdict").wait_for()
     return frame
 
 

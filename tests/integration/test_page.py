@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 
 from demo import stack
+from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
 from tests.page_server import A_SHARD, BUCKET, DONE, ELSEWHERE, LIVE, PREFIX, SHARDS, page_server, result_of
 
 HTML = {"Accept": "text/html"}
@@ -27,10 +30,15 @@ def viewer(server):
 
 def every_route(server):
     base = f"{server.url}/physionet"
-    for path in ("/", "/plan", "/plan/result", "/dags/mimic_cxr_jpg", "/static/page.css"):
+    for path in ("/", "/plan", "/dags/mimic_cxr_jpg", "/static/page.css"):
         yield base + path
     for view in ("", "progress.json", "failures", "report", "report.html", "failed_images.txt", "s3", "dataset"):
         yield server.run_url(DONE, view)
+
+
+def ask(server, session, headers=None, view="/plan/result", **form):
+    """Send the plan's form, as the page does."""
+    return session.post(f"{server.url}/physionet{view}", data=form, headers=HTML | (headers or {}))
 
 
 # -- who ---------------------------------------------------------------------------------------------------------------
@@ -83,7 +91,7 @@ def test_an_address_cannot_name_a_bucket(server, viewer, wanted):
 
 
 def test_a_plan_for_a_bucket_that_no_run_went_to_does_not_read_it(server, viewer):
-    answer = viewer.get(f"{server.url}/physionet/plan/result", params={"bucket": "secret-bucket", "sample_size": 25})
+    answer = ask(server, viewer, bucket="secret-bucket", sample_size="25")
     assert answer.status_code == 200
     assert f"Counted from the manifest in <code>s3://{BUCKET}/{PREFIX}</code>" in answer.text
     assert "25 images" in answer.text
@@ -153,6 +161,9 @@ def test_the_pages_need_nothing_inline_and_nothing_from_elsewhere(server, viewer
 def test_a_report_may_run_nothing_and_show_no_picture(server, viewer):
     policy = viewer.get(server.run_url(DONE, "report.html")).headers["Content-Security-Policy"]
     assert "sandbox" in policy
+    assert "allow-scripts" not in policy
+    frame = re.search(r"<iframe[^>]*>", viewer.get(server.run_url(DONE, "report"), headers=HTML).text)[0]
+    assert 'sandbox="allow-popups allow-popups-to-escape-sandbox"' in frame
     assert "script-src" not in policy
     assert "img-src" not in policy
     assert "default-src 'none'" in policy
@@ -191,7 +202,7 @@ def test_a_plan_says_what_it_takes_and_keeps_its_params_for_the_trigger(server, 
     params = {"form": "1", "bucket": BUCKET, "prefix": PREFIX, "select": "sample", "sample_size": "25"}
     params |= {"sample_by": "image", "seed": "42", "connections": "8", "storage_class": "STANDARD"}
     params |= {"verify": "checksum", "source": "physionet", "approve_above_gb": "50", "labels": ["Edema", "Fracture"]}
-    answer = viewer.get(f"{server.url}/physionet/plan/result", params=params)
+    answer = ask(server, viewer, **params)
     assert '<dd id="r-images">25<' in answer.text
     assert "reading it all back" not in answer.text
     assert "&#34;labels&#34;: [&#34;Edema&#34;" in answer.text or '"labels": ["Edema", "Fracture"]' in answer.text
@@ -224,6 +235,166 @@ def test_what_is_wrong_is_said_at_its_field(server, viewer, params, field):
     answer = viewer.get(f"{server.url}/physionet/plan", params=params, headers=HTML)
     assert answer.status_code == 200
     assert re.search(rf'data-error="{field}" data-text="[^"]+', answer.text), answer.text[-3000:]
+
+
+@pytest.mark.parametrize("view", ["/plan", "/plan/result"])
+def test_a_form_is_for_those_who_may_read_the_dag(server, view):
+    assert ask(server, server.as_user(None), view=view, bucket=BUCKET).status_code == 401
+    assert ask(server, server.as_user("stranger"), view=view, bucket=BUCKET).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://other.example"}, 403),
+        ({"Origin": "http://other.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "same"}, 200),
+        ({}, 200),
+    ],
+)
+def test_a_form_that_another_sites_page_sends_is_refused(server, viewer, headers, status):
+    if headers.get("Origin") == "same":
+        headers = {"Origin": server.url}
+    assert ask(server, viewer, headers, bucket=BUCKET, sample_size="25").status_code == status
+
+
+def test_the_ids_of_thousands_of_patients_are_all_counted(server, viewer):
+    import pyarrow.parquet as pq
+
+    known = pq.read_table(server.s3.folder / BUCKET / PREFIX / MANIFEST, columns=["subject_id"])["subject_id"]
+    ids = "\n".join(map(str, known.unique().to_pylist()[:5000]))
+    answer = ask(
+        server,
+        viewer,
+        form="1",
+        bucket=BUCKET,
+        prefix=PREFIX,
+        select="all",
+        subjects=ids,
+        connections="8",
+        seed="42",
+        sample_size="9",
+    )
+    assert answer.status_code == 200
+    conf = json.loads(html.unescape(re.search(r'id="conf-data">(.*?)</script>', answer.text, re.DOTALL)[1]))
+    assert len(conf["subjects"]) == 5000
+
+
+def test_a_form_beyond_the_limit_is_refused_with_the_limit(server, viewer):
+    answer = ask(server, viewer, bucket=BUCKET, subjects="10000032\n" * 120_000)
+    assert answer.status_code == 200
+    assert "at most 1,000,000 are taken" in answer.text
+    answer = ask(server, viewer, bucket=BUCKET, subjects="1" * 2_000_001)
+    assert answer.status_code == 413
+    assert "2,000,000 bytes" in answer.text
+
+
+def test_a_misspelt_name_in_the_address_is_refused(server, viewer):
+    answer = viewer.get(f"{server.url}/physionet/plan", params={"sampel_size": "5"}, headers=HTML)
+    assert "sample_size" in html.unescape(answer.text.partition("Not right yet")[2])
+
+
+def test_tabs_do_not_stand_on_other_peoples_dags(server):
+    plugins = server.as_user("admin").get(f"{server.url}/api/v2/plugins").json()["plugins"]
+    views = next(plugin for plugin in plugins if plugin["name"] == "physionet")["external_views"]
+    assert [view["destination"] for view in views] == ["nav"]
+
+
+# -- what somebody else wrote ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoil(server):
+    """Put something else in the place of a file of ours for the length of a test."""
+    before = {}
+
+    def put(path, content):
+        file = server.s3.folder / BUCKET / PREFIX / path
+        before.setdefault(file, file.read_bytes() if file.exists() else None)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+    yield put
+    for file, content in before.items():
+        file.unlink() if content is None else file.write_bytes(content)
+    time.sleep(KEPT)
+
+
+KEPT = 21
+"""Seconds after which the page looks at a manifest again."""
+
+
+def most_memory(server):
+    """Megabytes that the API server has ever held, without the children that are over."""
+    import psutil
+
+    process = psutil.Process(server.service._leash.pid)
+    status = [Path(f"/proc/{p.pid}/status").read_text() for p in process.children(recursive=True)]
+    return max(int(re.search(r"VmHWM:\s+(\d+)", text)[1]) for text in status) / 1024
+
+
+@pytest.mark.parametrize("kind", ["a bomb", "damaged"])
+def test_a_manifest_of_somebody_else_is_said_to_be_unreadable_and_hides_nothing(server, viewer, spoil, tmp_path, kind):
+    from tests.unit.test_catalog_tables import quiet_bomb
+
+    viewer.get(f"{server.url}/physionet/", headers=HTML)
+    before = most_memory(server)
+    spoil(MANIFEST, quiet_bomb(tmp_path / "bomb").read_bytes() if kind == "a bomb" else b"PAR1" + b"x" * 5000 + b"PAR1")
+    time.sleep(KEPT)
+    answer = viewer.get(f"{server.url}/physionet/", headers=HTML)
+    assert answer.status_code == 200
+    assert "The bucket cannot be read now" in answer.text
+    assert "builds the manifest again" in html.unescape(answer.text)
+    assert "other-bucket" in answer.text
+    assert "3,600" in answer.text  # the last runs are there
+    assert most_memory(server) - before < 100
+    assert ask(server, viewer, bucket=BUCKET, prefix=PREFIX, sample_size="25").status_code == 200
+
+
+def test_a_damaged_index_is_told_and_counts_as_unknown(server, viewer, spoil):
+    spoil(INDEX, b"no index")
+    time.sleep(KEPT)
+    text = html.unescape(viewer.get(f"{server.url}/physionet/", headers=HTML).text)
+    assert "What is verified is not known now" in text
+    assert "0 % of the dataset" not in text
+
+
+def test_a_runs_files_of_somebody_else_are_left_out_with_the_reason(server, viewer, spoil):
+    run = RunLayout(DONE)
+    for path, content in {
+        run.report_json: b'{"result": {"level": "x"}, "run": [], "transfer": 1e999}',
+        run.result(0): b"[" * 200_000,
+        run.result(1): b'{"shard": ' + b" " * (5 << 20) + b"1}",
+        run.result(2): b'{"shard": "two", "series": [[1]], "failed": 7}',
+    }.items():
+        spoil(path, content)
+    time.sleep(3)
+    answer = viewer.get(server.run_url(DONE), headers=HTML)
+    assert answer.status_code == 200
+    assert "has more than 4 MB" in answer.text
+    assert "is damaged and is left out" in answer.text
+    assert viewer.get(server.run_url(DONE, "progress.json")).json()["fields"]["headline"] == "The run succeeded"
+
+
+@pytest.mark.parametrize(
+    "plan", [b'{"shards": 5}', b'{"shards": [{"index": 1e999}]}', b"[]", b'{"shards": [], "request": []}']
+)
+def test_a_plan_of_somebody_else_is_none(server, viewer, spoil, plan):
+    spoil(RunLayout(DONE).plan, plan)
+    time.sleep(3)
+    answer = viewer.get(server.run_url(DONE), headers=HTML)
+    assert answer.status_code == 200
+    assert "Not all of this run" in answer.text
+
+
+def test_a_report_that_is_too_long_is_not_shown(server, viewer, spoil):
+    spoil(RunLayout(DONE).report_html, b"<p>" * (6 << 20))
+    answer = viewer.get(server.run_url(DONE, "report.html"), headers=HTML)
+    assert answer.status_code == 413
+    assert "more than 16 MB" in answer.text
 
 
 def test_links_on_tasks_lead_to_the_page(server, viewer):

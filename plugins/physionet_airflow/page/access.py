@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import re
 from typing import Annotated
+from urllib.parse import parse_qsl, urlsplit
 
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity, DagDetails
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
+from airflow.configuration import conf
 from airflow.models.dag import DagModel
-from fastapi import Depends, HTTPException, Path
+from fastapi import Depends, HTTPException, Path, Request
+from starlette.datastructures import QueryParams
 
 from physionet_airflow.page import runs
 from physionet_airflow.page.state import Kept
@@ -81,5 +84,53 @@ def run_of(dag_id: DagId, run_id: RunId, session: SessionDep) -> runs.Run:
         raise HTTPException(404, "A run of this name cannot be shown.")
     return run
 
+
+def from_our_own_page(request: Request) -> None:
+    """Refuse what another site's page has sent in the reader's name: Airflow's login is a cookie.
+
+    As Go's ``http.CrossOriginProtection`` decides: by Sec-Fetch-Site, which browsers send where the connection is secure;
+    else by Origin, which they send with every POST. A client that sends neither is no browser.
+
+    Raises:
+        HTTPException: 403.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site in ("same-origin", "none"):
+        return
+    if site is None and origin is None:
+        return
+    ours = {request.headers.get("host", ""), urlsplit(conf.get("api", "base_url", fallback="") or "").netloc}
+    if site is None and urlsplit(origin or "").netloc in ours:
+        return
+    raise HTTPException(403, "This form was sent by a page of another site.")
+
+
+MOST_SENT = 2_000_000
+"""Bytes of a form that are taken."""
+
+
+async def sent_form(request: Request) -> QueryParams:
+    """The form that was sent, within `MOST_SENT`.
+
+    Raises:
+        HTTPException: 413 or 415.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+        raise HTTPException(415, "A form is wanted, as the page sends it.")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MOST_SENT:
+            raise HTTPException(
+                413, f"This form has more than {MOST_SENT:,} bytes. Nothing was cut and nothing was done."
+            )
+    try:
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, max_num_fields=10_000)
+    except ValueError:
+        raise HTTPException(413, "This is no form, or one of more than 10,000 fields.") from None
+    return QueryParams(pairs)
+
+
+SentForm = Annotated[QueryParams, Depends(sent_form)]
 
 TheRun = Annotated[runs.Run, Depends(run_of)]

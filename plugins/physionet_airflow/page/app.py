@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,21 +14,38 @@ from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import (
+    FileResponse,
+    HTMLResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from include.physionet_mirror import catalog
 from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import InputError, MirrorError
+from include.physionet_mirror.errors import InputError, MetadataError, MirrorError
 from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.progress import Progress, Watch
+from include.physionet_mirror.progress import Progress, Watch, read_document
 from include.physionet_mirror.words import duration, money, share, size
 from physionet_airflow.bucket import open_bucket
 from physionet_airflow.page import form, runs, show
-from physionet_airflow.page.access import READ_RUN, DagId, ReadableDags, TheRun, defaults_of, params_of
+from physionet_airflow.page.access import (
+    READ_RUN,
+    DagId,
+    ReadableDags,
+    SentForm,
+    TheRun,
+    defaults_of,
+    from_our_own_page,
+    params_of,
+)
 from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
 from physionet_airflow.page.state import Kept
 
@@ -59,6 +77,9 @@ REPORT_POLICY = (
 )
 """For report.html, which lies in the bucket: no script, no request, and no picture."""
 
+MOST_REPORT = 16 << 20
+"""Bytes of a report.html that are shown; ours have well below one megabyte, a long list of failures some more."""
+
 _HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
@@ -70,6 +91,7 @@ _HEADERS = {
 
 _LATEST = 10  # runs in the overview
 _REPORTS = 5  # that an estimate learns from
+_BAD_PLACES = 3  # that are asked for a manifest in vain before the reader is told
 
 
 def _kept_bucket(mirror: Mirror) -> Bucket:
@@ -77,7 +99,7 @@ def _kept_bucket(mirror: Mirror) -> Bucket:
 
 
 _buckets: Kept[Bucket] = Kept(seconds=300, most=16)
-_watches: Kept[Watch] = Kept(seconds=3600, most=64)
+_watches: Kept[Watch] = Kept(seconds=3600, most=16)
 _looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
 _catalogs: Kept[catalog.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
 _overviews: Kept[tuple[catalog.Catalog, catalog.Overview]] = Kept(seconds=20, most=8)
@@ -191,13 +213,14 @@ def make_app() -> FastAPI:
 
     @app.get("/dags/{dag_id}/runs/{run_id}/report.html", dependencies=READ_RUN)
     def report_html(run: TheRun) -> Response:
-        body = _file(run, RunLayout(run.run_id).report_html)
+        body = b"".join(_file(run, RunLayout(run.run_id).report_html, MOST_REPORT))
         return HTMLResponse(body, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @app.get("/dags/{dag_id}/runs/{run_id}/failed_images.txt", dependencies=READ_RUN)
     def failed_images(run: TheRun) -> Response:
         body = _file(run, RunLayout(run.run_id).failed_images)
-        return PlainTextResponse(body, headers={"Content-Disposition": 'attachment; filename="failed_images.txt"'})
+        headers = {"Content-Disposition": 'attachment; filename="failed_images.txt"'}
+        return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
 
     @app.get("/dags/{dag_id}/runs/{run_id}/s3", dependencies=READ_RUN)
     def s3_console(request: Request, run: TheRun) -> Response:
@@ -217,11 +240,21 @@ def make_app() -> FastAPI:
 
     @app.get("/plan", dependencies=plan_access)
     def plan(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
-        return page(request, "plan", **_plan(request, session, dags), paused=runs.is_paused(session, MAIN_DAG))
+        return plan_page(request, session, _plan(request.query_params, session, dags))
 
-    @app.get("/plan/result", dependencies=plan_access)
-    def plan_result(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
-        return page(request, "plan_result", **_plan(request, session, dags))
+    # POST: the ids of thousands of patients are too long for an address. Nothing is changed by it.
+    plan_sent = [*plan_access, Depends(from_our_own_page)]
+
+    @app.post("/plan", dependencies=plan_sent)
+    def plan_without_script(request: Request, session: SessionDep, dags: ReadableDags, sent: SentForm) -> Response:
+        return plan_page(request, session, _plan(sent, session, dags))
+
+    @app.post("/plan/result", dependencies=plan_sent)
+    def plan_result(request: Request, session: SessionDep, dags: ReadableDags, sent: SentForm) -> Response:
+        return page(request, "plan_result", **_plan(sent, session, dags))
+
+    def plan_page(request: Request, session: SessionDep, values: Mapping[str, Any]) -> Response:
+        return page(request, "plan", **values, paused=runs.is_paused(session, MAIN_DAG))
 
     # -- what is served as it is -----------------------------------------------------------------------------------
 
@@ -252,11 +285,31 @@ def _bucket_of(run: Run) -> Bucket:
     return _kept_bucket(run.mirror)
 
 
-def _file(run: Run, path: str) -> bytes:
+def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:
+    """A file of a run, piece by piece.
+
+    Raises:
+        HTTPException: 404 where there is none; 413 while reading where it has more than ``most`` bytes.
+    """
+    pieces = _bucket_of(run).open_read(path)
     try:
-        return _bucket_of(run).read(path)
+        first = next(pieces, b"")
     except FileNotFoundError:
         raise HTTPException(404, "This file is not there (yet): a run writes it at its end, if at all.") from None
+
+    def bounded() -> Iterator[bytes]:
+        size = 0
+        for piece in chain((first,), pieces):
+            size += len(piece)
+            if most is not None and size > most:
+                raise HTTPException(
+                    413,
+                    f"{_bucket_of(run).uri(path)} has more than {most >> 20} MB and is not shown here: this software writes "
+                    "none of that size. No image is affected. Look at it with an S3 client, and who wrote it.",
+                )
+            yield piece
+
+    return bounded()
 
 
 def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
@@ -317,8 +370,12 @@ def _report_of(run: Run) -> Mapping[str, Any] | None:
     path = RunLayout(run.run_id).report_json
 
     def read(_: Any) -> dict[str, Any] | bool:
-        found = bucket.read_json(path)
-        return found if isinstance(found, dict) else False
+        try:
+            found = read_document(bucket, path)
+        except MetadataError as error:  # somebody else's, or damaged: that hides no other
+            log.warning("%s", error)
+            return False
+        return found if found is not None and show.result_of(found) else False
 
     found = _reports.get((run.mirror, run.run_id, run.ended), read)
     return found if isinstance(found, dict) else None
@@ -355,26 +412,45 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
     return shown
 
 
-def _plan(request: Request, session: SessionDep, dags: Sequence[str]) -> dict[str, Any]:
+def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[str, Any]:
     params = params_of(session, MAIN_DAG)
-    filled = form.read(params, request.query_params)
-    shown: dict[str, Any] = {"form": filled, "cohort": None, "source": None, "trouble": "", "dag_id": MAIN_DAG}
+    filled = form.read(params, given)
+    shown: dict[str, Any] = {
+        "form": filled,
+        "cohort": None,
+        "source": None,
+        "trouble": "",
+        "notes": [],
+        "dag_id": MAIN_DAG,
+    }
     if filled.request is None:
         return shown
     latest, mirrors = _places(session, dags)
     asked = Mirror(filled.request.bucket, filled.request.prefix)
-    try:
-        # The manifest is the same wherever it lies; what is there already is only known of the place that is asked for.
-        for mirror in sorted(mirrors, key=lambda m: m != asked):
+    # The manifest is the same wherever it lies; what is there already is only known of the place that is asked for.
+    # One that cannot be read does not hide the others.
+    troubles: list[str] = []
+    for mirror in sorted(mirrors, key=lambda m: m != asked):
+        try:
             found = _catalog_of(mirror)
-            if found is not None:
-                shown["cohort"] = _cohort(found, mirror, asked, filled, [run for run in latest if run.mirror == mirror])
-                shown["source"] = mirror
+            if found is None:
+                continue
+            shown["cohort"] = _cohort(found, mirror, asked, filled, [run for run in latest if run.mirror == mirror])
+            shown["source"] = mirror
+            if found.trouble and mirror == asked:
+                troubles.append(found.trouble)
+            break
+        except InputError as error:
+            shown["form"] = form.with_error(filled, error, params)
+            return shown
+        except MirrorError as error:
+            troubles.append(f"{mirror.uri}: {error}")
+            if len(troubles) == _BAD_PLACES:
                 break
-    except InputError as error:
-        shown["form"] = form.with_error(filled, error, params)
-    except MirrorError as error:
-        shown["trouble"] = str(error)
+    if shown["cohort"]:
+        shown["notes"] = troubles
+    else:
+        shown["trouble"] = " ".join(troubles)
     return shown
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,13 +12,15 @@ from typing import Any
 import jsonschema
 
 from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.request import Request
+from include.physionet_mirror.request import Request, checked_names
 
 SENT = "form"
 """Set in an address that a form made: there, a box that is not named is a box that is not ticked."""
 
 _LINK = re.compile(r"\[[^\]]*\]\([^)]*\)")  # Markdown's; the form's own descriptions link to this page
-_LONGEST = 20_000  # characters of one value
+
+LONGEST = 1_000_000
+"""Characters of one value that are taken: the ids of 100,000 patients. What is longer is refused, never cut."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
 
     Args:
         params: As `runs.dag_params` gives them.
-        query: The address's query, with ``get`` and ``getlist``. What names no param is ignored.
+        query: The address's query or the form that was sent, with ``get``, ``getlist`` and ``keys``.
     """
     sent = query.get(SENT) == "1"
     conf: dict[str, Any] = {}
@@ -81,40 +84,57 @@ def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
             jsonschema.validate(conf[name], param["schema"])
         except jsonschema.ValidationError as error:
             errors[name] = _sentence(name, param, error)
+        except _TooLong as error:
+            conf[name] = param["value"]
+            errors[name] = str(error)
         except ValueError:
             conf[name] = query.get(name)
             errors[name] = "This is not a number."
     request, other = None, ""
-    if not errors:
-        try:
-            request = Request.from_params(conf)
-        except InputError as error:
-            name, _, text = str(error).partition(": ")
-            if name in params:
-                errors[name] = text.replace(" Nothing was done.", "")
-            else:
-                other = str(error)
-    return Form(conf, request, _sections(params, conf, errors), errors, other)
+    try:
+        checked_names(set(query.keys()) - {SENT}, params)
+        request = Request.from_params(conf)
+    except InputError as error:
+        # The run's own words come before the schema's: page, form and API shall say the same.
+        name, _, text = str(error).partition(": ")
+        if name in params:
+            errors[name] = text.replace(" Nothing was done.", "")
+        else:
+            other = str(error)
+    return Form(conf, None if errors else request, _sections(params, conf, errors), errors, other)
 
 
 def with_error(form: Form, error: InputError, params: Mapping[str, Mapping[str, Any]]) -> Form:
     """The same form with what was found wrong later, at its field where the message names one."""
     name, _, text = str(error).partition(": ")
-    text = text.replace("Nothing was done; ", "").replace(" Nothing was done.", "")
+    text = re.sub(r"Nothing was done; (\w)", lambda found: found[1].upper(), text).replace(" Nothing was done.", "")
     if name not in params:
         return Form(form.conf, None, form.sections, form.errors, str(error))
     errors = {**form.errors, name: text}
     return Form(form.conf, None, _sections(params, form.conf, errors), errors)
 
 
+class _TooLong(ValueError):
+    """More than the form takes."""
+
+
 def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
-    given = [text[:_LONGEST] for text in given]
+    """What a param's boxes say; entries that are blank stay, so that they are refused as in the DAG's conf."""
+    size = sum(map(len, given)) + len(given)
+    if size > LONGEST:
+        raise _TooLong(
+            f"This has {size:,} characters, and at most {LONGEST:,} are taken here. Nothing was cut: shorten it, put the "
+            "images' paths into a file and name it under File list, or give the conf to Airflow's API."
+        )
     kinds = _types(param)
     if "array" in kinds:
         if not given:
             return [] if sent else (param["value"] or [])
-        parts = given if _options(param) else [line for text in given for line in text.replace(",", "\n").splitlines()]
-        return [text.strip() for text in parts if text.strip()]
+        if _options(param):
+            return [text.strip() for text in given]
+        # One a line, or between commas; an empty line is no entry, nothing between two commas is a blank one.
+        lines = [line for text in given for line in text.splitlines() if line.strip()]
+        return [part.strip() for line in lines for part in line.strip().removesuffix(",").split(",")]
     if "boolean" in kinds:
         return given[-1].lower() in ("true", "on", "1") if given else (False if sent else param["value"])
     if not given:
@@ -126,6 +146,8 @@ def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
         return int(text)
     if "number" in kinds:
         number = float(text)
+        if not math.isfinite(number):
+            raise ValueError(text)
         return int(number) if number.is_integer() else number
     return text
 
@@ -185,7 +207,7 @@ def _sentence(name: str, param: Mapping[str, Any], error: jsonschema.ValidationE
     """What the schema says, for people."""
     schema = error.schema if isinstance(error.schema, Mapping) else {}
     if error.instance in (None, ""):
-        return "This is needed."
+        return "An entry of this list is blank." if error.absolute_path else "This is needed."
     if error.validator in ("minimum", "maximum"):
         least, most = param["schema"].get("minimum"), param["schema"].get("maximum")
         bounds = f"from {least:,} to {most:,}" if most is not None and least is not None else ""

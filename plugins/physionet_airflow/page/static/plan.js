@@ -4,6 +4,7 @@
   const result = document.getElementById("result");
   const spoken = document.getElementById("spoken");
   const dialog = document.getElementById("trigger");
+  const LONGEST = 4000; // characters of an address that every proxy takes
   let asked = 0;
   let timer = 0;
 
@@ -14,12 +15,14 @@
     const query = address();
     result.setAttribute("aria-busy", "true");
     try {
-      const answer = await fetch(`${form.dataset.result}?${query}`, { headers: { Accept: "text/html" } });
+      const answer = await fetch(form.dataset.result, { method: "POST", body: query, headers: { Accept: "text/html" } });
       const html = await answer.text();
       if (mine !== asked) return; // a newer question is on its way
-      if (!answer.ok) throw new Error(answer.status === 401 || answer.status === 403 ? "You are no longer logged in. Log in to Airflow and reload this page." : `Airflow answered ${answer.status}. Change something, or reload this page.`);
+      if (!answer.ok) throw new Error(answer.status === 401 || answer.status === 403 ? "You are no longer logged in. Log in to Airflow and reload this page." : answer.status === 413 ? html : `Airflow answered ${answer.status}. Change something, or reload this page.`);
       result.innerHTML = html;
-      history.replaceState(null, "", `${location.pathname}?${query}`);
+      const long = String(query).length > LONGEST;
+      document.getElementById("long").hidden = !long;
+      history.replaceState(null, "", long ? location.pathname : `${location.pathname}?${query}`);
     } catch (error) {
       if (mine !== asked) return;
       const words = document.createElement("p");
