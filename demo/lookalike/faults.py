@@ -179,9 +179,14 @@ class Faults:
         """Fault that meets this request before the access check."""
         return next(self._strike(path, lambda fault: fault.comes_at_the_door), None)
 
-    def of_the_file(self, path: str) -> Fault | None:
-        """Fault that meets this request in place of, or within, the file."""
-        return next(self._strike(path, lambda fault: fault.kind not in EVENTS and not fault.comes_at_the_door), None)
+    def of_the_file(self, path: str, *, head: bool = False) -> Fault | None:
+        """Fault that meets this request in place of, or within, the file; a HEAD meets none of the body."""
+
+        def wanted(fault: Fault) -> bool:
+            met = fault.kind in (Kind.STATUS, Kind.LOGIN_PAGE) or not head
+            return met and fault.kind not in EVENTS and not fault.comes_at_the_door
+
+        return next(self._strike(path, wanted), None)
 
     def _strike(self, path: str, wanted: Callable[[Fault], bool]) -> Iterator[Fault]:
         for armed in self._armed:

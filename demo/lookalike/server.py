@@ -304,7 +304,7 @@ class Lookalike:
             return await reply.bytes(200, listing(place, path), HTML)
         if path.endswith("/") or not place.is_file():
             return await reply.page(404, "Page not found")
-        fault = self.faults.of_the_file(path) if reply.request.method == "GET" else None
+        fault = self.faults.of_the_file(path, head=reply.request.method == "HEAD")
         if fault and fault.kind is Kind.STATUS:
             return await reply.page(fault.status, "Page not found", retry_after(fault))
         if fault and fault.kind is Kind.LOGIN_PAGE:

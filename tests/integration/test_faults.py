@@ -299,6 +299,49 @@ def test_a_server_that_only_refuses_ends_the_shard_when_patience_ends(mirror, ph
     assert outcome.tally["stored"] == 0
 
 
+WHOLE_SERVER = {
+    "404 for everything": Fault(Kind.STATUS, status=404, attempts=None),
+    "an HTML page for everything": Fault(Kind.LOGIN_PAGE, attempts=None),
+    "502": Fault(Kind.STATUS, status=502, attempts=None),
+    "503": Fault(Kind.STATUS, status=503, attempts=None),
+    "504": Fault(Kind.STATUS, status=504, attempts=None),
+    "reset": Fault(Kind.RESET_BEFORE, attempts=None),
+    "silence": Fault(Kind.SILENCE, attempts=None, seconds=20),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_SERVER)
+def test_an_outage_in_any_form_names_no_image_and_is_asked_about_rarely(name, mirror, physionet, images):
+    fault, lasts = WHOLE_SERVER[name], 5.0
+    asked_meanwhile = [0]
+
+    def begin() -> None:
+        physionet.faults.set(fault)
+
+        def end() -> None:
+            asked_meanwhile[0] = physionet.counters.requests
+            physionet.faults.clear()
+
+        threading.Timer(lasts, end).start()
+
+    outcome = mirror(_small(images), just_before=begin)
+    assert outcome.error is None
+    assert outcome.seconds >= lasts
+    assert not outcome.tally["failed"]
+    # The handshake, what was under way, and then two a second (three here, where the back-off is a fifth of the real one).
+    assert asked_meanwhile[0] <= 2 + 8 + 3 * lasts
+    assert physionet.counters.peak_connections <= 8, "probes have their slot too"
+
+
+def test_refusals_above_a_limit_never_cost_an_image(mirror, physionet, images):
+    """A share of plain 503s for ever, without Retry-After, as nginx's limit_conn sends them."""
+    few = _small(images)[:30]
+    physionet.faults.set(Fault(Kind.STATUS, status=503, attempts=8, paths=f"*/{few[3].path}"))
+    outcome = mirror(few)
+    assert outcome.error is None
+    assert outcome.tally["faults"] == {"throttled": 8}
+
+
 def test_the_name_does_not_resolve(mirror, images):
     outcome = mirror(_small(images)[:5], url="http://physionet.invalid", patience=1.0)
     assert isinstance(outcome.error, SourceUnavailable)

@@ -343,6 +343,32 @@ def test_a_defect_of_ours_ends_the_shard_with_its_name():
         make(images(3), Source(meet), Bucket()).run()
 
 
+def test_a_defect_in_the_failure_path_ends_the_shard(monkeypatch):
+    """A worker that dies must not leave `run` waiting."""
+    transfer = make(images(3), Source(fails(lambda: NotFound("x"), None)), Bucket())
+    monkeypatch.setattr(transfer, "_missed", lambda *_: 1 / 0)
+    with pytest.raises(MirrorError, match="ZeroDivisionError"):
+        transfer.run()
+    assert transfer.tally.seconds < 5
+
+
+def test_a_body_without_a_size_is_bounded():
+    class Endless(Body):
+        def __init__(self) -> None:
+            self.size, self.taken = None, 0
+
+        def __iter__(self) -> Iterator[bytes]:
+            while True:
+                self.taken += 1 << 20
+                yield bytes(1 << 20)
+
+    endless = Endless()
+    transfer = make(images(1), Source(lambda _: endless), Bucket(), attempts=1)
+    with pytest.raises(ImagesFailed, match="without a size"):
+        transfer.run()
+    assert endless.taken <= BIG + (2 << 20)
+
+
 # -- the bucket's faults --------------------------------------------------------------------------------------------
 
 
@@ -408,6 +434,23 @@ def test_draining_waits_for_a_stalled_download_for_a_while_only(monkeypatch):
     release.set()
     assert tally.state == "drained"
     assert time.monotonic() - began < 5
+
+
+def test_a_stop_does_not_wait_for_a_publication_that_hangs(monkeypatch):
+    monkeypatch.setattr(module, "LAST_WORDS", 0.3)
+    stop, release = threading.Event(), threading.Event()
+
+    def publish(tally: dict[str, Any]) -> None:
+        if tally["stored"]:
+            stop.set()
+        release.wait(30)
+
+    source = Source(lambda _: time.sleep(0.1))
+    began = time.monotonic()
+    tally = make(images(500), source, Bucket(), stop=stop, publish=publish).run()
+    release.set()
+    assert tally.state == "drained"
+    assert time.monotonic() - began < 6
 
 
 class Terminated(BaseException):
