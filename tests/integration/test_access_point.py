@@ -111,6 +111,7 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket
     session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket_name)
     origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
+    origin.put(SUMS, b"sums", content_type="text/plain")  # without which nobody is served there
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
     wanted = [Image("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), Image("files/b.jpg", "0" * 64)]
     transfer = copy(wanted, AccessPoint(origin, bucket), bucket)
