@@ -263,13 +263,8 @@ def _probe(bucket: Bucket, notes: list[str]) -> str | None:
     finally:
         try:
             bucket.delete([PROBE])
-        except DestinationUnavailable:
-            raise
-        except DestinationError:
-            notes.append(
-                f"the role may write but not delete: {bucket.uri(PROBE)} stays. It needs s3:DeleteObject below "
-                f"{bucket.uri(MIRROR)} to keep reports in order."
-            )
+        except DestinationError as error:
+            notes.append(f"{bucket.uri(PROBE)} could not be deleted and stays; nothing depends on it. {error}")
     encryption = answer.get("ServerSideEncryption")
     if encryption is None:
         notes.append(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
 from base64 import b64decode, b64encode
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,8 +33,9 @@ from include.physionet_mirror.worker_settings import check_ca_bundle
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2OutputTypeDef, ObjectIdentifierTypeDef
 
+log = logging.getLogger(__name__)
 
 PART_SIZE = 8 << 20
 """Bytes of one part of a multipart upload; at S3's limit of 10,000 parts this carries files of 80 GiB."""
@@ -105,6 +108,7 @@ class Bucket:
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
         self._region: str | None = client.meta.region_name
+        self._deletes_one_by_one = False
         self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
         self._encryption = _encryption(kms_key, server_side_encryption)
 
@@ -277,11 +281,16 @@ class Bucket:
         return self.read(path).decode()
 
     def read_json(self, path: str) -> Any:
-        """The object as JSON, or None where there is no such object."""
+        """The object as JSON, or None where there is no such object or an emptied one (see `discard`).
+
+        Raises:
+            ValueError: It is no JSON. ``records.load`` reads what must not stop a run.
+        """
         try:
-            return json.loads(self.read(path))
+            data = self.read(path)
         except FileNotFoundError:
             return None
+        return json.loads(data) if data else None
 
     # -- what is written -------------------------------------------------------------------------------------------
 
@@ -327,22 +336,27 @@ class Bucket:
     ) -> bool:
         """Store a small object in place of what was ``before`` there (None = nothing); False where it is that no more.
 
-        S3 decides, so of several who write at once one wins and the others know. A server that takes no conditions
-        stores in any case.
+        S3 decides, so of several who write at once one wins and the others know. Only a server that says itself that it
+        takes no conditions is asked without one. After a lost answer this may say False of an object that this call
+        itself has written.
         """
         condition: Any = {"IfMatch": before.etag} if before else {"IfNoneMatch": "*"}
-        self._count("PUT")
-        try:
-            self._put_small(path, data, content_type, **condition)
-        except botocore.exceptions.ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if code in {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"}:
-                return False
-        except botocore.exceptions.BotoCoreError:
-            pass
-        else:
-            return True
-        self.write(path, data, content_type=content_type)  # NotImplemented, or an error that it names
+        with self._asking("PUT", path):
+            try:
+                self._put_small(path, data, content_type, **condition)
+                return True
+            except botocore.exceptions.ClientError as error:
+                if s3_replies.code_of(error) in {
+                    "PreconditionFailed",
+                    "ConditionalRequestConflict",
+                    "NoSuchKey",
+                    "412",
+                    "409",
+                }:
+                    return False
+                if not _knows_no_conditions(error):
+                    raise
+        self.write(path, data, content_type=content_type)
         return True
 
     def write_text(self, path: str, text: str, *, content_type: str = "text/plain; charset=utf-8") -> None:
@@ -397,8 +411,11 @@ class Bucket:
             with self._asking("PUT", path):
                 self.client.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={"Parts": done})
         except BaseException:
-            with self._asking("DELETE", path):
-                self.client.abort_multipart_upload(**where, UploadId=upload_id)
+            try:
+                with self._asking("DELETE", path):
+                    self.client.abort_multipart_upload(**where, UploadId=upload_id)
+            except (DestinationError, FileNotFoundError) as error:  # why the upload ended matters more
+                log.warning("The unfinished upload of %s stays in the bucket: %s", self.uri(path), error)
             raise
         return size
 
@@ -487,18 +504,77 @@ class Bucket:
         return True
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete objects, 1,000 a request. An absent one is no error."""
-        remaining = iter(paths)
+        """Delete objects, 1,000 a request. An absent one is no error.
+
+        A store that does not take such a request (some want Content-MD5 with it) is asked object by object.
+
+        Raises:
+            DestinationError: Something is not deleted; the others are.
+        """
+        self._delete({"Key": self.key(path)} for path in paths)
+
+    def delete_versions(self, versions: Iterable[tuple[str, str]]) -> None:
+        """Delete these versions and delete markers, given as (path, version id); as `delete` does."""
+        self._delete({"Key": self.key(path), "VersionId": version} for path, version in versions)
+
+    def _delete(self, objects: Iterable[ObjectIdentifierTypeDef]) -> None:
+        remaining = iter(objects)
         while batch := list(islice(remaining, _KEYS_A_DELETE)):
-            with self._asking("DELETE", f"{len(batch)} objects"):
-                answer = self.client.delete_objects(
-                    Bucket=self.name,
-                    Delete={"Objects": [{"Key": self.key(path)} for path in batch], "Quiet": True},
-                    ChecksumAlgorithm="SHA256",
-                    **self._owner,
-                )
-            if errors := answer.get("Errors"):
-                raise s3_replies.not_deleted(errors, len(batch), f"s3://{self.name}")
+            if not self._deletes_one_by_one:
+                with self._asking("DELETE", f"{len(batch)} objects"):
+                    try:
+                        answer = self.client.delete_objects(
+                            Bucket=self.name,
+                            Delete={"Objects": batch, "Quiet": True},
+                            ChecksumAlgorithm="SHA256",
+                            **self._owner,
+                        )
+                    except botocore.exceptions.ClientError as error:
+                        if not _takes_no_such_request(error):
+                            raise
+                        self._deletes_one_by_one = True
+                    else:
+                        if errors := answer.get("Errors"):
+                            raise s3_replies.not_deleted(errors, len(batch), f"s3://{self.name}")
+                        continue
+            self._delete_one_by_one(batch)
+
+    def _delete_one_by_one(self, batch: Sequence[ObjectIdentifierTypeDef]) -> None:
+        """All that can be deleted is; the first error is raised then."""
+
+        def delete(which: ObjectIdentifierTypeDef) -> DestinationError | None:
+            try:
+                with self._asking("DELETE", which["Key"].removeprefix(self._root)):
+                    self.client.delete_object(Bucket=self.name, **which, **self._owner)  # type: ignore[misc]
+            except FileNotFoundError:  # that is what was wanted
+                return None
+            except DestinationError as error:
+                return error
+            return None
+
+        with ThreadPoolExecutor(16, thread_name_prefix="delete") as pool:
+            failed = [error for error in pool.map(delete, batch) if error]
+        if failed:
+            raise failed[0]
+
+    def discard(self, paths: Iterable[str]) -> None:
+        """Tidy up small files of ours: deleted where S3 lets us, else emptied, which readers take for absent.
+
+        Never raises for what S3 says: a file too many decides nothing. What is left standing is named in a warning.
+        """
+        paths = list(paths)
+        try:
+            self.delete(paths)
+            return
+        except DestinationError as error:
+            log.warning(
+                "%s could not be deleted and is emptied instead. Nothing depends on it. %s", _named(paths), error
+            )
+        try:
+            for path in paths:
+                self.write(path, b"")
+        except DestinationError as error:
+            log.warning("%s could not be emptied either. %s", _named(paths), error)
 
     # -- errors ----------------------------------------------------------------------------------------------------
 
@@ -535,6 +611,36 @@ def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict
 def _status(error: botocore.exceptions.ClientError) -> int:
     """The HTTP status of an answer, 0 where there was none."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+
+
+def _takes_no_such_request(error: botocore.exceptions.ClientError) -> bool:
+    """Whether a store refuses the request as such (DeleteObjects without Content-MD5, for instance), not its sender."""
+    return s3_replies.status_of(error) in {"400", "405", "411", "501"} and s3_replies.code_of(error) in {
+        "",
+        "400",
+        "405",
+        "411",
+        "501",
+        "InvalidArgument",
+        "InvalidDigest",
+        "InvalidRequest",
+        "MethodNotAllowed",
+        "MissingContentLength",
+        "MissingContentMD5",
+        "NotImplemented",
+    }
+
+
+def _knows_no_conditions(error: botocore.exceptions.ClientError) -> bool:
+    """Whether a store says that it does not take If-Match or If-None-Match; being slow, or refusing us, is not that."""
+    if s3_replies.code_of(error) in {"NotImplemented", "501"} or s3_replies.status_of(error) == "501":
+        return True
+    said = " ".join(str(value) for value in error.response.get("Error", {}).values()).lower()
+    return s3_replies.status_of(error) == "400" and any(word in said for word in ("if-match", "if-none-match", "conditional"))
+
+
+def _named(paths: Sequence[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0] if paths else 'nothing'} and {len(paths) - 1:,} more"
 
 
 def _parts(chunks: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -17,16 +17,19 @@ from __future__ import annotations
 
 import io
 import logging
+import random
+import time
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from include.physionet_mirror.errors import DestinationUnavailable
 from include.physionet_mirror.layout import INDEX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -36,19 +39,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TRIES = 10
+_TRIES_OF_SLOW_S3 = 3  # each one after the client's own
 _TYPE = "application/vnd.apache.parquet"
 
 
-def known(bucket: Bucket, paths: Iterable[str], sha256: Iterable[str]) -> tuple[Sequence[int], int]:
-    """The sizes in bytes of all images in the index, and how many of the given ones are there with their checksum."""
+def read(bucket: Bucket, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """The index, or some columns of it; None where there is none, or none that can be read: then a warning names it."""
     try:
-        table = pq.read_table(io.BytesIO(bucket.read(INDEX)), columns=["path", "bytes", "sha256"])
-    except (FileNotFoundError, pa.ArrowException):
-        return [], 0
-    where = pc.index_in(pa.array(paths, pa.string()), value_set=table["path"].cast(pa.string()))
-    found = table["sha256"].cast(pa.string()).take(where)
-    same = pc.equal(found, pa.array(sha256, pa.string()))
-    return table["bytes"].to_pylist(), pc.sum(same).as_py() or 0
+        data = bucket.read(INDEX)
+    except FileNotFoundError:
+        return None
+    try:
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        table = file.read(None if columns is None else list(columns))
+        table.validate(full=True)
+        if columns is not None and (absent := set(columns) - set(table.column_names)):
+            raise ValueError(f"it has no column {', '.join(sorted(absent))}")
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        _warn(bucket, error)
+        return None
+    return table
+
+
+def _warn(bucket: Bucket, error: BaseException) -> None:
+    log.warning(
+        "%s is damaged (%s). No image is affected: this run goes on without it and writes it anew with its own images; a "
+        "run with select=all fills in the others.",
+        bucket.uri(INDEX),
+        (str(error).splitlines() or [type(error).__name__])[0],
+    )
 
 
 def rows(verdict: Verdict, manifest: Path | BinaryIO, bucket: Bucket) -> pa.Table:
@@ -77,41 +96,54 @@ def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
 
     Runs that overlap may both do this, so it is written only in place of the one that was merged; when somebody else has
     written meanwhile, it is merged anew.
+
+    Raises:
+        DestinationUnavailable: S3 does not take it, or others write it all the time; nobody's rows are lost.
     """
     new = rows(verdict, manifest, bucket)
     looked_at = pa.array(
         [image.path for image in verdict.ok] + [problem.path for problem in verdict.problems], pa.string()
     )
-    for _ in range(_TRIES):
+    seen, unavailable = set(), 0
+    for number in range(_TRIES):
+        if number:  # the other writers are at their merge now, or S3 is slow
+            time.sleep(random.uniform(0, min(0.2 * 2**number, 5)))
         before = bucket.head(INDEX)
-        kept = _kept(bucket, looked_at) if before else None
-        merged = new if kept is None else pa.concat_tables([new, kept], promote_options="permissive").sort_by("path")
+        seen.add(before and before.etag)
+        merged = _merged(bucket, new, looked_at) if before else new
         out = io.BytesIO()
-        pq.write_table(merged, out, compression="zstd")
+        pq.write_table(merged, out, compression="zstd", write_page_checksum=True)
         now = bucket.head(INDEX)  # for a server that takes no conditions
-        if (now and now.etag) == (before and before.etag) and bucket.write_unless_changed(
-            INDEX, out.getvalue(), before, content_type=_TYPE
-        ):
-            break
-    else:
-        log.warning("%s is written by many runs at once; the rows of one of them may get lost.", bucket.uri(INDEX))
+        if (now and now.etag) != (before and before.etag):
+            continue
+        try:
+            if bucket.write_unless_changed(INDEX, out.getvalue(), before, content_type=_TYPE):
+                return int(merged.num_rows)
+        except DestinationUnavailable as error:
+            unavailable += 1
+            if unavailable == _TRIES_OF_SLOW_S3:
+                raise
+            log.warning("%s is not written yet, and tried again: %s", bucket.uri(INDEX), error)
+    if len(seen) == 1:  # nobody writes, and still its own ETag is not what this server wants to hear
+        log.warning("This S3 server refuses If-Match without need; %s is written without it.", bucket.uri(INDEX))
         bucket.write(INDEX, out.getvalue(), content_type=_TYPE)
-    return int(merged.num_rows)
+        return int(merged.num_rows)
+    raise DestinationUnavailable(
+        f"{bucket.uri(INDEX)} was written by other runs in each of {_TRIES} tries. The images are untouched, and the index "
+        "has the rows of those runs. The task is retried by itself and adds its own."
+    )
 
 
-def _kept(bucket: Bucket, looked_at: pa.Array) -> pa.Table | None:
-    """The rows of the index as it is whose images this verification did not look at."""
+def _merged(bucket: Bucket, new: pa.Table, looked_at: pa.Array) -> pa.Table:
+    """The new rows, and those of the index as it is whose images this verification did not look at."""
+    table = read(bucket)
+    if table is None:
+        return new
     try:
-        file = pq.ParquetFile(io.BytesIO(bucket.read(INDEX)))
-        kept = pc.invert(pc.is_in(file.read(["path"])["path"].cast(pa.string()), value_set=looked_at))
-        return file.read().filter(kept) if pc.any(kept).as_py() else None
-    except FileNotFoundError:
-        return None
-    except (pa.ArrowException, OSError) as error:
-        log.warning(
-            "%s cannot be read (%s). No image is affected: it is written anew, with the images of this run; a run with "
-            "select=all fills in the others.",
-            bucket.uri(INDEX),
-            error,
-        )
-        return None
+        if unknown := set(table.column_names) - set(new.column_names):
+            raise ValueError(f"it has an unknown column {min(unknown)!r}")
+        kept = table.filter(pc.invert(pc.is_in(table["path"].cast(pa.string()), value_set=looked_at)))
+        return pa.concat_tables([new, kept], promote_options="permissive").sort_by("path") if len(kept) else new
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        _warn(bucket, error)
+        return new
