@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from include.physionet_mirror import throughput
 from include.physionet_mirror.errors import MetadataError
 from include.physionet_mirror.layout import RunLayout
+from include.physionet_mirror.records import ShardResult
 
 if TYPE_CHECKING:
     from include.physionet_mirror.destination import Bucket
@@ -195,7 +196,7 @@ class Watch:
             listed = list(islice(self._bucket.list(run.root, last=run.results + "~"), MOST_FILES + 1))
             if len(listed) > MOST_FILES:
                 troubles.append(f"{run.root} holds more than {MOST_FILES:,} files, and the rest is not looked at.")
-            found = {entry.path: entry for entry in listed[:MOST_FILES]}
+            found = {entry.path: entry for entry in listed[:MOST_FILES] if entry.size}  # what is empty was discarded
             self._known = {path: known for path, known in self._known.items() if path in found}
             wanted = [p for p in (run.plan, run.report_json) if p in found]
             wanted += sorted(path for path in found if path.startswith(run.results))
@@ -223,16 +224,16 @@ class Watch:
         )
         return replace(seen, troubles=troubles)
 
-    def _read(self, path: str, etag: str, troubles: list[str]) -> dict[str, Any] | None:
+    def _read(self, path: str, etag: str, troubles: list[str]) -> Any:
         """The document, read again only where it has changed; None for one that is none of ours."""
         known = self._known.get(path)
         if known is None or known[0] != etag:
             fault = ""
-            content = None
+            content: Any = None
             try:
                 content = read_document(self._bucket, path)
                 if content is not None and path.startswith(self._run.results):
-                    _check_result(content, path)
+                    content = _result(content, path)
             except MetadataError as error:
                 content = None
                 fault = str(error)
@@ -268,11 +269,10 @@ def read_document(bucket: Bucket, path: str) -> dict[str, Any] | None:
     return document
 
 
-def _check_result(result: Mapping[str, Any], path: str) -> None:
-    """Raise MetadataError where a result cannot be counted, so that it hides no other shard's."""
+def _result(document: Mapping[str, Any], path: str) -> ShardResult:
     try:
-        progress({"shards": [{"index": int(result["shard"]), "name": "", "images": 0}]}, [result])
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        return ShardResult.from_json(document)
+    except ValueError:
         raise MetadataError(f"{path} is not as this software writes it and is left out.") from None
 
 
@@ -298,7 +298,7 @@ def _is_count(value: object) -> bool:
 
 def progress(
     plan: Mapping[str, Any] | None,
-    results: Iterable[Mapping[str, Any]],
+    results: Iterable[ShardResult],
     tasks: Mapping[int, Tasks] | None = None,
     *,
     report: Mapping[str, Any] | None = None,
@@ -318,7 +318,7 @@ def progress(
     files = frozenset(files) & {"report.html", "report.json", "failed_images.txt"}
     if plan is None:
         return Progress(files=files, report=report)
-    by_shard = {int(result["shard"]): result for result in results if "shard" in result}
+    by_shard = {result.shard: result for result in results}
     shards = [
         _shard(planned, by_shard.get(int(planned["index"])), None if tasks is None else tasks.get(planned["index"]))
         for planned in plan["shards"]
@@ -328,7 +328,7 @@ def progress(
     running = any(shard.state not in _ENDED for shard in shards)
     spans = throughput.spans(results)
     started, updated = min((s[0] for s in spans), default=0.0), max((s[1] for s in spans), default=0.0)
-    stored, sent = sum(shard.stored for shard in shards), sum(int(result.get("bytes") or 0) for result in results)
+    stored, sent = sum(shard.stored for shard in shards), sum(result.bytes for result in results)
     if running:
         clock = (now or datetime.now(UTC)).timestamp()
         speed = throughput.recent(results, max(updated, clock - 2 * SHORTEST_STRETCH), RECENT)
@@ -353,9 +353,9 @@ def progress(
         seconds=updated - started,
         series=throughput.series(results, started, updated, shortest=SHORTEST_STRETCH),
         failures=_failures(results),
-        retries=sum(int(result.get("retries") or 0) for result in results),
-        handshakes=sum(int(result.get("handshakes") or 0) for result in results),
-        faults=dict(sum((Counter(result.get("faults") or {}) for result in results), Counter()).most_common()),
+        retries=sum(result.retries for result in results),
+        handshakes=sum(result.handshakes for result in results),
+        faults=dict(sum((Counter(result.faults) for result in results), Counter()).most_common()),
         updated=datetime.fromtimestamp(updated, UTC) if updated else None,
         report=report,
         files=files,
@@ -365,12 +365,12 @@ def progress(
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
-def _shard(planned: Mapping[str, Any], result: Mapping[str, Any] | None, tasks: Tasks | None) -> ShardProgress:
+def _shard(planned: Mapping[str, Any], result: ShardResult | None, tasks: Tasks | None) -> ShardProgress:
     images = int(planned["images"])
     state = _state(result, tasks)
-    failed = len(result.get("failed") or ()) if result else 0
-    stored = int(result.get("stored") or 0) if result else 0
-    todo = int(result.get("todo") or 0) if result else None
+    failed = len(result.failed) if result else 0
+    stored = result.stored if result else 0
+    todo = result.todo if result else None
     there = images - todo + stored if todo is not None else 0
     left = None if todo is None else max(todo - stored - failed, 0)
     if state == THERE:
@@ -386,8 +386,8 @@ def _shard(planned: Mapping[str, Any], result: Mapping[str, Any] | None, tasks: 
         stored=stored,
         failed=failed,
         left=left,
-        connections=int(result.get("connections") or 0) if result and state == RUNNING else 0,
-        try_number=int(result.get("try_number") or 0) if result else 0,
+        connections=result.connections if result and state == RUNNING else 0,
+        try_number=result.try_number if result else 0,
     )
 
 
@@ -402,8 +402,8 @@ _STREAM_STATES = {
 }
 
 
-def _state(result: Mapping[str, Any] | None, tasks: Tasks | None) -> str:
-    published = _RESULT_STATES.get(str(result.get("state")), RUNNING) if result else None
+def _state(result: ShardResult | None, tasks: Tasks | None) -> str:
+    published = _RESULT_STATES.get(result.state, RUNNING) if result else None
     if tasks is None or (tasks.missing is None and tasks.stream is None):
         return published or WAITING
     if tasks.missing == "skipped":
@@ -432,11 +432,10 @@ def _left(shards: Sequence[ShardProgress], estimate: Mapping[str, Any]) -> int:
     return known + unknown
 
 
-def _failures(results: Sequence[Mapping[str, Any]]) -> list[Failures]:
+def _failures(results: Sequence[ShardResult]) -> list[Failures]:
     by_reason: dict[str, list[tuple[str, str]]] = {}
     for result in results:
-        for failed in result.get("failed") or ():
-            named = by_reason.setdefault(str(failed.get("reason") or "unknown"), [])
-            named.append((str(failed.get("path") or ""), str(failed.get("detail") or "")))
+        for failed in result.failed:
+            by_reason.setdefault(failed.reason, []).append((failed.path, failed.detail))
     most_first = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
     return [Failures(reason, len(named), sorted(named)[:MOST_NAMED]) for reason, named in most_first]

@@ -26,6 +26,7 @@ from include.physionet_mirror import index, throughput
 from include.physionet_mirror.errors import MirrorError, next_steps
 from include.physionet_mirror.layout import INDEX
 from include.physionet_mirror.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
+from include.physionet_mirror.records import ShardResult, load, plain_failures
 from include.physionet_mirror.verification import Problem, Verdict
 from include.physionet_mirror.verified import group_of
 from include.physionet_mirror.words import duration, share, size
@@ -99,7 +100,9 @@ def write(
     if problems:
         bucket.write_text(run.failed_images, "".join(f"{problem.path}\t{problem.reason}\n" for problem in problems))
     else:
-        bucket.delete([run.failed_images])  # of an earlier attempt of this run
+        stale = bucket.head(run.failed_images)  # of an earlier attempt of this run
+        if stale and stale.size:
+            bucket.discard([run.failed_images])
     report = build(
         bucket,
         run,
@@ -119,34 +122,26 @@ def write(
     return report
 
 
-def read_results(bucket: Bucket, run: RunLayout) -> list[dict[str, Any]]:
+def read_results(bucket: Bucket, run: RunLayout) -> list[ShardResult]:
     """What the run's stream tasks published, in order of shard; one that cannot be read is left out with a warning."""
-
-    def read(path: str) -> dict[str, Any] | None:
-        try:
-            result = bucket.read_json(path)
-        except ValueError:
-            log.warning("%s is no JSON; the report leaves this shard's progress out.", bucket.uri(path))
-            return None
-        return result if isinstance(result, dict) else None
-
     paths = [entry.path for entry in bucket.list(run.results) if entry.path.endswith(".json")]
     with ThreadPoolExecutor(8, thread_name_prefix="results") as pool:
-        return [result for result in pool.map(read, paths) if result is not None]
+        read = pool.map(lambda path: load(bucket, path, ShardResult), paths)
+        return [result for result in read if result is not None]
 
 
 def explain(
-    problems: Iterable[Problem], results: Iterable[Mapping[str, Any]], shard_of: Mapping[str, int] | None = None
+    problems: Iterable[Problem], results: Iterable[ShardResult], shard_of: Mapping[str, int] | None = None
 ) -> list[Problem]:
     """Give each image that is not there the reason for which its stream task could not fetch it, where there is one.
 
     ``shard_of`` tells the shard of an image, for those that a task did not come to because an error ended it.
     """
     results = list(results)
-    ended = {int(result["shard"]): result["error"] for result in results if result.get("error")}
+    ended = {result.shard: result.error for result in results if result.error}
     shard_of = shard_of or {}
-    why = {path: _why(ended[shard]) for path, shard in shard_of.items() if shard in ended}
-    why |= {str(failed["path"]): _why(failed) for result in results for failed in result.get("failed") or ()}
+    why = {path: (ended[shard].reason, ended[shard].detail) for path, shard in shard_of.items() if shard in ended}
+    why |= plain_failures(failure for result in results for failure in result.known_failures)
     explained = []
     for problem in problems:
         reason, detail = why.get(problem.path, ("", ""))
@@ -159,10 +154,6 @@ def explain(
     return explained
 
 
-def _why(failure: Mapping[str, Any]) -> tuple[str, str]:
-    return str(failure.get("reason") or "missing"), str(failure.get("detail") or "")
-
-
 def build(
     bucket: Bucket,
     run: RunLayout,
@@ -173,7 +164,7 @@ def build(
     manifest: Path | bytes,
     params: Mapping[str, Any],
     started: datetime,
-    results: Sequence[Mapping[str, Any]],
+    results: Sequence[ShardResult],
     index_rows: int,
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
@@ -187,6 +178,7 @@ def build(
         "version": VERSION,
         "run": {
             "id": run.run_id,
+            "dag_id": run.dag_id,
             "started": _iso(started),
             "finished": _iso(finished),
             "seconds": round(max(0.0, (finished - started).total_seconds()), 1),
@@ -255,6 +247,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, Any]:
     result, files = report["result"], report["files"]
     return {
         "run_id": report["run"]["id"],
+        "dag_id": report["run"]["dag_id"],
         "dataset": report["dataset"]["name"],
         "manifest_sha256": report["dataset"]["manifest_sha256"],
         **{
@@ -391,18 +384,17 @@ def _sizes(sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _transfer(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _transfer(results: Sequence[ShardResult]) -> dict[str, Any]:
     """What the run's stream tasks did, together; ``seconds`` from the first one's start to the last one's end."""
     spans = throughput.spans(results)
     began, ended = min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
-    images = sum(int(result.get("stored") or 0) for result in results)
-    sent = sum(int(result.get("bytes") or 0) for result in results)
+    images, sent = sum(result.stored for result in results), sum(result.bytes for result in results)
     faults: Counter[str] = Counter()
     for result in results:
-        faults.update({str(kind): int(count) for kind, count in (result.get("faults") or {}).items()})
+        faults.update(result.faults)
     use = throughput.use(results)
     return {
-        "shards": dict(sorted(Counter(str(result.get("state") or "unknown") for result in results).items())),
+        "shards": dict(sorted(Counter(result.state for result in results).items())),
         "images": images,
         "bytes": sent,
         "seconds": round(ended - began, 1),
@@ -411,8 +403,8 @@ def _transfer(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "connections": round(use.connections, 1),
         "connections_allowed": round(use.allowed, 1),
         "connection_seconds": round(use.connection_seconds, 1),
-        "retries": sum(int(result.get("retries") or 0) for result in results),
-        "handshakes": sum(int(result.get("handshakes") or 0) for result in results),
+        "retries": sum(result.retries for result in results),
+        "handshakes": sum(result.handshakes for result in results),
         "faults": dict(faults.most_common()),
         "series": [list(point) for point in throughput.series(results, began, ended)],
     }

@@ -7,9 +7,11 @@ time that ends there. Live page, report and estimate all look at them through th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from include.physionet_mirror.records import ShardResult
 
 MOST_POINTS = 120
 """Of a series; a run of 20 hours then has one for each ten minutes."""
@@ -37,40 +39,37 @@ class Point(NamedTuple):
     connections: float
 
 
-def stretches(results: Iterable[Mapping[str, Any]]) -> Iterable[Stretch]:
+def stretches(results: Iterable[ShardResult]) -> Iterable[Stretch]:
     """Every stretch of every task's series.
 
     Args:
-        results: ``results/NNNN.json``.
+        results: What the tasks published.
     """
     for result in results:
-        started = seconds_of(result.get("started"))
-        if not started:
+        if not result.began:
             continue
         since = 0.0
-        for until, images, sent, connections in result.get("series") or ():
+        for until, images, sent, connections in result.series:
             if until > since:
-                yield Stretch(started + since, started + until, images, sent, connections)
+                yield Stretch(result.began + since, result.began + until, images, sent, connections)
                 since = until
 
 
-def spans(results: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+def spans(results: Iterable[ShardResult]) -> list[tuple[float, float]]:
     """Start and last sign of life of each task, in seconds since 1970."""
     found = []
     for result in results:
-        if started := seconds_of(result.get("started")):
-            last = [float(point[0]) for point in (result.get("series") or ())[-1:]]
-            found.append((started, started + max([float(result.get("seconds") or 0), *last])))
+        if result.began:
+            last = [point[0] for point in result.series[-1:]]
+            found.append((result.began, result.began + max([result.seconds, *last])))
     return found
 
 
-def series(
-    results: Iterable[Mapping[str, Any]], began: float, ended: float, *, shortest: float = 1.0
-) -> Sequence[Point]:
+def series(results: Iterable[ShardResult], began: float, ended: float, *, shortest: float = 1.0) -> Sequence[Point]:
     """The tasks' series laid over each other; what a task reports for a stretch is spread evenly over it.
 
     Args:
-        results: ``results/NNNN.json``.
+        results: What the tasks published.
         began: Seconds since 1970.
         ended: Seconds since 1970.
         shortest: Seconds between two points at least; of a long time there are `MOST_POINTS`.
@@ -96,7 +95,7 @@ def series(
     ]
 
 
-def recent(results: Iterable[Mapping[str, Any]], until: float, seconds: float) -> tuple[float, float]:
+def recent(results: Iterable[ShardResult], until: float, seconds: float) -> tuple[float, float]:
     """Images and bytes a second in the last ``seconds`` before ``until`` (since 1970)."""
     images = sent = 0.0
     first = until
@@ -124,16 +123,15 @@ class Use(NamedTuple):
     allowed: float
 
 
-def use(results: Iterable[Mapping[str, Any]]) -> Use:
+def use(results: Iterable[ShardResult]) -> Use:
     """How these tasks used their connections; a result's ``allowed`` is the most that its task might hold."""
     used = allowed = 0.0
     working: list[tuple[float, float]] = []
     for result in results:
-        most = float(result.get("allowed") or 0)
         for stretch in _at_work(result):
             length = stretch.ended - stretch.began
             used += length * stretch.connections
-            allowed += length * most
+            allowed += length * result.allowed
             working.append((stretch.began, stretch.ended))
     busy = reached = 0.0
     for start, end in sorted(working):
@@ -142,7 +140,7 @@ def use(results: Iterable[Mapping[str, Any]]) -> Use:
     return Use(used, used / busy, allowed / busy) if busy else Use(0.0, 0.0, 0.0)
 
 
-def _at_work(result: Mapping[str, Any]) -> Iterable[Stretch]:
+def _at_work(result: ShardResult) -> Iterable[Stretch]:
     """The stretches of a task without those in which it waited for PhysioNet to come back."""
     idle: list[Stretch] = []
     for stretch in stretches([result]):
@@ -169,11 +167,3 @@ def connection_seconds(points: object) -> float:
             return 0.0
         total, since = total + (until - since) * connections, until
     return total if math.isfinite(total) else 0.0
-
-
-def seconds_of(text: object) -> float:
-    """Seconds since 1970 of an ISO time; 0 where it is none."""
-    try:
-        return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
-        return 0.0

@@ -42,6 +42,7 @@ from include.physionet_mirror.errors import (
     Throttled,
 )
 from include.physionet_mirror.pace import Pace, Slot
+from include.physionet_mirror.records import Failure
 from include.physionet_mirror.shards import Image
 from include.physionet_mirror.source import BIG
 from include.physionet_mirror.throughput import MOST_POINTS
@@ -117,15 +118,6 @@ class Destination(Protocol):
     ) -> int:
         """Store a file of any size in bounded memory, atomically; its size in bytes."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """An image that is not stored: its path, a short reason for grouping, and the whole story."""
-
-    path: str
-    reason: str
-    detail: str
 
 
 @dataclass(eq=False, slots=True)

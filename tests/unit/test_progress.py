@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.progress import MOST_BYTES, MOST_FILES, MOST_NAMED, STATES, Tasks, Watch, progress
+from include.physionet_mirror.records import ShardResult
 from include.physionet_mirror.throughput import MOST_POINTS
 
 RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")
@@ -28,7 +29,7 @@ def plan(shards=4, images=100, missing=None):
 
 
 def result(shard, *, state="running", images=100, todo=100, stored=0, seconds=10.0, failed=(), after=0, **more):
-    return {
+    document = {
         "shard": shard,
         "name": f"shard {shard}",
         "state": state,
@@ -47,6 +48,7 @@ def result(shard, *, state="running", images=100, todo=100, stored=0, seconds=10
         "series": [[seconds, stored, stored * 1000, 2]],
         **more,
     }
+    return ShardResult.from_json(document)
 
 
 def test_without_a_plan_there_is_nothing_to_count():
@@ -188,7 +190,7 @@ def files():
     files.put(RUN.plan, plan(400))
     for n in range(400):
         files.put(RUN.shard(n), "not to be read")
-        files.put(RUN.result(n), result(n, state="done", stored=100))
+        files.put(RUN.result(n), result(n, state="done", stored=100).to_json())
     return files
 
 
@@ -197,7 +199,7 @@ def test_only_what_changed_is_read_again(files):
     assert watch.look().there == 40_000
     files.reads.clear()
     files.lists = 0
-    files.put(RUN.result(7), result(7, stored=50))
+    files.put(RUN.result(7), result(7, stored=50).to_json())
     assert watch.look().there == 39_950
     assert files.reads == [RUN.result(7)]
     assert files.lists == 1
@@ -217,10 +219,17 @@ def test_a_damaged_result_is_left_out(files):
 
 @pytest.mark.parametrize(
     "change",
-    [{"shard": "two"}, {"series": [[1]]}, {"series": [[1e999, 1, 1, 1]]}, {"failed": 7}, {"failed": [3]}, {"bytes": "x"}, {"faults": [1, {}]}],
+    [{"series": [[1]]}, {"series": [[1e999, 1, 1, 1]]}, {"failed": 7}, {"failed": [3]}, {"bytes": "x"}, {"faults": [1, {}]}],
 )  # fmt: skip
-def test_a_result_of_another_kind_is_left_out_and_hides_no_other(files, change):
-    files.put(RUN.result(3), result(3, stored=100) | change)
+def test_a_damaged_field_of_a_result_costs_that_field_alone(files, change):
+    files.put(RUN.result(3), result(3, stored=100).to_json() | change)
+    seen = Watch(files, RUN).look()
+    assert seen.there == 40_000
+    assert not seen.troubles
+
+
+def test_a_result_of_another_kind_is_left_out_and_hides_no_other(files):
+    files.put(RUN.result(3), result(3, stored=100).to_json() | {"shard": "two"})
     seen = Watch(files, RUN).look()
     assert seen.there == 39_900
     assert RUN.result(3) in seen.troubles[0]
@@ -235,7 +244,7 @@ def test_files_that_are_too_long_are_left_out_with_the_reason(files):
 
 def test_a_folder_that_holds_too_much_is_read_up_to_the_bound(files):
     for n in range(10):
-        files.put(RUN.result(n), json.dumps(result(n, stored=100)) + " " * (MOST_BYTES - 5000))
+        files.put(RUN.result(n), json.dumps(result(n, stored=100).to_json()) + " " * (MOST_BYTES - 5000))
     seen = Watch(files, RUN).look()
     assert "more than 24 MB" in seen.troubles[0]
     assert seen.planned

@@ -71,7 +71,7 @@ class FakeBucket:
     def write_json(self, path, value):
         self.objects[path] = json.dumps(value).encode()
 
-    def delete(self, paths):
+    def discard(self, paths):
         for path in paths:
             self.objects.pop(path, None)
 

@@ -11,17 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from include.physionet_mirror import throughput
+from include.physionet_mirror.records import ShardResult
 
 STARTED = datetime(2026, 3, 1, 22, tzinfo=UTC)
 
 
-def task(after: float, points: Sequence[tuple[float, int, int]], **more: Any) -> dict[str, Any]:
+def task(after: float, points: Sequence[tuple[float, int, int]], **more: Any) -> ShardResult:
     """A task that began ``after`` seconds and did (seconds, images, connections) in each stretch, at 1 kB an image."""
     at, series = 0.0, []
     for seconds, images, connections in points:
         at += seconds
         series.append([at, images, images * 1000, connections])
-    return {"started": (STARTED + timedelta(seconds=after)).isoformat(), "seconds": at, "series": series, **more}
+    started = (STARTED + timedelta(seconds=after)).isoformat()
+    return ShardResult.from_json({"shard": 0, "started": started, "seconds": at, "series": series, **more})
 
 
 STRETCHES = st.lists(st.tuples(st.floats(0.5, 60), st.integers(0, 500), st.integers(0, 8)), min_size=1, max_size=40)
@@ -67,6 +69,8 @@ def test_tasks_side_by_side_add_up() -> None:
     assert throughput.use(side_by_side) == (180, 3, 4)
 
 
-@pytest.mark.parametrize("results", [[], [{}], [{"started": "?", "series": [[1, 1, 1, 1]]}], [task(0, [(9, 0, 0)])]])
-def test_nothing_done_is_no_use(results: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "results", [[], [ShardResult(0)], [ShardResult(0, started="?", series=[(1, 1, 1, 1)])], [task(0, [(9, 0, 0)])]]
+)
+def test_nothing_done_is_no_use(results: list[ShardResult]) -> None:
     assert throughput.use(results) == (0, 0, 0)

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any
 
-from include.physionet_mirror import report, shards
+from include.physionet_mirror import manifest, report, shards
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import MetadataError
 from include.physionet_mirror.layout import LEFT, RunLayout
+from include.physionet_mirror.records import RunPlan, ShardResult, load
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.steps.planning import manifest_bytes, read_left
 from include.physionet_mirror.verification import Verdict, verify
@@ -33,11 +35,14 @@ def verify_run(
 
     What a shard left because the run's time was up is postponed: it is named for the next part and counts as no failure.
     """
-    document = bucket.read_json(run.plan)
-    if document is None:
-        raise MetadataError(f"{bucket.uri(run.plan)} is gone, so it is not known what was selected. Trigger a new run.")
+    plan = load(bucket, run.plan, RunPlan)
+    if plan is None:
+        raise MetadataError(
+            f"{bucket.uri(run.plan)} is gone or damaged, so it is not known what was selected. What is stored stays stored. "
+            "Trigger a new run: it fetches only what is missing."
+        )
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
-        parts = list(pool.map(lambda shard: shards.read(bucket, shards.Shard.from_dict(shard)), document["shards"]))
+        parts = list(pool.map(lambda shard: shards.read(bucket, shard), plan.shards))
     images = [image for part in parts for image in part]
     verdict = verify(images, bucket, request.verify, run=attempt_of(run, started))
     if request.slices is not None:
@@ -45,17 +50,19 @@ def verify_run(
         if stops_at is not None and stops_at <= datetime.now(UTC):
             verdict.postpone(_left_by_drained_shards(parts, report.read_results(bucket, run)))
         _remember_what_is_left(images, verdict, bucket)
+    manifest_data = manifest_bytes(bucket)
+    manifest.read(BytesIO(manifest_data))  # damaged since it was planned: better said here than from within a join
     written = report.write(
         bucket,
         run,
         dataset=request.dataset,
         verdict=verdict,
-        manifest=manifest_bytes(bucket),
+        manifest=manifest_data,
         params=params,
         started=started,
-        notes=document["selection"]["notes"],
+        notes=plan.notes,
         software=software,
-        shard_of=_shard_of(verdict, parts, [int(shard["index"]) for shard in document["shards"]]),
+        shard_of=_shard_of(verdict, parts, [shard.index for shard in plan.shards]),
     )
     log.info("\n%s", report.summary_table(written))
     if verdict.postponed:
@@ -73,13 +80,11 @@ def _shard_of(verdict: Verdict, parts: Sequence[Sequence[shards.Image]], numbers
     }
 
 
-def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Sequence[Mapping[str, Any]]) -> set[str]:
+def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Sequence[ShardResult]) -> set[str]:
     left: set[str] = set()
     for result in results:
-        failed = {str(failure["path"]) for failure in result.get("failed") or ()}
-        untried = result["todo"] - result["stored"] - len(failed)
-        if untried and not result.get("error") and result["state"] in ("drained", "failed"):
-            left |= {image.path for image in parts[int(result["shard"])]} - failed
+        if result.shard < len(parts) and result.untried and not result.error and result.state in ("drained", "failed"):
+            left |= {image.path for image in parts[result.shard]} - {failure.path for failure in result.failed}
     return left
 
 
@@ -93,4 +98,4 @@ def _remember_what_is_left(images: Sequence[shards.Image], verdict: Verdict, buc
     if after:
         bucket.write(LEFT, shards.seal(after[path] for path in sorted(after)), content_type="text/plain")
     elif before:
-        bucket.delete([LEFT])
+        bucket.discard([LEFT])

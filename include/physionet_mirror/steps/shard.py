@@ -16,6 +16,7 @@ from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import DestinationError, MetadataError
 from include.physionet_mirror.layout import RunLayout
 from include.physionet_mirror.pace import Pace, recall
+from include.physionet_mirror.records import ShardResult, load, read_document
 from include.physionet_mirror.request import Level, Request
 from include.physionet_mirror.source import PhysioNet
 from include.physionet_mirror.transfer import Transfer
@@ -158,7 +159,7 @@ def stream_shard(
         connections: The most PhysioNet connections at once.
         stop: Set it from another thread or a signal handler to drain.
         stops_at: Drain at this time; the result's state is then ``drained``, and that is no error.
-        try_number: From the second on, what an earlier try has stored is left out.
+        try_number: From the second on, what an earlier try has stored is left out, and counted in the result.
         watch: Who is told how it goes, beside the result file.
 
     Raises:
@@ -177,15 +178,13 @@ def stream_shard(
         f"{shard.images - len(images):,}",
         connections,
     )
-    result: dict[str, Any] = {
-        "shard": shard.index,
-        "name": shard.name,
-        "try_number": try_number,
-        "allowed": connections,
-    }
+    this = {"shard": shard.index, "name": shard.name, "try_number": try_number, "allowed": connections}
+    # A second try adds to what the first one did: the report tells of both.
+    earlier = load(bucket, run.result(shard.index), ShardResult) if try_number > 1 else None
 
     def told(tally: Mapping[str, Any]) -> dict[str, Any]:
-        return {**result, **tally, "handshakes": source.stats.handshakes}
+        now = ShardResult.from_json({**this, **tally, "handshakes": source.stats.handshakes})
+        return now.after(earlier).to_json()
 
     def publish(tally: Mapping[str, Any]) -> None:
         """From a thread of its own: nothing waits for S3 here."""
@@ -200,7 +199,7 @@ def stream_shard(
 
     pace = Pace(
         connections,
-        **recall(bucket.read_json(run.pace), connections),
+        **recall(read_document(bucket, run.pace), connections),
         received=lambda: source.stats.received,
         on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
     )
