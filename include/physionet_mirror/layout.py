@@ -2,22 +2,36 @@
 
 <dataset's own paths>                 files/p10/…, mimic-cxr-2.0.0-split.csv.gz, SHA256SUMS.txt
 _mirror/manifest.parquet              every image of the version
-_mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at PhysioNet and its SHA-256
+_mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at PhysioNet, its SHA-256 and the manifest's
 _mirror/index.parquet                 the verified images: the training index
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/copying/                      copies inside S3 until they are proven
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
-_mirror/runs/<run_id>/plan.json       what was asked and how it was cut
-                      shards/0000.sha256          one shard's images, as SHA256SUMS.txt writes them
-                      shards/0000.missing.sha256  the part of it that is not in the bucket
-                      results/0000.json           progress and result of its stream task
-                      pace.json       the concurrency that held, for the next shard to start with
-                      report.json, report.html, failed_images.txt
+_mirror/runs/<run_id>/                a run of mimic_cxr_jpg
+_mirror/runs/<dag_id>@<run_id>/       a run of any other DAG; no run id holds an @
+    plan.json                         what was asked and how it was cut
+    shards/0000.sha256                one shard's images, as SHA256SUMS.txt writes them
+    shards/0000.missing.sha256        the part of it that is not in the bucket
+    results/0000.json                 progress and result of its stream task
+    pace.json                         the concurrency that held, for the next shard to start with
+    report.json, report.html, failed_images.txt
+    audit.json                        of an audit
+    deleted.jsonl.gz                  of a clean-up: what it was allowed to delete
+
+Earlier versions named the folders of the backfill by the run id alone, those of audits ``audit__<run_id>`` and those of
+clean-ups ``cleanup__<run_id>``; `located` finds them. What is JSON has its type in records.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from include.physionet_mirror.records import RunPlan, load
+
+if TYPE_CHECKING:
+    from include.physionet_mirror.destination import Bucket
 
 MIRROR = "_mirror/"
 MANIFEST = MIRROR + "manifest.parquet"
@@ -27,6 +41,13 @@ RUNS = MIRROR + "runs/"
 LEFT = MIRROR + "left.sha256"
 COPYING = MIRROR + "copying/"
 
+MAIN_DAG = "mimic_cxr_jpg"
+"""The DAG whose runs' folders bear their run id alone."""
+
+_AUDIT, _CLEANUP = "mimic_cxr_audit", "mimic_cxr_cleanup"
+_BEFORE = {_AUDIT: "audit__", _CLEANUP: "cleanup__"}
+"""What earlier versions put before the run id of these DAGs."""
+
 
 def verified(group: str) -> str:
     """Path of the memory of verified objects of one patient group."""
@@ -35,13 +56,35 @@ def verified(group: str) -> str:
 
 @dataclass(frozen=True)
 class RunLayout:
-    """The paths of one run below the key prefix."""
+    """The paths of one run below the key prefix.
+
+    Attributes:
+        run_id: Airflow's.
+        dag_id: Whose run it is: ids of different DAGs may be the same.
+        old: The folder is the one that earlier versions wrote to.
+    """
 
     run_id: str
+    dag_id: str = MAIN_DAG
+    old: bool = False
+
+    @classmethod
+    def of_folder(cls, name: str) -> RunLayout:
+        """The run whose folder below ``_mirror/runs/`` has this name."""
+        dag_id, separator, run_id = name.rpartition("@")
+        return cls(unquote(run_id), unquote(dag_id)) if separator else cls(unquote(name))
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder. What no run id holds by Airflow's own pattern is quoted, a slash for instance."""
+        run_id = quote(self.run_id, safe=":+")
+        if self.old:
+            return _BEFORE.get(self.dag_id, "") + run_id
+        return run_id if self.dag_id == MAIN_DAG else f"{quote(self.dag_id)}@{run_id}"
 
     @property
     def root(self) -> str:
-        return f"{RUNS}{self.run_id}/"
+        return f"{RUNS}{self.folder}/"
 
     @property
     def plan(self) -> str:
@@ -75,3 +118,32 @@ class RunLayout:
     @property
     def failed_images(self) -> str:
         return self.root + "failed_images.txt"
+
+    @property
+    def audit_json(self) -> str:
+        return self.root + "audit.json"
+
+    @property
+    def deleted(self) -> str:
+        return self.root + "deleted.jsonl.gz"
+
+
+def has_no_report(folder: str) -> bool:
+    """Whether a folder's name tells that its run was an audit or a clean-up, which write no ``report.json``."""
+    return folder.startswith((*_BEFORE.values(), f"{_AUDIT}@", f"{_CLEANUP}@"))
+
+
+def located(bucket: Bucket, run: RunLayout) -> RunLayout:
+    """Where a run's files lie in this bucket: its folder, or the one of an earlier version where only that is there.
+
+    Raises:
+        DestinationError: S3 cannot be asked.
+    """
+    if run.dag_id == MAIN_DAG or any(True for _ in bucket.list(run.root)):
+        return run
+    before = replace(run, old=True)
+    if run.dag_id in _BEFORE:
+        return before if any(True for _ in bucket.list(before.root)) else run
+    # A folder with the run id alone may be that of a run of the main DAG; a plan of the backfill tells.
+    plan = load(bucket, before.plan, RunPlan)
+    return before if plan is not None and not plan.dag_id and "slices" in plan.params else run

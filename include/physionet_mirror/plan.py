@@ -287,6 +287,7 @@ def estimate(
 def document(
     *,
     run_id: str,
+    dag_id: str,
     request: Mapping[str, Any],
     dataset: Dataset,
     sums_sha256: str,
@@ -298,12 +299,13 @@ def document(
 ) -> dict[str, Any]:
     """``plan.json``: what was asked, of what, how it was cut, and what it is expected to take.
 
-    Keys: ``schema``, ``run_id``, ``created`` (UTC), ``request`` (the params), ``dataset`` (name, title, sums_sha256,
+    Keys: ``schema``, ``run_id``, ``dag_id``, ``created`` (UTC), ``request`` (the params), ``dataset`` (name, title, sums_sha256,
     images), ``selection`` (matched, images, notes), ``shards`` (list of ``Shard.to_dict``), ``estimate``.
     """
     return {
         "schema": SCHEMA,
         "run_id": run_id,
+        "dag_id": dag_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "request": dict(request),
         "dataset": {

@@ -43,7 +43,6 @@ class AuditOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare and write down."""
-        from include.physionet_mirror.layout import RunLayout
         from include.physionet_mirror.steps import audit
         from include.physionet_mirror.verified import attempt_of
 
@@ -51,9 +50,8 @@ class AuditOperator(BaseOperator):
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, verify=params["level"])
             share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
-            layout = RunLayout(f"audit__{run.layout.run_id}")
-            verdict = audit.audit(run.bucket, run.request.verify, share, attempt_of(layout, run.started))
-            return audit.write_audit(run.bucket, layout, verdict, share, run.started)
+            verdict = audit.audit(run.bucket, run.request.verify, share, attempt_of(run.layout, run.started))
+            return audit.write_audit(run.bucket, run.layout, verdict, share, run.started)
 
 
 class RepairOperator(TriggerDagRunOperator):

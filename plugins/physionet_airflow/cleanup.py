@@ -13,8 +13,6 @@ from physionet_airflow.run import Run, engine_errors, result_of
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from include.physionet_mirror.layout import RunLayout
-
 LISTING = "list_objects"
 """Task id of the listing."""
 
@@ -44,7 +42,7 @@ class ListObjectsOperator(BaseOperator):
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             doomed = cleanup.list_doomed(run.bucket, params["what"], params["run_id"])
-            return cleanup.write_listing(run.bucket, _layout(run), doomed)
+            return cleanup.write_listing(run.bucket, run.layout, doomed)
 
 
 class ApproveDeletionOperator(AskOperator):
@@ -95,14 +93,8 @@ class DeleteListedOperator(BaseOperator):
             return {"deleted": 0, "bytes": 0}
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            done = cleanup.delete_listed(run.bucket, _layout(run))
+            done = cleanup.delete_listed(run.bucket, run.layout)
         self.log.info(
             "%s objects deleted, %.2f GB. The list: %s", f"{done['deleted']:,}", done["bytes"] / 1e9, found["listing"]
         )
         return done
-
-
-def _layout(run: Run) -> RunLayout:
-    from include.physionet_mirror.layout import RunLayout
-
-    return RunLayout(f"cleanup__{run.layout.run_id}")

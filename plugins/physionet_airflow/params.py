@@ -299,9 +299,9 @@ def cleanup_params() -> dict[str, Param]:
         "run_id": Param(
             None,
             type=["string", "null"],
-            pattern=r"^([A-Za-z0-9_.~:+-]+)?$",
+            pattern=r"^([A-Za-z0-9_.~:+@-]+)?$",
             title="Run id",
-            description="Of the run of mimic_cxr_jpg whose images go, as its page shows it.",
+            description="Of the run of mimic_cxr_jpg whose images go, as its page shows it; of another DAG, dag_id@run_id.",
             section=_WHICH,
         ),
         "dry_run": Param(

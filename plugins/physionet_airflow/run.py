@@ -98,7 +98,7 @@ class Run:
             params,
             request,
             open_bucket(request.bucket, request.prefix, aws_conn_id),
-            RunLayout(context["run_id"]),
+            RunLayout(context["run_id"], context["ti"].dag_id),
             context["dag_run"].start_date or datetime.now(UTC),
             aws_conn_id,
         )

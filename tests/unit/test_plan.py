@@ -208,6 +208,7 @@ def test_the_document_is_json_and_holds_what_was_asked() -> None:
         json.dumps(
             plan.document(
                 run_id="r",
+                dag_id="mimic_cxr_jpg",
                 request={"bucket": "b", "sample_size": 7},
                 dataset=MIMIC_CXR_JPG,
                 sums_sha256="ab" * 32,

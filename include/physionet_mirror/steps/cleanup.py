@@ -11,15 +11,16 @@ import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from include.physionet_mirror import index, s3_replies, shards
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import DestinationError, InputError, MetadataError
+from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
+from include.physionet_mirror.records import RunPlan, load
 from include.physionet_mirror.verification import Problem, Verdict
 
 log = logging.getLogger(__name__)
@@ -59,14 +60,21 @@ def list_doomed(bucket: Bucket, what: str, run_id: str | None) -> Iterator[Doome
 
 
 def _images_of(bucket: Bucket, run_id: str) -> set[str]:
-    document = bucket.read_json(RunLayout(run_id).plan) if run_id and "/" not in run_id else None
-    if document is None:
+    """The images that a run selected. ``run_id`` is that of a run of mimic_cxr_jpg, or the name of a run's folder."""
+    run = RunLayout.of_folder(run_id)
+    planned = load(bucket, run.plan, RunPlan) if run_id and "/" not in run_id else None
+    if planned is None:
+        others = [name for name in bucket.folders(RUNS) if run_id and name.endswith(f"@{run_id}")]
         raise InputError(
-            f"run_id: {bucket.uri(RUNS)} holds no plan of a run {run_id!r}. Nothing was done. Copy the run id of the run of "
-            "mimic_cxr_jpg whose images are to go."
+            f"run_id: {bucket.uri(RUNS)} holds no plan of a run {run_id!r} of mimic_cxr_jpg. Nothing was done. "
+            + (
+                f"Other DAGs had runs of that id; to mean one of these, give it as {' or '.join(others)}."
+                if others
+                else "Copy the run id of the run of mimic_cxr_jpg whose images are to go; of another DAG, the name of the "
+                "run's folder there (dag_id@run_id)."
+            )
         )
-    planned = [shards.Shard.from_dict(shard) for shard in document["shards"]]
-    return {image.path for shard in planned for image in shards.read(bucket, shard)}
+    return {image.path for shard in planned.shards for image in shards.read(bucket, shard)}
 
 
 def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
@@ -109,24 +117,20 @@ def write_listing(bucket: Bucket, run: RunLayout, doomed: Iterable[Doomed]) -> d
         size += entry.size
         versions += entry.version is not None
         lines.append(json.dumps([entry.path, entry.size, entry.version]))
-    bucket.write(_listing(run), gzip.compress("\n".join(lines).encode()), content_type="application/gzip")
+    bucket.write(run.deleted, gzip.compress("\n".join(lines).encode()), content_type="application/gzip")
     log.info("%s objects, %.2f GB: %s", f"{len(lines):,}", size / 1e9, dict(objects))
     return {
         "objects": len(lines),
         "bytes": size,
         "versions": versions,
         "by_kind": dict(objects),
-        "listing": bucket.uri(_listing(run)),
+        "listing": bucket.uri(run.deleted),
         "destination": bucket.uri(),
     }
 
 
 def _kind(path: str) -> str:
     return "images" if path.startswith("files/") else "mirror files" if path.startswith(MIRROR) else "tables"
-
-
-def _listing(run: RunLayout) -> str:
-    return run.root + "deleted.jsonl.gz"
 
 
 def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
@@ -139,7 +143,7 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
     """
     entries = _read_listing(bucket, run)
     if not bucket.prefix or any(entry.path.startswith(RUNS) for entry in entries):
-        raise InputError(f"{bucket.uri(_listing(run))} names what must not be deleted. Nothing was done.")
+        raise InputError(f"{bucket.uri(run.deleted)} names what must not be deleted. Nothing was done.")
     deleted = 0
     # Index and manifest go last: a deletion that is cut short leaves the mirror usable for what is still there.
     order = sorted(entries, key=lambda entry: (entry.path in (INDEX, MANIFEST), entry.path))
@@ -156,7 +160,7 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
 def _read_listing(bucket: Bucket, run: RunLayout) -> list[Doomed]:
     """What `write_listing` wrote. Gzip's own checksum and length prove it whole; an empty file would pass as an empty one."""
     try:
-        if data := bucket.read(_listing(run)):
+        if data := bucket.read(run.deleted):
             return [Doomed(*json.loads(line)) for line in gzip.decompress(data).splitlines() if line]
         why = "it is empty"
     except FileNotFoundError:
@@ -164,7 +168,7 @@ def _read_listing(bucket: Bucket, run: RunLayout) -> list[Doomed]:
     except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
         why = str(error)
     raise MetadataError(
-        f"The list of what was to be deleted, {bucket.uri(_listing(run))}, is damaged: {why}. Nothing was deleted. Trigger "
+        f"The list of what was to be deleted, {bucket.uri(run.deleted)}, is damaged: {why}. Nothing was deleted. Trigger "
         "the clean-up again: it lists anew, and asks again."
     )
 
@@ -172,21 +176,8 @@ def _read_listing(bucket: Bucket, run: RunLayout) -> list[Doomed]:
 def _delete(bucket: Bucket, batch: list[Doomed]) -> None:
     if batch[0].version is None:
         bucket.delete(entry.path for entry in batch)
-        return
-    with _refusals(bucket, "s3:DeleteObjectVersion"):
-        answer: Mapping[str, Any] = bucket.client.delete_objects(
-            Bucket=bucket.name,
-            Delete={
-                "Objects": [{"Key": bucket.key(e.path), "VersionId": e.version or "null"} for e in batch],
-                "Quiet": True,
-            },
-            **bucket.owner,
-        )
-    if errors := answer.get("Errors"):
-        raise DestinationError(
-            f"S3 did not delete {len(errors)} of {len(batch)} versions, the first one of {errors[0].get('Key')}: "
-            f"{errors[0].get('Code')}. The others are deleted. Check the role's s3:DeleteObjectVersion and try again."
-        )
+    else:
+        bucket.delete_versions((entry.path, entry.version or "null") for entry in batch)
 
 
 class _refusals:  # noqa: N801

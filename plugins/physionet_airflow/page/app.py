@@ -31,7 +31,7 @@ from include.physionet_mirror import catalog
 from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError, MirrorError
-from include.physionet_mirror.layout import RunLayout
+from include.physionet_mirror.layout import RunLayout, located
 from include.physionet_mirror.progress import Progress, Watch, read_document
 from include.physionet_mirror.words import duration, money, share, size
 from physionet_airflow.bucket import open_bucket
@@ -208,17 +208,17 @@ def make_app() -> FastAPI:
 
     @app.get("/dags/{dag_id}/runs/{run_id}/report", dependencies=READ_RUN)
     def report(request: Request, run: TheRun) -> Response:
-        there = run.mirror is not None and _bucket_of(run).head(RunLayout(run.run_id).report_html) is not None
+        there = run.mirror is not None and _bucket_of(run).head(_layout(run).report_html) is not None
         return page(request, "report", run=run, there=there, run_path=show.run_path(run.dag_id, run.run_id))
 
     @app.get("/dags/{dag_id}/runs/{run_id}/report.html", dependencies=READ_RUN)
     def report_html(run: TheRun) -> Response:
-        body = b"".join(_file(run, RunLayout(run.run_id).report_html, MOST_REPORT))
+        body = b"".join(_file(run, _layout(run).report_html, MOST_REPORT))
         return HTMLResponse(body, headers={"Content-Security-Policy": REPORT_POLICY})
 
     @app.get("/dags/{dag_id}/runs/{run_id}/failed_images.txt", dependencies=READ_RUN)
     def failed_images(run: TheRun) -> Response:
-        body = _file(run, RunLayout(run.run_id).failed_images)
+        body = _file(run, _layout(run).failed_images)
         headers = {"Content-Disposition": 'attachment; filename="failed_images.txt"'}
         return StreamingResponse(body, media_type="text/plain; charset=utf-8", headers=headers)
 
@@ -285,6 +285,11 @@ def _bucket_of(run: Run) -> Bucket:
     return _kept_bucket(run.mirror)
 
 
+def _layout(run: Run) -> RunLayout:
+    """Where the run's files lie; one LIST for a DAG other than the main one."""
+    return located(_bucket_of(run), RunLayout(run.run_id, run.dag_id))
+
+
 def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:
     """A file of a run, piece by piece.
 
@@ -318,9 +323,7 @@ def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
         if run.mirror is None:
             return tasks, Progress()
         mirror = run.mirror
-        watch = _watches.get(
-            (run.dag_id, run.run_id, mirror), lambda _: Watch(_kept_bucket(mirror), RunLayout(run.run_id))
-        )
+        watch = _watches.get((run.dag_id, run.run_id, mirror), lambda _: Watch(_kept_bucket(mirror), _layout(run)))
         return tasks, watch.look(tasks.shards)
 
     # The state belongs to the key: a run that ends is looked at once more, whatever was kept.
@@ -367,17 +370,16 @@ def _report_of(run: Run) -> Mapping[str, Any] | None:
     if not run.over or run.mirror is None:
         return None
     bucket = _kept_bucket(run.mirror)
-    path = RunLayout(run.run_id).report_json
 
     def read(_: Any) -> dict[str, Any] | bool:
         try:
-            found = read_document(bucket, path)
+            found = read_document(bucket, _layout(run).report_json)
         except MetadataError as error:  # somebody else's, or damaged: that hides no other
             log.warning("%s", error)
             return False
         return found if found is not None and show.result_of(found) else False
 
-    found = _reports.get((run.mirror, run.run_id, run.ended), read)
+    found = _reports.get((run.mirror, run.dag_id, run.run_id, run.ended), read)
     return found if isinstance(found, dict) else None
 
 
