@@ -100,14 +100,17 @@ def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
             )
         filters.append(("subjects", ids, _one_of("subject_id", ids)))
     if selection.file_list is not None:
-        paths = listed_paths(selection.file_list)
+        numbered = _numbered(selection.file_list)
+        paths = tuple(numbered)
         known_paths = manifest["path"].isin(list(paths))
         if int(known_paths.sum()) < len(paths):
             found = set(manifest.loc[known_paths, "path"])
             unknown_paths = [path for path in paths if path not in found]
+            named = ", ".join(_shown_line(path, numbered[path]) for path in unknown_paths[:5])
+            more = f" and {len(unknown_paths) - 5:,} more" if len(unknown_paths) > 5 else ""
             raise InputError(
                 f"file_list: {len(unknown_paths):,} of its {len(paths):,} paths are not images of this dataset "
-                f"version: {_some(unknown_paths)}. Nothing was done; a line is a path such as "
+                f"version: {named}{more}. Nothing was done; a line is a path such as "
                 f"{manifest['path'].iloc[0]}."
             )
         filters.append(("file_list", paths, _one_of("path", paths)))
@@ -124,21 +127,35 @@ def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
     ``failed_images.txt`` of an earlier run is such a list. A line may also be a file's address at PhysioNet.
 
     Raises:
-        InputError: A path that is absolute or climbs, or a list without any.
+        InputError: A path that is absolute or climbs, or a list without any. The message quotes a line only where it looks
+            like a dataset's path: the list may be any object that the role can read, and the message goes into a log.
     """
-    paths: dict[str, None] = {}
+    return tuple(_numbered(lines))
+
+
+def _numbered(lines: Iterable[str]) -> dict[str, int]:
+    """The paths of a file list with the number of the line on which each stands first."""
+    paths: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         path = line.removeprefix("\ufeff").split("\t", 1)[0].strip()
         if not path or path.startswith("#"):
             continue
         if address := _ADDRESS.fullmatch(path):
             path = unquote(address["path"])
-        if fault := path_fault(path):
+        if fault := path_fault(path, f"there ({len(path):,} characters)"):
             raise InputError(f"file_list, line {number:,}: {fault}. Nothing was done; correct the list.")
-        paths[path] = None
+        paths.setdefault(path, number)
     if not paths:
         raise InputError("file_list: the list names no image. Nothing was done; give a list with one path a line.")
-    return tuple(paths)
+    return paths
+
+
+_LIKE_A_PATH = re.compile(r"files/p\d\d/[A-Za-z0-9/_.-]{1,100}\.(?:jpe?g|png|dcm)")
+
+
+def _shown_line(path: str, number: int) -> str:
+    """A line for an error message: quoted where it looks like an image's path, else described."""
+    return repr(path) if _LIKE_A_PATH.fullmatch(path) else f"line {number:,} ({len(path):,} characters, not shown)"
 
 
 def _sample(frame: pd.DataFrame, selection: Selection, notes: list[str]) -> pd.DataFrame:

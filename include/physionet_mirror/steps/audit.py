@@ -14,7 +14,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any
 
-from include.physionet_mirror import manifest
+from include.physionet_mirror import index, manifest
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError
 from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
@@ -94,23 +94,10 @@ def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) ->
 
 def _ever_verified(bucket: Bucket, part: Sequence[str]) -> set[str]:
     """The images of this part that the index holds; where it is damaged, those that the memory of verified ones holds."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        data = bucket.read(INDEX)
-    except FileNotFoundError:
-        return set()
-    try:
-        return set(pq.read_table(BytesIO(data), columns=["path"])["path"].to_pylist())
-    except (pa.ArrowException, OSError, KeyError) as error:
-        log.warning(
-            "%s cannot be read (%s). No image is affected: what was verified is known from _mirror/verified/ too, and the "
-            "next run of mimic_cxr_jpg writes the index anew.",
-            bucket.uri(INDEX),
-            error,
-        )
-        return {path for path, *_ in Memory.load(bucket, groups_of(part))}
+    known = index.read(bucket, ["path"])
+    if known is not None:
+        return set(known["path"].to_pylist())
+    return {path for path, *_ in Memory.load(bucket, groups_of(part))} if bucket.head(INDEX) else set()
 
 
 def _log_progress(done: int, total: int) -> None:
@@ -127,6 +114,7 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
         "format": "physionet-mirror/audit",
         "version": 1,
         "run": run.run_id,
+        "dag_id": run.dag_id,
         "started": started.isoformat(timespec="seconds"),
         "destination": bucket.uri(),
         "level": verdict.level,
@@ -141,7 +129,7 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
         "notes": verdict.notes,
         "failed_images": bucket.uri(run.failed_images) if failed else None,
     }
-    bucket.write_json(run.root + "audit.json", document)
+    bucket.write_json(run.audit_json, document)
     for problem in verdict.problems[:_NAMED]:
         log.warning("%s: %s. %s", problem.path, problem.reason, problem.detail)
     log.info(

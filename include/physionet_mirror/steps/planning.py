@@ -7,14 +7,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import pairwise
 from typing import Any
 
-from include.physionet_mirror import index, manifest, plan, shards
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from include.physionet_mirror import index, manifest, plan, records, shards
 from include.physionet_mirror.access_point import COPIES_A_CONNECTION
+from include.physionet_mirror.compare import Comparison, Verified, compare
 from include.physionet_mirror.dataset import Dataset
 from include.physionet_mirror.destination import Bucket
 from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.layout import LEFT, MANIFEST, RUNS, RunLayout
+from include.physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
 from include.physionet_mirror.request import Request
 from include.physionet_mirror.selection import choose
 
@@ -22,6 +27,14 @@ log = logging.getLogger(__name__)
 
 _ENOUGH_TO_LEARN = 100
 """Verified images from which the mean size of an image is taken rather than from the dataset's declaration."""
+
+_LARGEST_LIST = 100_000_000
+"""Bytes of a file list: every image of MIMIC-CXR-JPG, with a reason each, has half of that."""
+
+_LARGEST_REPORT = 4_000_000
+"""Bytes; a report has a few ten thousand."""
+
+_MOST_REPORTS_READ = 100
 
 _A_COPY = 0.3
 """Seconds that HEAD and COPY of an image take inside S3, whose guide gives 0.1 to 0.2 s for a small request."""
@@ -79,12 +92,13 @@ def make_plan(
         frame, note = _part_of(frame, part, request.slices, bucket)
         notes.append(note)
     count = len(frame)
-    known, mean_bytes = _remembered(frame, bucket, request.dataset)
+    notes += (records.load(bucket, SUMS_SEEN, records.SumsSeen) or records.SumsSeen()).notes
+    known, mean_bytes = _present(frame, bucket, request.dataset)
     at_once, otherwise = request.connections, plan.FROM_FACTS
     if request.source == "s3":
         at_once *= COPIES_A_CONNECTION
         otherwise = plan.Throughput(mean_bytes / _A_COPY, f"{_A_COPY} s a copy, which S3's usual latencies suggest")
-    reports = [document for document in report_documents(bucket) if _source_of(document) == request.source]
+    reports = report_documents(bucket, source=request.source)
     if request.shard_size is None:
         rate = otherwise.bytes_per_second
         size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
@@ -103,7 +117,8 @@ def make_plan(
         otherwise=otherwise,
     )
     # An earlier attempt of the same run may have cut its shards in another way: what it says of them is void.
-    bucket.delete([entry.path for entry in bucket.list(run.results)])
+    if stale := [entry.path for entry in bucket.list(run.results) if entry.size]:
+        bucket.discard(stale)
     packed = list(shards.pack(frame, size, run.shard))
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         for _ in pool.map(lambda part: bucket.write(part[0].path, part[1], content_type="text/plain"), packed):
@@ -113,6 +128,7 @@ def make_plan(
         run.plan,
         plan.document(
             run_id=run.run_id,
+            dag_id=run.dag_id,
             request=params,
             dataset=request.dataset,
             sums_sha256=sums_sha256,
@@ -140,24 +156,57 @@ def _part_of(frame: Any, part: int, parts: int, bucket: Bucket) -> tuple[Any, st
 
 
 def read_left(bucket: Bucket) -> list[shards.Image]:
-    """The images that earlier runs left over when their time was up."""
+    """The images that earlier runs left over when their time was up; of a damaged list, those that can be read."""
     try:
-        return shards.decode(bucket.read(LEFT))
+        lines = bucket.read(LEFT).splitlines(keepends=True)
     except FileNotFoundError:
         return []
+    try:
+        return shards.decode(b"".join(lines))
+    except MetadataError:
+        left = []
+    for line in (lines := [line for line in lines if not line.startswith(b"#")]):
+        try:
+            left += shards.decode(line)
+        except MetadataError:
+            continue
+    if bad := len(lines) - len(left):
+        log.warning(
+            "%s is damaged: %d lines of it cannot be read. No image is affected; what they named is fetched when its own "
+            "part comes round again.",
+            bucket.uri(LEFT),
+            bad,
+        )
+    return left
 
 
-def report_documents(bucket: Bucket, most: int = 10) -> list[dict[str, Any]]:
-    """``report.json`` of the latest runs to this bucket, newest first; runs that have none are left out."""
-    latest = sorted(bucket.folders(RUNS), key=lambda folder: folder.partition("__")[2], reverse=True)[:most]
-    with ThreadPoolExecutor(most, thread_name_prefix="reports") as pool:
-        read = pool.map(lambda folder: bucket.read_json(RunLayout(folder).report_json), latest)
-        return [document for document in read if isinstance(document, dict)]
+def report_documents(bucket: Bucket, most: int = 10, *, source: str | None = None) -> list[Mapping[str, Any]]:
+    """``report.json`` of the latest runs to this bucket, newest first, until ``most`` of them have something to teach.
 
+    Audits and clean-ups, which have none, and runs that fetched nothing to speak of hide no other run. One HEAD a run says
+    which reports there are and which are the newest; only these are read.
 
-def _source_of(report: Mapping[str, Any]) -> str:
-    params = report.get("params")
-    return str(params.get("source") or "physionet") if isinstance(params, Mapping) else "physionet"
+    Args:
+        bucket: Where the runs went.
+        most: Reports of runs that fetched for a while; those between them come along.
+        source: Only runs from ``physionet`` or ``s3``; None = any.
+    """
+    paths = [RunLayout.of_folder(name).report_json for name in bucket.folders(RUNS) if not has_no_report(name)]
+    found: list[tuple[float, records.RunReport]] = []
+    with ThreadPoolExecutor(16, thread_name_prefix="reports") as pool:
+        there = [stored for stored in pool.map(bucket.head, paths) if stored and 0 < stored.size <= _LARGEST_REPORT]
+        there = sorted(there, key=lambda stored: stored.last_modified, reverse=True)[:_MOST_REPORTS_READ]
+        useful = 0
+        for at in range(0, len(there), most):
+            batch = there[at : at + most]
+            read = pool.map(lambda stored: records.load(bucket, stored.path, records.RunReport), batch)
+            for stored, report in zip(batch, read, strict=True):
+                if report is not None and source in (None, report.source):
+                    found.append((report.finished or stored.last_modified.timestamp(), report))
+                    useful += report.bytes > 0 and report.seconds >= plan.ENOUGH_SECONDS
+            if useful >= most:
+                break
+    return [report.document for _, report in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def manifest_bytes(bucket: Bucket) -> bytes:
@@ -171,24 +220,61 @@ def manifest_bytes(bucket: Bucket) -> bytes:
         ) from None
 
 
-def _remembered(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[int, float]:
-    """How many of these images the index holds as they are published now, and the mean size of an image in bytes."""
-    sizes, known = index.known(bucket, frame["path"], frame["sha256"])
-    return known, sum(sizes) / len(sizes) if len(sizes) >= _ENOUGH_TO_LEARN else dataset.image_bytes
+def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[int, float]:
+    """How many of these images lie in the bucket now, and the mean size of an image in bytes.
+
+    What counts is what S3 lists, not what an earlier run wrote down. Only of an image that PhysioNet has replaced since it
+    was verified, the index knows more: that one is to be fetched.
+    """
+    known = index.read(bucket, ["path", "bytes", "sha256"])
+    replaced: set[str] = set()
+    if known is not None:
+        where = pc.index_in(pa.array(frame["path"], pa.string()), value_set=known["path"].cast(pa.string()))
+        differs = pc.not_equal(known["sha256"].cast(pa.string()).take(where), pa.array(frame["sha256"], pa.string()))
+        replaced = set(
+            frame["path"].to_numpy(dtype=object)[pc.fill_null(differs, False).to_numpy(zero_copy_only=False)]
+        )
+    sizes = [file.size for file in _listed(frame, bucket) if file.path not in replaced]
+    to_learn_from = known["bytes"].to_pylist() if known is not None and len(known) > len(sizes) else sizes
+    enough = len(to_learn_from) >= _ENOUGH_TO_LEARN
+    return len(sizes), sum(to_learn_from) / len(to_learn_from) if enough else dataset.image_bytes
+
+
+def _listed(frame: Any, bucket: Bucket) -> list[Verified]:
+    """Those of these images that are in the bucket with a size above zero; group by group at once."""
+    groups, rows = frame["group"].to_numpy(dtype=object), frame.index.to_numpy()
+    images = list(map(shards.Image, frame["path"], frame["sha256"]))
+    starts = [at for at in range(len(frame)) if at == 0 or groups[at] != groups[at - 1]]
+
+    def look(bounds: tuple[int, int]) -> list[Verified]:
+        start, end = bounds
+        span = int(rows[end - 1] - rows[start]) + 1
+        return compare(images[start:end], bucket, Comparison("count"), span=span, workers=4).ok
+
+    with ThreadPoolExecutor(10, thread_name_prefix="present") as pool:
+        return [file for found in pool.map(look, pairwise([*starts, len(frame)])) for file in found]
 
 
 def read_list(bucket: Bucket, path: str) -> list[str]:
     """The lines of a text file in S3.
 
     Raises:
-        InputError: There is no such file, or it is no text.
+        InputError: There is no such file, it is no text, or it is larger than a list of all images can be.
     """
-    try:
-        return bucket.read_text(path).splitlines()
-    except FileNotFoundError:
+    stored = bucket.head(path)
+    if stored is None:
         raise InputError(
             f"file_list: {bucket.uri(path)} does not exist. Nothing was done. A run without failures writes no "
             "failed_images.txt: then there is nothing to repeat."
-        ) from None
+        )
+    if stored.size > _LARGEST_LIST:
+        raise InputError(
+            f"file_list: {bucket.uri(path)} has {plan.readable_bytes(stored.size)}; a list of paths has at most "
+            f"{plan.readable_bytes(_LARGEST_LIST)}. Nothing was done and the file was not read. Check the address."
+        )
+    try:
+        return bucket.read_text(path).splitlines()
+    except FileNotFoundError:
+        raise InputError(f"file_list: {bucket.uri(path)} was deleted meanwhile. Nothing was done.") from None
     except UnicodeDecodeError:
         raise InputError(f"file_list: {bucket.uri(path)} is not UTF-8 text. Nothing was done.") from None
