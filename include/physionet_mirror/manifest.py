@@ -145,9 +145,12 @@ def _fault(line: bytes, number: int) -> str | None:
         return f"the path {_show(path)} is not UTF-8"
 
 
-def path_fault(path: str) -> str | None:
-    """Why ``path`` cannot be a file below a dataset's root, as half a sentence; None when it can."""
-    shown = _show(path.encode("utf-8", "replace"))
+def path_fault(path: str, shown: str | None = None) -> str | None:
+    """Why ``path`` cannot be a file below a dataset's root, as half a sentence; None when it can.
+
+    ``shown`` stands for the path in the sentence, where the path itself is nothing to be shown.
+    """
+    shown = _show(path.encode("utf-8", "replace")) if shown is None else shown
     if not path or path != path.strip():
         return f"the path {shown} is empty or has blanks around it"
     if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in path):
@@ -368,16 +371,16 @@ def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.Data
         if ours.get("format") != FORMAT:
             raise MetadataError(
                 f"The manifest has format {ours.get('format', 'unknown')!r}, this version reads {FORMAT!r}. "
-                "Nothing is lost: delete _mirror/manifest.parquet, and the next run builds it again."
+                f"Nothing is lost. {_BUILD_AGAIN}"
             )
         table = parquet.read(columns=None if columns is None else list(columns))
-    except (pa.ArrowInvalid, OSError) as error:
+        table.validate(full=True)
+        frame = _frame(table)
+        frame.attrs["notes"] = json.loads(ours.get("notes", "[]"))
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise MetadataError(
-            f"The manifest cannot be read ({error}). "
-            "Nothing is lost: delete _mirror/manifest.parquet, and the next run builds it again."
+            f"The manifest cannot be read ({_first_line(error)}). Nothing is lost. {_BUILD_AGAIN}"
         ) from error
-    frame = _frame(table)
-    frame.attrs["notes"] = json.loads(ours.get("notes", "[]"))
     return frame
 
 
@@ -385,12 +388,19 @@ def sums_sha256_of(file: Path | BinaryIO) -> str | None:
     """SHA-256 of the ``SHA256SUMS.txt`` that a manifest was built from; None = no manifest of this format: build it."""
     try:
         ours = _ours(pq.ParquetFile(file))
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return None
     finally:
         if not isinstance(file, Path):
             file.seek(0)
     return ours.get("sums_sha256") if ours.get("format") == FORMAT else None
+
+
+_BUILD_AGAIN = "Trigger a run of mimic_cxr_jpg: its task fetch_metadata builds _mirror/manifest.parquet again."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _ours(parquet: Any) -> dict[str, str]:

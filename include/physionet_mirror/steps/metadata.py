@@ -15,13 +15,15 @@ from typing import Any
 from include.physionet_mirror import manifest
 from include.physionet_mirror.dataset import SUMS, Dataset
 from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import MetadataError
+from include.physionet_mirror.errors import FileError, MetadataError
 from include.physionet_mirror.layout import MANIFEST, SUMS_SEEN
+from include.physionet_mirror.records import SumsSeen, load
 from include.physionet_mirror.source import PhysioNet
 
 log = logging.getLogger(__name__)
 
 _LICENCE = "LICENSE.txt"
+_NO_IMAGE = "no image needs it, so the run goes on without it."
 _ONE_PUT = 32 << 20
 """Bytes up to which a file is one PUT, so that S3 keeps a SHA-256 of the whole of it."""
 
@@ -38,7 +40,8 @@ class Metadata:
         files: Paths of the tables and lists that are in the bucket now.
         fetched: How many of them had to be fetched.
         changed: Whether SHA256SUMS.txt differs from the one that the manifest in the bucket was built from.
-        notes: Sentences on what did not fit together in the tables, and on what PhysioNet changed last.
+        notes: Sentences on what did not fit together in the tables, on what PhysioNet changed last, and on files that no
+            image needs and that could not be had.
     """
 
     sums_sha256: str
@@ -52,37 +55,50 @@ class Metadata:
 def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metadata:
     """Bring the tables, lists and SHA256SUMS.txt into the bucket, each proven, and build the manifest from them.
 
-    What the bucket has already is not fetched again; the manifest is re-used while SHA256SUMS.txt is what it was.
-    Nothing is written before all files are here, proven, and fit together.
+    What the bucket has already is not fetched again; the manifest is re-used while SHA256SUMS.txt is what it was and the
+    manifest's bytes are those that were written. Nothing is written before all files are here, proven, and fit together.
+    A file that no image needs (a licence, a list) and that cannot be had stops nothing: it is noted, for the plan and the
+    report too, and asked for again the next time.
 
     Raises:
-        MetadataError: A file is not what PhysioNet publishes.
+        MetadataError, FileError: A file that the manifest needs is not what PhysioNet publishes, or is not there.
         SourceError, DestinationError: They cannot be had, or not be stored.
     """
     with tempfile.TemporaryDirectory(prefix="physionet-") as folder:
         files: dict[str, Path] = {SUMS: Path(folder, "0")}
-        before = _manifest_of(bucket)
+        seen = load(bucket, SUMS_SEEN, SumsSeen) or SumsSeen()
+        before, proven = _manifest_of(bucket, seen)
         etag = source.etag(dataset, SUMS)
-        sums_sha256 = _unchanged_sums(bucket, etag, before[0] if before else None, files[SUMS])
+        sums_sha256 = _unchanged_sums(bucket, seen, etag, files[SUMS])
         if sums_sha256 is None:
             sums_sha256 = _download(source, dataset, SUMS, None, files[SUMS])
         with files[SUMS].open("rb") as stream:
             sums = manifest.parse_sums(stream)
         published = dict(zip(sums["path"], sums["sha256"], strict=True))
-        wanted = _metadata_files(dataset, published)
+        needed, wanted = _metadata_files(dataset, published)
         new = [path for path in wanted if not _is_there(bucket, path, published[path])]
-        rebuild = before is None or before[0] != sums_sha256
+        changed = before is not None and before[0] != sums_sha256
+        rebuild = before is None or not proven or changed
+        lacking = [f"{SUMS} does not list {path}: {_NO_IMAGE}" for path in _unlisted(dataset, published)]
         for number, path in enumerate(wanted, 1):
             if path in new:
                 files[path] = Path(folder, str(number))
-                _download(source, dataset, path, published[path], files[path])
+                try:
+                    _download(source, dataset, path, published[path], files[path])
+                except FileError as error:
+                    if path in needed:
+                        raise
+                    del files[path]
+                    lacking.append(
+                        f"{path} could not be had ({error.reason}): {_NO_IMAGE} It is asked for again each time."
+                    )
             elif rebuild:
                 files[path] = Path(folder, str(number))
                 _write_file(files[path], bucket.open_read(path))
         built: bytes | None = None
         if rebuild:
             frame = manifest.build(dataset, files)
-            if before is not None:
+            if before is not None and changed:
                 frame.attrs["notes"].append(_what_changed(before[1], frame))
             out = BytesIO()
             manifest.write(frame, out, dataset=dataset, sums_sha256=sums_sha256)
@@ -90,16 +106,20 @@ def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metad
         else:
             assert before is not None
             images, notes = len(before[1]), before[1].attrs["notes"]
+        new = [path for path in new if path in files]
         for path in new:
             bucket.upload(path, _read_file(files[path]), content_type=_type_of(path), part_size=_ONE_PUT)
         if built is not None:
             bucket.upload(SUMS, _read_file(files[SUMS]), content_type=_type_of(SUMS), part_size=_ONE_PUT)
             # Last, because it vouches for the others.
             bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
-        if bucket.read_json(SUMS_SEEN) != (seen := {"etag": etag, "sha256": sums_sha256}):
-            bucket.write_json(SUMS_SEEN, seen)
+        digest = hashlib.sha256(built).hexdigest() if built is not None else seen.manifest
+        if seen != (now := SumsSeen(etag, sums_sha256, digest, tuple(lacking))):
+            bucket.write_json(SUMS_SEEN, now.to_json())
     for note in notes:
         log.info("%s", note)
+    for note in lacking:
+        log.warning("%s", note)
     log.info(
         "%s: %s images. %d of %d tables and lists fetched, the others were there. The manifest was %s.",
         dataset.name,
@@ -108,29 +128,36 @@ def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metad
         len(wanted),
         "built" if built is not None else "there",
     )
-    return Metadata(sums_sha256, images, (SUMS, *wanted), len(new), rebuild and before is not None, tuple(notes))
+    had = [path for path in wanted if path in files or not rebuild or path in needed]
+    return Metadata(sums_sha256, images, (SUMS, *had), len(new), changed, (*notes, *lacking))
 
 
-def _unchanged_sums(bucket: Bucket, etag: str | None, sha256: str | None, file: Path) -> str | None:
+def _unchanged_sums(bucket: Bucket, seen: SumsSeen, etag: str | None, file: Path) -> str | None:
     """Take SHA256SUMS.txt (57 MB) from the bucket where PhysioNet's has not changed since; its SHA-256, or None."""
-    if etag is None or sha256 is None or bucket.read_json(SUMS_SEEN) != {"etag": etag, "sha256": sha256}:
+    if etag is None or etag != seen.etag:
         return None
     try:
         _write_file(file, bucket.open_read(SUMS))
     except FileNotFoundError:
         return None
     with file.open("rb") as stream:
-        return sha256 if hashlib.file_digest(stream, "sha256").hexdigest() == sha256 else None
+        return seen.sha256 if hashlib.file_digest(stream, "sha256").hexdigest() == seen.sha256 else None
 
 
-def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
+def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> tuple[set[str], list[str]]:
+    """What the manifest is made of (of a dataset from which nothing is joined: its tables), and all that is to be fetched."""
     joined = {dataset.tables[role] for role in ("metadata", "split", "labels") if role in dataset.tables}
     if absent := sorted(joined - published.keys()):
         raise MetadataError(
             f"{SUMS} of {dataset.name} does not list {', '.join(absent)}, which the manifest is made of. Nothing was "
             f"written. Look at {dataset.page}: this may be another version than the one that was asked for."
         )
-    return [path for path in (*dict.fromkeys(dataset.tables.values()), _LICENCE) if path in published]
+    wanted = [path for path in (*dict.fromkeys(dataset.tables.values()), _LICENCE) if path in published]
+    return joined or set(dataset.tables.values()), wanted
+
+
+def _unlisted(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
+    return [path for path in dict.fromkeys(dataset.tables.values()) if path not in published]
 
 
 def _download(source: PhysioNet, dataset: Dataset, path: str, sha256: str | None, file: Path) -> str:
@@ -166,16 +193,25 @@ def _is_there(bucket: Bucket, path: str, sha256: str) -> bool:
     return digest.hexdigest() == sha256
 
 
-def _manifest_of(bucket: Bucket) -> tuple[str, Any] | None:
-    """The SHA-256 of the SHA256SUMS.txt that the bucket's manifest was built from, and its paths and checksums."""
+def _manifest_of(bucket: Bucket, seen: SumsSeen) -> tuple[tuple[str, Any] | None, bool]:
+    """The SHA-256 of the SHA256SUMS.txt that the bucket's manifest was built from, with its paths and checksums; and
+    whether its bytes are those that were written. None where there is none that can be read: it is built anew.
+    """
     try:
-        data = BytesIO(bucket.read(MANIFEST))
+        data = bucket.read(MANIFEST)
     except FileNotFoundError:
-        return None
-    sums_sha256 = manifest.sums_sha256_of(data)
+        return None, False
+    proven = hashlib.sha256(data).hexdigest() == seen.manifest
+    if seen.manifest and not proven:
+        log.warning("%s is not as it was written. No image is affected: it is built anew.", bucket.uri(MANIFEST))
+    file = BytesIO(data)
+    sums_sha256 = manifest.sums_sha256_of(file)
     if sums_sha256 is None:
-        return None
-    return sums_sha256, manifest.read(data, ["path", "sha256"])
+        return None, False
+    try:
+        return (sums_sha256, manifest.read(file, ["path", "sha256"])), proven
+    except MetadataError:
+        return None, False
 
 
 def _what_changed(before: Any, after: Any) -> str:
