@@ -46,12 +46,13 @@ def stretches(results: Iterable[ShardResult]) -> Iterable[Stretch]:
         results: What the tasks published.
     """
     for result in results:
-        if not result.began:
+        start = result.began
+        if not start:
             continue
         since = 0.0
         for until, images, sent, connections in result.series:
             if until > since:
-                yield Stretch(result.began + since, result.began + until, images, sent, connections)
+                yield Stretch(start + since, start + until, images, sent, connections)
                 since = until
 
 
@@ -59,9 +60,9 @@ def spans(results: Iterable[ShardResult]) -> list[tuple[float, float]]:
     """Start and last sign of life of each task, in seconds since 1970."""
     found = []
     for result in results:
-        if result.began:
+        if start := result.began:
             last = [point[0] for point in result.series[-1:]]
-            found.append((result.began, result.began + max([result.seconds, *last])))
+            found.append((start, start + max([result.seconds, *last])))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from include.physionet_mirror import index, manifest, plan, records, shards
+from include.physionet_mirror import index, manifest, plan, records, shards, words
 from include.physionet_mirror.access_point import COPIES_A_CONNECTION
 from include.physionet_mirror.compare import Comparison, Verified, compare
 from include.physionet_mirror.dataset import Dataset
@@ -269,8 +269,8 @@ def read_list(bucket: Bucket, path: str) -> list[str]:
         )
     if stored.size > _LARGEST_LIST:
         raise InputError(
-            f"file_list: {bucket.uri(path)} has {plan.readable_bytes(stored.size)}; a list of paths has at most "
-            f"{plan.readable_bytes(_LARGEST_LIST)}. Nothing was done and the file was not read. Check the address."
+            f"file_list: {bucket.uri(path)} has {words.size(stored.size)}; a list of paths has at most "
+            f"{words.size(_LARGEST_LIST)}. Nothing was done and the file was not read. Check the address."
         )
     try:
         return bucket.read_text(path).splitlines()
