@@ -80,7 +80,7 @@ class RunLayout:
         run_id = quote(self.run_id, safe=":+")
         if self.old:
             return _BEFORE.get(self.dag_id, "") + run_id
-        return run_id if self.dag_id == MAIN_DAG else f"{quote(self.dag_id)}@{run_id}"
+        return run_id if self.dag_id == MAIN_DAG else f"{quote(self.dag_id, safe='')}@{run_id}"
 
     @property
     def root(self) -> str:

@@ -1,0 +1,221 @@
+"""Whatever is left of a document of ours, reading it raises nothing else than what says that there is none."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from include.physionet_mirror import index, records
+from include.physionet_mirror.layout import INDEX, LEFT, RunLayout
+from include.physionet_mirror.records import Failure, RunPlan, RunReport, ShardResult, SumsSeen
+from include.physionet_mirror.shards import Image, Shard, encode
+from include.physionet_mirror.steps import planning
+from include.physionet_mirror.throughput import stretches, use
+
+SHARD = Shard(0, 3, "files/a.jpg", "files/c.jpg", "_mirror/runs/r/shards/0000.sha256", 3)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
+    max_leaves=12,
+)
+RESULT = ShardResult(
+    0,
+    name="p10, 300 images",
+    state="failed",
+    started="2026-03-01T22:00:00+00:00",
+    seconds=60.0,
+    images=300,
+    todo=300,
+    stored=86,
+    bytes=86_000,
+    failed=[Failure("files/a.jpg", "not found", "404"), Failure("files/b.jpg", "stalled", "…")],
+    retries=7,
+    handshakes=1,
+    faults={"stalled": 2},
+    series=[(30.0, 40, 40_000, 4), (60.0, 46, 46_000, 4)],
+)
+
+
+class OneFile:
+    """A bucket that holds these bytes wherever it is asked."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def uri(self, path: str) -> str:
+        return f"s3://b/{path}"
+
+    def read(self, _: str) -> bytes:
+        return self.data
+
+    def read_json(self, _: str) -> Any:
+        return json.loads(self.data) if self.data else None
+
+
+DOCUMENTS = [
+    (ShardResult, RESULT.to_json()),
+    (
+        RunPlan,
+        {"run_id": "r", "dag_id": "d", "request": {}, "selection": {"notes": ["n"]}, "shards": [SHARD.to_dict()]},
+    ),
+    (RunReport, {"run": {"id": "r", "finished": "2026-03-01T22:00:00Z"}, "transfer": {"bytes": 1}, "params": {}}),
+    (SumsSeen, SumsSeen("e", "ab" * 32, "cd" * 32, ("a note",)).to_json()),
+]
+
+
+@pytest.mark.parametrize(("kind", "document"), DOCUMENTS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_field_that_is_anything_costs_its_record_at_most(
+    kind: Any, document: dict[str, Any], data: st.DataObject
+) -> None:
+    spoilt = dict(document)
+    for name in data.draw(st.lists(st.sampled_from(sorted(document)), min_size=1)):
+        spoilt[name] = data.draw(JSON)
+    found = records.load(OneFile(json.dumps(spoilt).encode()), "x.json", kind)  # type: ignore[arg-type]
+    if isinstance(found, ShardResult):
+        again = ShardResult.from_json(json.loads(json.dumps(found.to_json())))
+        assert again == found
+        list(stretches([found]))
+        use([found])
+        assert found.after(RESULT).stored >= 0
+
+
+@pytest.mark.parametrize(("kind", "document"), DOCUMENTS)
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_flipped_byte_costs_its_record_at_most_and_is_named(
+    kind: Any, document: dict[str, Any], data: st.DataObject
+) -> None:
+    good = bytearray(json.dumps(document).encode())
+    at = data.draw(st.integers(0, len(good) - 1))
+    good[at] ^= data.draw(st.integers(1, 255))
+    warned: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
+    records.log.addHandler(handler)
+    try:
+        found = records.load(OneFile(bytes(good)), "x.json", kind)  # type: ignore[arg-type]
+    finally:
+        records.log.removeHandler(handler)
+    assert len(warned) == (found is None)
+    assert all("s3://b/x.json is damaged" in line for line in warned)
+
+
+def test_what_was_emptied_is_absent_without_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    assert records.load(OneFile(b""), "x.json", ShardResult) is None  # type: ignore[arg-type]
+    assert not caplog.records
+
+
+def test_deeply_nested_json_is_damage_too() -> None:
+    assert records.read_document(OneFile(b"[" * 100_000), "x.json") is None  # type: ignore[arg-type]
+
+
+def test_a_second_try_adds_up() -> None:
+    second = ShardResult(
+        0,
+        name=RESULT.name,
+        state="done",
+        try_number=2,
+        started="2026-03-01T22:05:00+00:00",
+        seconds=40.0,
+        images=300,
+        todo=214,
+        stored=112,
+        bytes=112_000,
+        failed=[Failure("files/b.jpg", "corrupt", "…")],
+        retries=3,
+        handshakes=1,
+        faults={"stalled": 1, "corrupt": 3},
+        series=[(40.0, 112, 112_000, 6)],
+    )
+    both = second.after(RESULT)
+    assert (both.stored, both.bytes, both.todo) == (198, 198_000, 300)
+    assert (both.retries, both.handshakes, both.faults) == (10, 2, {"stalled": 3, "corrupt": 3})
+    assert (both.started, both.seconds, both.state, both.try_number) == (RESULT.started, 340.0, "done", 2)
+    assert [failure.reason for failure in both.known_failures] == ["not found", "corrupt"]
+    assert both.untried == 300 - 198 - 1
+    assert use([both]).connection_seconds == 60 * 4 + 40 * 6  # the minutes between them are none
+    assert both.after(None) == both
+    assert second.after(ShardResult(0, name="another cut", images=9, stored=9)) == second
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=1, max_size=200), st.integers(1, 5))
+def test_many_tries_lose_no_image_and_stay_small(steps: list[float], tries: int) -> None:
+    at, series = 0.0, []
+    for step in steps:
+        at += step
+        series.append((at, 3, 300, 2))
+    whole = None
+    for number in range(tries):
+        one = ShardResult(
+            0, started=f"2026-03-01T2{number}:00:00+00:00", seconds=at, stored=3 * len(steps), series=series
+        )
+        whole = one.after(whole)
+    assert whole is not None
+    assert sum(point[1] for point in whole.series) == whole.stored == 3 * len(steps) * tries
+    assert len(whole.series) <= 240
+    assert [point[0] for point in whole.series] == sorted(point[0] for point in whole.series)
+
+
+# -- tables and lists --------------------------------------------------------------------------------------------------
+
+
+def an_index() -> bytes:
+    paths = [f"files/p10/p1000000{n % 10}/s5000000{n}/{n:08x}.jpg" for n in range(200)]
+    columns = {
+        "path": paths,
+        "bytes": list(range(200)),
+        "sha256": [f"{n:064x}" for n in range(200)],
+        "level": ["count"] * 200,
+    }
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, compression="zstd", write_page_checksum=True)
+    return out.getvalue()
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_an_index_with_flipped_bytes_is_read_right_or_not_at_all(data: st.DataObject) -> None:
+    good = an_index()
+    spoilt = bytearray(good)
+    for at in data.draw(st.sets(st.integers(0, len(good) - 1), min_size=1, max_size=4)):
+        spoilt[at] ^= data.draw(st.integers(1, 255))
+    found = index.read(OneFile(bytes(spoilt)), ["path", "bytes", "sha256"])  # type: ignore[arg-type]
+    if found is not None and found.num_rows == 200:
+        assert set(found["path"].to_pylist()) == set(pq.read_table(io.BytesIO(good))["path"].to_pylist())
+
+
+@given(st.data())
+def test_a_damaged_list_of_leftovers_keeps_its_other_lines(data: st.DataObject) -> None:
+    images = [Image(f"files/p10/{n}.jpg", f"{n:064x}") for n in range(20)]
+    spoilt = bytearray(encode(images))
+    spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= data.draw(st.integers(1, 255))
+    left = planning.read_left(OneFile(bytes(spoilt)))  # type: ignore[arg-type]
+    assert len({image.path for image in left} & {image.path for image in images}) >= 18
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"), min_size=1))
+def test_folders_of_runs_never_collide(one: str, other: str) -> None:
+    layouts = [RunLayout(run, dag) for run in (one, other) for dag in ("mimic_cxr_jpg", "mimic_cxr_audit", one, other)]
+    distinct = {(layout.run_id, layout.dag_id) for layout in layouts}
+    assert len({layout.root for layout in layouts}) == len(distinct)
+    for layout in layouts:
+        assert layout.root.count("/") == 3
+        found = RunLayout.of_folder(layout.folder)
+        assert (found.run_id, found.dag_id) == (layout.run_id, layout.dag_id)
+
+
+def test_an_ordinary_run_keeps_the_folder_of_the_contract() -> None:
+    run_id = "manual__2026-03-01T22:00:00.123456+00:00"
+    assert RunLayout(run_id).plan == f"_mirror/runs/{run_id}/plan.json"
+    assert RunLayout(run_id, "my_dag").root == f"_mirror/runs/my_dag@{run_id}/"
+    assert (INDEX, LEFT) == ("_mirror/index.parquet", "_mirror/left.sha256")
