@@ -264,7 +264,10 @@ def _probe(bucket: Bucket, notes: list[str]) -> str | None:
         try:
             bucket.delete([PROBE])
         except DestinationError as error:
-            notes.append(f"{bucket.uri(PROBE)} could not be deleted and stays; nothing depends on it. {error}")
+            notes.append(
+                f"{bucket.uri(PROBE)} could not be deleted and stays; nothing depends on it. A role that may not delete lacks "
+                f"s3:DeleteObject below {bucket.uri(MIRROR)}, which keeps reports in order. {error}"
+            )
     encryption = answer.get("ServerSideEncryption")
     if encryption is None:
         notes.append(

@@ -28,7 +28,7 @@ from botocore.config import Config
 
 from include.physionet_mirror import s3_replies
 from include.physionet_mirror.direct import DirectRequests, trusted
-from include.physionet_mirror.errors import InputError
+from include.physionet_mirror.errors import DestinationError, InputError
 from include.physionet_mirror.worker_settings import check_ca_bundle
 
 if TYPE_CHECKING:
@@ -636,7 +636,9 @@ def _knows_no_conditions(error: botocore.exceptions.ClientError) -> bool:
     if s3_replies.code_of(error) in {"NotImplemented", "501"} or s3_replies.status_of(error) == "501":
         return True
     said = " ".join(str(value) for value in error.response.get("Error", {}).values()).lower()
-    return s3_replies.status_of(error) == "400" and any(word in said for word in ("if-match", "if-none-match", "conditional"))
+    return s3_replies.status_of(error) == "400" and any(
+        word in said for word in ("if-match", "if-none-match", "conditional")
+    )
 
 
 def _named(paths: Sequence[str]) -> str:
