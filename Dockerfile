@@ -23,7 +23,7 @@ RUN cd /opt/airflow \
     && mkdir -p -m 0750 secrets/core secrets/queue secrets/database secrets/demo secrets/monitoring \
     && mkdir -p -m 0775 logs demo-data/physionet demo-data/s3
 
-ENV PYTHONPATH=/opt/airflow \
+ENV PYTHONPATH=/opt/airflow:/opt/airflow/include \
     AIRFLOW__CORE__LOAD_EXAMPLES=False \
     AIRFLOW__USAGE_DATA_COLLECTION__ENABLED=False
 

@@ -21,7 +21,7 @@ AUDIT_VERSION := 2.10.1
 PYTEST := $(PY) -m pytest
 JOBS ?= auto
 
-export PYTHONPATH := $(CURDIR)
+export PYTHONPATH := $(CURDIR):$(CURDIR)/include
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
 .PHONY: help

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from demo import stack
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.dataset import MIMIC_CXR_JPG
 
 _COMMON = """\
 daemon off;

@@ -21,7 +21,7 @@ from typing import Any
 
 from bench._measure import Check, command_line, cpu_of, environment, measure, scratch
 from demo import stack, synthetic
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.dataset import MIMIC_CXR_JPG
 
 IMAGES, SHARDS = 2000, (2, 10, 50)
 DAG = "mimic_cxr_jpg"

@@ -26,12 +26,12 @@ import boto3
 
 from bench.planning import FULL_SIZE
 from demo import stack
-from include.physionet_mirror.access_point import AccessPoint
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.pace import Pace
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.transfer import Transfer
+from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
+from physionet_mirror.pace import Pace
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image
+from physionet_mirror.source.access_point import AccessPoint
+from physionet_mirror.transfer import Transfer
 
 SIZES = {"rclone": 300_000, "moto": 1_000}
 """Bytes an image: moto keeps them in memory."""

@@ -38,7 +38,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from demo import stack
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.dataset import MIMIC_CXR_JPG
 
 RATE = 650_000
 """Bytes a second that a connection gets."""
@@ -274,7 +274,7 @@ def _client(
 ) -> tuple[list[str], dict[str, str]]:
     """Command and environment of a client; secrets are in the environment only."""
     kind, _, number = name.partition("-")
-    env = stack.plain_environment() | {"PYTHONPATH": str(stack.ROOT)}
+    env = stack.plain_environment() | {"PYTHONPATH": stack.PYTHONPATH}
     if kind == "rclone":
         from base64 import b64encode
 
@@ -315,11 +315,11 @@ def _mirror(given: dict[str, Any]) -> None:
 
     import boto3
 
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.pace import Pace
-    from include.physionet_mirror.shards import Image
-    from include.physionet_mirror.source import PhysioNet
-    from include.physionet_mirror.transfer import Transfer, progress_line
+    from physionet_mirror.pace import Pace
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.shards import Image
+    from physionet_mirror.source.physionet import PhysioNet
+    from physionet_mirror.transfer import Transfer, progress_line
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pinned = given["number"]

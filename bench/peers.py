@@ -24,7 +24,7 @@ from typing import Any
 
 from bench._measure import STATE, Cost, environment, measure, python
 from demo import stack
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.dataset import MIMIC_CXR_JPG
 
 PREFIX = MIMIC_CXR_JPG.name
 PHYSIONET_CLIENT = "physionet==0.2.0"

@@ -27,7 +27,7 @@ from urllib.request import urlopen
 from bench._listing import image
 from bench._measure import Check, command_line, cpu_of, environment, memory_of, python
 from demo import stack, synthetic
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.dataset import MIMIC_CXR_JPG
 
 FULL_SIZE = 377_110
 DAG = "mimic_cxr_jpg"
@@ -68,7 +68,7 @@ def open_bucket(server: Listing) -> Any:
     """The engine's view of it."""
     import boto3
 
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
     session = boto3.Session(*KEYS, region_name=stack.REGION)
     return Bucket.open(session, BUCKET, MIMIC_CXR_JPG.name, endpoint_url=server.url)
@@ -76,10 +76,10 @@ def open_bucket(server: Listing) -> Any:
 
 def remember(server: Listing, version: Path) -> int:
     """Leave in the bucket what a run that verified everything leaves there; the number of images."""
-    from include.physionet_mirror import index, manifest
-    from include.physionet_mirror.layout import MANIFEST
-    from include.physionet_mirror.verification import Verdict, Verified
-    from include.physionet_mirror.verified import Memory
+    from physionet_mirror import index, manifest
+    from physionet_mirror.layout import MANIFEST
+    from physionet_mirror.verification import Verdict, Verified
+    from physionet_mirror.verified_cache import Memory
 
     bucket = open_bucket(server)
     names = ["SHA256SUMS.txt", *MIMIC_CXR_JPG.tables.values()]
@@ -100,7 +100,7 @@ def remember(server: Listing, version: Path) -> int:
 
 def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
     """Measure: ``{"images", "seconds", "requests", "cost", "tasks", …}``."""
-    from include.physionet_mirror.prices import request_cost
+    from physionet_mirror.s3.prices import request_cost
 
     dataset = folder / "physionet"
     synthetic.ensure(dataset, 20_000 if short else FULL_SIZE, seed=1, with_images=False)

@@ -384,7 +384,7 @@ def _in_its_own_environment(folder: Path, arguments: Sequence[str]) -> None:
         what = ["-r", ROOT / "requirements-dev.txt", "-c", ROOT / "constraints.txt", *CELERY]
         subprocess.run([*uv, "pip", "install", "--quiet", "--python", python, *what], check=True)
         (folder / "venv" / ".ready").touch()
-    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "include")])
     os.execv(python, [str(python), "-m", "bench.scale_out", *arguments])  # noqa: S606 - a fixed program
 
 

@@ -25,8 +25,8 @@ from typing import Any
 from bench import _servers
 from bench._measure import Check, command_line, cpu_of, memory_of, scratch
 from demo import stack, synthetic
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.layout import RunLayout
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.layout import RunLayout
 
 IMAGES, SIZE, SHARDS = 100_000, 10_000, 40
 DAG, BUCKET = "mimic_cxr_jpg", "soak"

@@ -199,12 +199,12 @@ def _child(given: dict[str, Any]) -> None:
 
     import boto3
 
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.layout import RunLayout
-    from include.physionet_mirror.request import Request
-    from include.physionet_mirror.shards import Shard, decode, seal
-    from include.physionet_mirror.source import PhysioNet
-    from include.physionet_mirror.steps.shard import Stop, stream_shard
+    from physionet_mirror.layout import RunLayout
+    from physionet_mirror.request import Request
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.shards import Shard, decode, seal
+    from physionet_mirror.source.physionet import PhysioNet
+    from physionet_mirror.steps.mirror_shard import Stop, stream_shard
 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
     bucket = Bucket.open(session, given["bucket"], peers.PREFIX, endpoint_url=given["endpoint"])

@@ -33,8 +33,8 @@ from bench import rerun
 from bench._measure import STATE, Check, alternating, environment, measure, medians, python, scratch, spread
 from bench.pace import make_images
 from demo import stack
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.verification import WORKERS
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.verification import WORKERS
 
 OBJECTS, SIZE = 20_000, 2_000
 CLIENTS = ("verify", "boto3", "s5cmd", "bare loop")
@@ -72,7 +72,7 @@ def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]
 
 def _store(s3: stack.S3Server, version: Path, images: Mapping[str, str]) -> None:
     """Put them there as a stream task does: rclone's server tells a checksum only of what came with one."""
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
     bucket = Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint)
 
@@ -130,9 +130,9 @@ def _child(client: str, given: dict[str, Any]) -> None:
 def _verify(given: dict[str, Any], images: list[list[str]]) -> Any:
     import boto3
 
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.shards import Image
-    from include.physionet_mirror.verification import verify
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.shards import Image
+    from physionet_mirror.verification import verify
 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
     bucket = Bucket.open(session, BUCKET, PREFIX, endpoint_url=given["endpoint"])

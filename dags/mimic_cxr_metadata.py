@@ -27,11 +27,11 @@ from datetime import UTC, datetime
 
 from airflow.sdk import DAG, TaskGroup
 
-from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
 from physionet_airflow.operators import FetchMetadataOperator
 from physionet_airflow.params import metadata_params
 from physionet_airflow.retry import TASK_DEFAULTS
 from physionet_airflow.sensors import AccessCheckSensor
+from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
 
 with DAG(
     dag_id="mimic_cxr_metadata",

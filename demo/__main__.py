@@ -26,8 +26,8 @@ from rich.table import Table
 from demo import stack
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.layout import RunLayout
+    from physionet_mirror.layout import RunLayout
+    from physionet_mirror.s3.bucket import Bucket
 
 STATE = stack.ROOT / ".state" / "demo"
 DAG = "mimic_cxr_jpg"
@@ -79,7 +79,7 @@ def _only_one() -> Iterator[None]:
 @contextmanager
 def _stack() -> Iterator[tuple[stack.Airflow, Bucket, Path]]:
     """Everything that the run needs; yields Airflow, the destination and the folder in which its objects are files."""
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
     dataset = STATE / "physionet"
     dataset.mkdir(exist_ok=True)
@@ -117,7 +117,7 @@ def _stack() -> Iterator[tuple[stack.Airflow, Bucket, Path]]:
 
 def _mirror(running: stack.Airflow, bucket: Bucket, images: int) -> tuple[RunLayout, str]:
     """Trigger the DAG and show its progress, as its tasks publish it in the bucket; the run and its final state."""
-    from include.physionet_mirror.layout import RunLayout
+    from physionet_mirror.layout import RunLayout
 
     run = RunLayout(f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
     conf = {"bucket": BUCKET, "prefix": PREFIX, "sample_size": images}

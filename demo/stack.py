@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's folder."""
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "include")])
+"""What Airflow needs beside the dags and plugins folders."""
 POOL = "physionet"
 STREAMS = 4
 """Shards streamed at once, and slots of the pool."""
@@ -142,7 +144,7 @@ class Service:
 def plain_environment() -> dict[str, str]:
     """This process's environment without anything that configures Airflow or AWS, and no proxy for the loopback."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "AWS_", "MIMIC_CXR_", "PHYSIONET_"))}
-    return kept | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONPATH": str(ROOT)}
+    return kept | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONPATH": PYTHONPATH}
 
 
 def free_port() -> int:

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from demo.phantom import Findings, draw_file
-from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SUMS, Dataset
+from physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SUMS, Dataset
 
 FULL_SIZE = 377_110
 """Images in MIMIC-CXR-JPG 2.1.0."""

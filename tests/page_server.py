@@ -21,7 +21,7 @@ from urllib.parse import quote
 import requests
 
 from demo import stack
-from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout, verified
+from physionet_mirror.layout import INDEX, MANIFEST, RunLayout, verified
 
 BUCKET, PREFIX = "lab-bucket", "mimic-cxr-jpg/2.1.0"
 SHARDS, A_SHARD = 400, 900
@@ -209,8 +209,8 @@ def _tables() -> tuple[bytes, bytes]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from include.physionet_mirror import manifest
-    from include.physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
+    from physionet_mirror import manifest
+    from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
 
     rng, count = np.random.default_rng(7), 12_000
     subject = np.sort(rng.integers(10_000_000, 19_999_999, count))

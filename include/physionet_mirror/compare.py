@@ -28,12 +28,12 @@ from posixpath import commonpath, dirname
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
-from include.physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, ObjectArchived
-from include.physionet_mirror.request import LEVELS, Level
-from include.physionet_mirror.verified import Memory, groups_of
+from physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, ObjectArchived
+from physionet_mirror.request import LEVELS, Level
+from physionet_mirror.verified_cache import Memory, groups_of
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket, Listed, Stored
+    from physionet_mirror.s3.bucket import Bucket, Listed, Stored
 
 log = logging.getLogger(__name__)
 
@@ -330,7 +330,7 @@ class _Look:
         return self.into.level == "content" or judgement == "wrong"
 
     def _ask(self, file: File, there: Listed | Stored, read: bool) -> _Outcome:
-        from include.physionet_mirror.destination import Stored
+        from physionet_mirror.s3.bucket import Stored
 
         if read:
             return self._read_back(file, there.size, there.etag)

@@ -25,16 +25,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from include.physionet_mirror.errors import DestinationUnavailable
-from include.physionet_mirror.layout import INDEX
+from physionet_mirror.errors import DestinationUnavailable
+from physionet_mirror.layout import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
     from typing import BinaryIO
 
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.verification import Verdict
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.verification import Verdict
 
 log = logging.getLogger(__name__)
 

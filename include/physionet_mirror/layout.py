@@ -28,10 +28,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from include.physionet_mirror.records import RunPlan, load
+from physionet_mirror.records import RunPlan, load
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
 MIRROR = "_mirror/"
 MANIFEST = MIRROR + "manifest.parquet"

@@ -37,8 +37,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from include.physionet_mirror.dataset import SUMS, Dataset
-from include.physionet_mirror.errors import MetadataError
+from physionet_mirror.dataset import SUMS, Dataset
+from physionet_mirror.errors import MetadataError
 
 if TYPE_CHECKING:
     from typing import TypeAlias

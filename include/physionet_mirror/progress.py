@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from include.physionet_mirror import throughput
-from include.physionet_mirror.errors import MetadataError
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.records import ShardResult
+from physionet_mirror import throughput
+from physionet_mirror.errors import MetadataError
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.records import ShardResult
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
 SHORTEST_STRETCH = 5.0
 """Seconds; stream tasks publish as often."""

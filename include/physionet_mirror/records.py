@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from include.physionet_mirror.shards import Shard
+from physionet_mirror.shards import Shard
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Literal, get_args
 
-from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
-from include.physionet_mirror.errors import InputError
+from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
+from physionet_mirror.errors import InputError
 
 Level = Literal["count", "checksum", "content"]
 Source = Literal["physionet", "s3"]

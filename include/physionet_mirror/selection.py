@@ -11,9 +11,9 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.manifest import label_columns, path_fault
-from include.physionet_mirror.request import FRONTAL, LATERAL, NO_VIEW, Selection
+from physionet_mirror.errors import InputError
+from physionet_mirror.manifest import label_columns, path_fault
+from physionet_mirror.request import FRONTAL, LATERAL, NO_VIEW, Selection
 
 if TYPE_CHECKING:
     import pandas as pd

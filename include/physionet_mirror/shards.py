@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.request import SHARD_SIZE
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.request import SHARD_SIZE
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     import pandas as pd
 
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
 BYTES_PER_SECOND = 650_000
 """What PhysioNet gives one connection on a good day (source: users' reports of 0.6 to 0.7 MB/s)."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.records import ShardResult
+    from physionet_mirror.records import ShardResult
 
 MOST_POINTS = 120
 """Of a series; a run of 20 hours then has one for each ten minutes."""

@@ -28,8 +28,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol, Self
 
-from include.physionet_mirror.dataset import Dataset
-from include.physionet_mirror.errors import (
+from physionet_mirror.dataset import Dataset
+from physionet_mirror.errors import (
     Corrupt,
     DestinationUnavailable,
     FileError,
@@ -41,11 +41,11 @@ from include.physionet_mirror.errors import (
     Stalled,
     Throttled,
 )
-from include.physionet_mirror.pace import Pace, Slot
-from include.physionet_mirror.records import Failure
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.source import BIG
-from include.physionet_mirror.throughput import MOST_POINTS
+from physionet_mirror.pace import Pace, Slot
+from physionet_mirror.records import Failure
+from physionet_mirror.shards import Image
+from physionet_mirror.source.physionet import BIG
+from physionet_mirror.throughput import MOST_POINTS
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from include.physionet_mirror.compare import WORKERS, Comparison, File, Problem, Verified, compare
-from include.physionet_mirror.errors import VerificationFailed
-from include.physionet_mirror.prices import request_cost
+from physionet_mirror.compare import WORKERS, Comparison, File, Problem, Verified, compare
+from physionet_mirror.errors import VerificationFailed
+from physionet_mirror.s3.prices import request_cost
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.request import Level
+    from physionet_mirror.request import Level
+    from physionet_mirror.s3.bucket import Bucket
 
 __all__ = ["Problem", "Verdict", "Verified", "verify"]
 

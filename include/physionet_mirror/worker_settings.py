@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from include.physionet_mirror.errors import InputError
+from physionet_mirror.errors import InputError
 
 BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _UNTRUSTED = {18, 19, 20, 21}  # X509_V_ERR_*: self-signed, or no certificate of the issuer

@@ -10,9 +10,9 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from include.physionet_mirror.errors import VerificationFailed
 from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.run import Run, engine_errors, result_of
+from physionet_mirror.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -43,8 +43,8 @@ class AuditOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Compare and write down."""
-        from include.physionet_mirror.steps import audit
-        from include.physionet_mirror.verified import attempt_of
+        from physionet_mirror.steps import audit
+        from physionet_mirror.verified_cache import attempt_of
 
         params = context["params"]
         with engine_errors():
@@ -77,7 +77,7 @@ class RepairOperator(TriggerDagRunOperator):
     @engine_errors()
     def execute(self, context: Context) -> Any:
         """Trigger, or skip."""
-        from include.physionet_mirror.steps import audit
+        from physionet_mirror.steps import audit
 
         found = result_of(context, AUDIT)
         if not found["failed_images"]:

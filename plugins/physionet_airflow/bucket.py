@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     import boto3
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
 
-    from include.physionet_mirror.access_point import AccessPoint
-    from include.physionet_mirror.dataset import Dataset
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.dataset import Dataset
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint
 
 AWS_CONN_ID = "aws_default"
 ACCESS_POINT_CONN_ID = "physionet_s3"
@@ -33,7 +33,7 @@ def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Buc
         BucketRefused: The credentials that the settings name are not to be had (profile, role, process, SSO).
         DestinationUnavailable: Whoever gives out the credentials is away.
     """
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
 
     session, connection, verify = _session(aws_conn_id, f"s3://{bucket}")
     return Bucket.open(
@@ -57,8 +57,8 @@ def _session(aws_conn_id: str, where: str) -> tuple[boto3.Session, AwsConnection
     """
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
-    from include.physionet_mirror import s3_replies
-    from include.physionet_mirror.errors import MirrorError
+    from physionet_mirror.errors import MirrorError
+    from physionet_mirror.s3 import replies
 
     hook = S3Hook(aws_conn_id=aws_conn_id)
     try:
@@ -66,7 +66,7 @@ def _session(aws_conn_id: str, where: str) -> tuple[boto3.Session, AwsConnection
     except MirrorError:
         raise
     except Exception as error:  # noqa: BLE001  the hook lets through whatever a profile, role or process raises
-        raise s3_replies.meaning(error, where, "credentials", where.removeprefix("s3://")) from None
+        raise replies.meaning(error, where, "credentials", where.removeprefix("s3://")) from None
 
 
 def _owner(connection: AwsConnectionWrapper, aws_conn_id: str) -> str | None:
@@ -75,7 +75,7 @@ def _owner(connection: AwsConnectionWrapper, aws_conn_id: str) -> str | None:
     Raises:
         InputError: It is no account id.
     """
-    from include.physionet_mirror.errors import InputError
+    from physionet_mirror.errors import InputError
 
     given = connection.extra_config.get("expected_bucket_owner")
     if given in (None, ""):
@@ -93,17 +93,17 @@ def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
     """Raise unless the bucket exists, is closed to the public, and takes what we write; a probe is written and removed.
 
     Raises:
-        BucketUnsafe, BucketMissing, BucketRefused, DestinationUnavailable: See `bucket_safety.check`.
+        BucketUnsafe, BucketMissing, BucketRefused, DestinationUnavailable: See `safety.check`.
     """
-    from include.physionet_mirror import bucket_safety
+    from physionet_mirror.s3 import safety
 
     session, connection, _ = _session(aws_conn_id, f"s3://{bucket.name}")
     of_account = None
     if not connection.get_service_endpoint_url("s3"):  # only Amazon's accounts have such a block
         of_account = partial(
-            bucket_safety.account_block, bucket, session, _owner(connection, aws_conn_id), connection.botocore_config
+            safety.account_block, bucket, session, _owner(connection, aws_conn_id), connection.botocore_config
         )
-    bucket_safety.check(bucket, account_block=of_account)
+    safety.check(bucket, account_block=of_account)
 
 
 def open_access_point(
@@ -120,8 +120,8 @@ def open_access_point(
     from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowNotFoundException
 
-    from include.physionet_mirror.access_point import AccessPoint, access_point_of
-    from include.physionet_mirror.destination import Bucket
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint, access_point_of
 
     session, connection, verify = _session(aws_conn_id, f"s3://{bucket.name}")
     override = connection.extra_config.get(_ACCESS_POINT)

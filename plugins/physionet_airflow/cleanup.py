@@ -36,7 +36,7 @@ class ListObjectsOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """List."""
-        from include.physionet_mirror.steps import cleanup
+        from physionet_mirror.steps import cleanup
 
         params = context["params"]
         with engine_errors():
@@ -85,7 +85,7 @@ class DeleteListedOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, int]:
         """Delete, unless this is a dry run or there is nothing."""
-        from include.physionet_mirror.steps import cleanup
+        from physionet_mirror.steps import cleanup
 
         found = result_of(context, LISTING)
         if context["params"]["dry_run"] or not found["objects"]:

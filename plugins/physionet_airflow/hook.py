@@ -11,12 +11,12 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
-from include.physionet_mirror.errors import InputError, MirrorError
+from physionet_mirror.errors import InputError, MirrorError
 
 if TYPE_CHECKING:
     from airflow.sdk import Connection
 
-    from include.physionet_mirror.source import PhysioNet
+    from physionet_mirror.source.physionet import PhysioNet
 
 PHYSIONET = "https://physionet.org"
 _PORTS = {"https": 443, "http": 80}
@@ -60,7 +60,7 @@ class PhysioNetHook(BaseHook):
         Raises:
             InputError: There is no such connection, or it has no login or password, or an extra that cannot be read.
         """
-        from include.physionet_mirror.source import PhysioNet
+        from physionet_mirror.source.physionet import PhysioNet
 
         connection = self._connection()
         login, password = connection.login or "", connection.password or ""
@@ -76,7 +76,7 @@ class PhysioNetHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """What the Test button of the connection form says: whether this account may read the dataset, else why not."""
-        from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
+        from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 
         try:
             connection = self._connection()

@@ -20,7 +20,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from include.physionet_mirror.errors import MirrorError
+from physionet_mirror.errors import MirrorError
 
 log = logging.getLogger(__name__)
 

@@ -9,18 +9,18 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import AssetAlias, BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from include.physionet_mirror.errors import VerificationFailed
 from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.metrics import ShardMetrics
 from physionet_airflow.run import Run, dataset_overrides, engine_errors, most_shards, no_result, result_of, streams
+from physionet_mirror.errors import VerificationFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from airflow.sdk import Context
 
-    from include.physionet_mirror.steps.shard import Stop
+    from physionet_mirror.steps.mirror_shard import Stop
 
 PLAN = "plan"
 """Task id of the plan, and the key of its XCom with the few figures that later tasks need."""
@@ -41,7 +41,7 @@ class FetchMetadataOperator(BaseOperator):
         dataset_param: The param that names the dataset, where it is one of several.
 
     Returns (XCom):
-        ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `metadata.Metadata`.
+        ``images``, ``files``, ``fetched``, ``changed``, ``sums_sha256`` of `fetch_metadata.Metadata`.
     """
 
     ui_color = "#e4ecf4"
@@ -63,12 +63,12 @@ class FetchMetadataOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch what is not there yet."""
-        from include.physionet_mirror.steps import metadata
+        from physionet_mirror.steps import fetch_metadata
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
             source = PhysioNetHook(self.physionet_conn_id).source()
-            found = metadata.fetch_metadata(source, run.bucket, run.request.dataset)
+            found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         figures = {
             "images": found.images,
             "files": list(found.files),
@@ -101,11 +101,11 @@ class PlanShardsOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan; a dry run hands on no shard."""
-        from include.physionet_mirror.steps import planning
+        from physionet_mirror.steps import plan
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            made = planning.make_plan(
+            made = plan.make_plan(
                 run.request,
                 run.bucket,
                 run.layout,
@@ -140,7 +140,7 @@ class PlanShardsOperator(BaseOperator):
         """
         if run.request.slices is None:
             return None
-        from include.physionet_mirror.shards import slice_of_day
+        from physionet_mirror.shards import slice_of_day
 
         day = context["dag_run"].logical_date or context["dag_run"].run_after
         part = slice_of_day(day, context["dag"].start_date, run.request.slices)
@@ -148,12 +148,12 @@ class PlanShardsOperator(BaseOperator):
         return part
 
     def _file_list(self, run: Run) -> list[str] | None:
-        from include.physionet_mirror.steps import planning
+        from physionet_mirror.steps import plan
 
         if run.request.file_list is None:
             return None
         name, _, path = run.request.file_list.removeprefix("s3://").partition("/")
-        return planning.read_list(open_bucket(name, "", self.aws_conn_id), path)
+        return plan.read_list(open_bucket(name, "", self.aws_conn_id), path)
 
 
 class AskOperator(ApprovalOperator):
@@ -207,7 +207,7 @@ class ApproveLargePlanOperator(AskOperator):
 
     def question(self, context: Context) -> str | None:
         """Images, GB, hours and dollars of a plan above the limit."""
-        from include.physionet_mirror.plan import Estimate
+        from physionet_mirror.estimate import Estimate
 
         plan = result_of(context, PLAN, PLAN)
         estimate = Estimate.from_dict(plan["estimate"])
@@ -220,7 +220,7 @@ class ApproveLargePlanOperator(AskOperator):
 
 def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
     """The approval page, in Markdown."""
-    from include.physionet_mirror.words import money, size
+    from physionet_mirror.words import money, size
 
     return "\n".join(
         [
@@ -279,14 +279,14 @@ class StreamShardOperator(BaseOperator):
             context["shard_name"] = "unknown"  # type: ignore[literal-required]
             raise no_result("missing?")
         context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
-        from include.physionet_mirror.shards import Shard
-        from include.physionet_mirror.steps import shard
+        from physionet_mirror.shards import Shard
+        from physionet_mirror.steps import mirror_shard
 
-        self._stop = shard.Stop()
+        self._stop = mirror_shard.Stop()
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             connections = run.request.share(streams())
-            result = shard.stream_shard(
+            result = mirror_shard.stream_shard(
                 Shard.from_dict(self.shard),
                 run.request,
                 run.source(connections, self.physionet_conn_id),
@@ -334,9 +334,9 @@ class VerifyOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Verify, report, judge."""
-        from include.physionet_mirror import report
-        from include.physionet_mirror.layout import INDEX as INDEX_PATH
-        from include.physionet_mirror.steps import conclusion
+        from physionet_mirror.layout import INDEX as INDEX_PATH
+        from physionet_mirror.report import document
+        from physionet_mirror.steps import verify
 
         self._check_earlier_tasks(context)
         plan = result_of(context, PLAN, PLAN)
@@ -345,7 +345,7 @@ class VerifyOperator(BaseOperator):
             return None
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            verdict, written = conclusion.verify_run(
+            verdict, written = verify.verify_run(
                 run.request,
                 run.bucket,
                 run.layout,
@@ -353,7 +353,7 @@ class VerifyOperator(BaseOperator):
                 started=run.started,
                 software=_software(),
             )
-            figures = report.figures(written)
+            figures = document.figures(written)
             verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
         _add_asset(context, IMAGES, run.bucket.uri(), figures)
         _add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)

@@ -11,8 +11,8 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS
-from include.physionet_mirror.request import (
+from physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS
+from physionet_mirror.request import (
     APPROVE_ABOVE_GB,
     CONNECTIONS,
     FRONTAL,

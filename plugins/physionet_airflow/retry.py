@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
-from include.physionet_mirror.errors import MirrorError, all_errors
+from physionet_mirror.errors import MirrorError, all_errors
 
 RETRIES = 5
 """Tries after the first one, where an error may pass by itself."""

@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.bases.xcom import BaseXCom
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.physionet_mirror.errors import InputError, MirrorError
 from physionet_airflow import metrics
 from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
 from physionet_airflow.hook import PhysioNetHook
+from physionet_mirror.errors import InputError, MirrorError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from include.physionet_mirror.access_point import AccessPoint
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.layout import RunLayout
-    from include.physionet_mirror.request import Request
-    from include.physionet_mirror.source import PhysioNet
+    from physionet_mirror.layout import RunLayout
+    from physionet_mirror.request import Request
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint
+    from physionet_mirror.source.physionet import PhysioNet
 
 PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
@@ -56,7 +56,7 @@ def most_shards() -> int:
     """Shards that this Airflow can map over, by its setting ``[core] max_map_length``."""
     from airflow.configuration import conf
 
-    from include.physionet_mirror.shards import MOST_SHARDS
+    from physionet_mirror.shards import MOST_SHARDS
 
     return max(1, min(MOST_SHARDS, conf.getint("core", "max_map_length", fallback=MOST_SHARDS)))
 
@@ -88,8 +88,8 @@ class Run:
         Raises:
             InputError: A param that cannot be worked with, or a key of the run's conf that is no param of its DAG.
         """
-        from include.physionet_mirror.layout import RunLayout
-        from include.physionet_mirror.request import Request, checked_names
+        from physionet_mirror.layout import RunLayout
+        from physionet_mirror.request import Request, checked_names
 
         checked_names(set(context["dag_run"].conf or ()) - _NOT_OURS, context["dag"].params)
         params = {**dict(context["params"]), **overrides}

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
-from include.physionet_mirror.errors import MirrorError
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.run import Run, dataset_overrides, engine_errors
+from physionet_mirror.errors import MirrorError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -104,12 +104,12 @@ class MissingSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once: there is always an answer."""
         context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
-        from include.physionet_mirror.shards import Shard
-        from include.physionet_mirror.steps import shard
+        from physionet_mirror.shards import Shard
+        from physionet_mirror.steps import mirror_shard
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            found = shard.find_missing(
+            found = mirror_shard.find_missing(
                 Shard.from_dict(self.shard), run.request, run.bucket, run.layout, started=run.started
             )
         if not found.images:

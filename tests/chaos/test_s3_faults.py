@@ -18,15 +18,15 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike, Profile
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.steps import conclusion, metadata, planning
-from include.physionet_mirror.steps import shard as step
-from include.physionet_mirror.verification import Verdict
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import BucketRefused
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.steps import fetch_metadata, plan, verify
+from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.verification import Verdict
 from tests.chaos import outside
 from tests.chaos.s3_proxy import IMAGES, Fault, Kind, S3Proxy
 
@@ -59,12 +59,12 @@ class Mirror:
     def run(self, run_id: str) -> Verdict:
         request = Request.from_params({"bucket": self.bucket.name, "prefix": self.bucket.prefix, "select": "all"})
         run, begun = RunLayout(run_id), datetime.now(UTC)
-        metadata.fetch_metadata(self._source(), self.bucket, request.dataset)
-        for shard in planning.make_plan(request, self.bucket, run, streams=2, params={}).shards:
+        fetch_metadata.fetch_metadata(self._source(), self.bucket, request.dataset)
+        for shard in plan.make_plan(request, self.bucket, run, streams=2, params={}).shards:
             if step.find_missing(shard, request, self.bucket, run).images:
                 source, stop = self._source(), step.Stop()
                 step.stream_shard(shard, request, source, self.bucket, run, connections=4, stop=stop)
-        return conclusion.verify_run(request, self.bucket, run, params={}, started=begun)[0]
+        return verify.verify_run(request, self.bucket, run, params={}, started=begun)[0]
 
     def fetched(self) -> list[str]:
         """Images that PhysioNet was asked for since the last time."""

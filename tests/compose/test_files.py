@@ -322,7 +322,7 @@ def test_iam_policies_grant_no_more_than_s3_on_named_resources():
 
 def test_iam_grants_what_the_access_check_looks_at():
     granted = {action for statement in statements("destination.json") for action in statement["Action"]}
-    asked = set(re.findall(r"s3:\w+", (ROOT / "include/physionet_mirror/bucket_safety.py").read_text()))
+    asked = set(re.findall(r"s3:\w+", (ROOT / "include/physionet_mirror/s3/safety.py").read_text()))
     assert asked <= granted
     assert {"s3:ListBucket", "s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"} <= granted
     assert not any(action.startswith(("s3:PutBucket", "s3:PutObjectAcl", "s3:DeleteBucket")) for action in granted)

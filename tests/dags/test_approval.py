@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from include.physionet_mirror import plan
 from physionet_airflow.operators import _question
+from physionet_mirror import estimate as plan
 
 
 def asked(**options: str) -> str:

@@ -173,7 +173,7 @@ def test_the_form_takes(parsed: dict[str, Any], number: int) -> None:
 
 
 def test_the_form_knows_the_engines_choices(parsed: dict[str, Any]) -> None:
-    from include.physionet_mirror import request
+    from physionet_mirror import request
 
     params = parsed["dags"]["mimic_cxr_jpg"]["params"]
     assert set(params["storage_class"]["schema"]["enum"]) == set(request.STORAGE_CLASSES)

@@ -13,14 +13,14 @@ from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
 
 from demo import stack
-from include.physionet_mirror import access_point
-from include.physionet_mirror.access_point import AccessPoint, access_point_of
-from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import AccessRefused, BucketRefused, Corrupt, ImagesFailed, InputError, NotFound
-from include.physionet_mirror.pace import Pace
-from include.physionet_mirror.shards import Image, decode
-from include.physionet_mirror.transfer import Transfer
+from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
+from physionet_mirror.errors import AccessRefused, BucketRefused, Corrupt, ImagesFailed, InputError, NotFound
+from physionet_mirror.pace import Pace
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image, decode
+from physionet_mirror.source import access_point
+from physionet_mirror.source.access_point import AccessPoint, access_point_of
+from physionet_mirror.transfer import Transfer
 
 NAME = MIMIC_CXR_JPG.name
 
@@ -260,7 +260,7 @@ def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, buck
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     data = bytes(range(256)) * 40_000  # 10 MB: two parts of boto3's own transfer
     origin.upload("big.bin", [data], part_size=32 << 20)
-    monkeypatch.setattr("include.physionet_mirror.destination._ONE_COPY", 1 << 20)
+    monkeypatch.setattr("physionet_mirror.s3.bucket._ONE_COPY", 1 << 20)
     copied = AccessPoint(origin, bucket).open(MIMIC_CXR_JPG, "big.bin", hashlib.sha256(data).hexdigest())
     assert copied.size == len(data)
     assert bucket.read("big.bin") == data

@@ -17,18 +17,18 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike
-from include.physionet_mirror import compare as module
-from include.physionet_mirror.compare import Comparison, compare
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import MetadataError
-from include.physionet_mirror.layout import INDEX, RunLayout
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.shards import Image, Shard
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.steps import audit, cleanup, conclusion, metadata, planning
-from include.physionet_mirror.steps import shard as step
-from include.physionet_mirror.verification import Verdict
+from physionet_mirror import compare as module
+from physionet_mirror.compare import Comparison, compare
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import MetadataError
+from physionet_mirror.layout import INDEX, RunLayout
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image, Shard
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan, verify
+from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.verification import Verdict
 from tests.integration.unordered_s3 import UnorderedS3, by_bytes, by_folder, by_hash
 
 ORDERS = [pytest.param(order, id=order.__name__) for order in (by_bytes, by_hash, by_folder)]
@@ -140,14 +140,14 @@ class Mirror:
         wish = Request.from_params(
             {"bucket": self.bucket.name, "prefix": self.bucket.prefix, "select": "all", "shard_size": 20, **params}
         )
-        metadata.fetch_metadata(self.source(), self.bucket, MIMIC_CXR_JPG)
-        shards = planning.make_plan(wish, self.bucket, self.run, streams=2, params={}).shards
+        fetch_metadata.fetch_metadata(self.source(), self.bucket, MIMIC_CXR_JPG)
+        shards = plan.make_plan(wish, self.bucket, self.run, streams=2, params={}).shards
         with ThreadPoolExecutor(3) as pool:  # as Airflow runs them: side by side
             found = list(pool.map(lambda s: step.find_missing(s, wish, self.bucket, self.run, started=STARTED), shards))
         for shard, missing in zip(shards, found, strict=True):
             if missing.images:
                 step.stream_shard(shard, wish, self.source(), self.bucket, self.run, connections=4, stop=step.Stop())
-        return found, conclusion.verify_run(wish, self.bucket, self.run, params={}, started=STARTED)[0]
+        return found, verify.verify_run(wish, self.bucket, self.run, params={}, started=STARTED)[0]
 
 
 STARTED = datetime(2026, 3, 1, tzinfo=UTC)
@@ -218,7 +218,7 @@ def test_a_shard_list_that_lost_its_end_is_refused_by_all_who_read_it(mirror: Mi
     mirror.bucket.write(shard.path, damage(mirror.bucket.read(shard.path)))
     for read in (
         lambda: step.find_missing(shard, wish, mirror.bucket, mirror.run),
-        lambda: conclusion.verify_run(wish, mirror.bucket, mirror.run, params={}, started=STARTED),
+        lambda: verify.verify_run(wish, mirror.bucket, mirror.run, params={}, started=STARTED),
         lambda: list(cleanup.list_doomed(mirror.bucket, "run", mirror.run.run_id)),
     ):
         with pytest.raises(MetadataError, match="trigger a new run"):
@@ -231,8 +231,8 @@ def test_a_list_of_what_is_missing_that_lost_its_end_is_made_anew(mirror: Mirror
     wish = Request.from_params(
         {"bucket": mirror.bucket.name, "prefix": mirror.bucket.prefix, "select": "all", "shard_size": 20}
     )
-    metadata.fetch_metadata(mirror.source(), mirror.bucket, MIMIC_CXR_JPG)
-    shard = planning.make_plan(wish, mirror.bucket, mirror.run, streams=2, params={}).shards[0]
+    fetch_metadata.fetch_metadata(mirror.source(), mirror.bucket, MIMIC_CXR_JPG)
+    shard = plan.make_plan(wish, mirror.bucket, mirror.run, streams=2, params={}).shards[0]
     assert len(step.find_missing(shard, wish, mirror.bucket, mirror.run).images) == shard.images
     path = mirror.run.missing(0)
     if damage is None:

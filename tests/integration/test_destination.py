@@ -15,14 +15,14 @@ import boto3
 import pytest
 
 from demo.stack import S3Server
-from include.physionet_mirror.destination import PART_SIZE, Bucket
-from include.physionet_mirror.errors import (
+from physionet_mirror.errors import (
     BucketMissing,
     BucketRefused,
     DestinationError,
     DestinationUnavailable,
     InputError,
 )
+from physionet_mirror.s3.bucket import PART_SIZE, Bucket
 
 
 @pytest.fixture(params=["rclone", "strict"])

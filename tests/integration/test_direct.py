@@ -21,8 +21,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from werkzeug.serving import generate_adhoc_ssl_pair
 
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable
+from physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable
+from physionet_mirror.s3.bucket import Bucket
 
 KEYS = ("files/p10/a.jpg", "files/p10/with space.jpg", "files/ü+%41&=?#~(!)*'.jpg")
 SECRET = "s3cret/of+nobody"

@@ -21,9 +21,8 @@ from typing import Any
 import pytest
 
 from demo.lookalike import Fault, Kind, Lookalike, Profile, User
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import (
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import (
     AccessRefused,
     CredentialsRefused,
     ImagesFailed,
@@ -31,10 +30,11 @@ from include.physionet_mirror.errors import (
     SourceUnavailable,
     Throttled,
 )
-from include.physionet_mirror.pace import Pace
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.transfer import Transfer
+from physionet_mirror.pace import Pace
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.transfer import Transfer
 
 SMALL, LARGE = 20_000, 1_500_000
 FACTS = {"login": "reader", "password": "correct horse battery staple"}

@@ -14,16 +14,16 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Fault, Kind, Lookalike
-from include.physionet_mirror import plan
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import ImagesFailed, VerificationFailed
-from include.physionet_mirror.layout import LEFT, RunLayout
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.steps import conclusion, metadata, planning
-from include.physionet_mirror.steps import shard as step
-from include.physionet_mirror.verification import Verdict
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import ImagesFailed, VerificationFailed
+from physionet_mirror.estimate import FROM_FACTS
+from physionet_mirror.layout import LEFT, RunLayout
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.steps import fetch_metadata, plan, verify
+from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.verification import Verdict
 
 PARTS = 5
 LATER = timedelta(hours=9)
@@ -35,7 +35,7 @@ class Night:
 
     verdict: Verdict
     report: dict[str, Any]
-    planned: planning.Plan
+    planned: plan.Plan
     errors: list[Exception]
 
     @property
@@ -54,7 +54,7 @@ def bucket(
     """A bucket with the tables and the manifest in it."""
     found = Bucket.open(boto_session, bucket_name, MIMIC_CXR_JPG.name, endpoint_url=s3_server.endpoint)
     with PhysioNetOf(physionet, reader) as source:
-        metadata.fetch_metadata(source, found, MIMIC_CXR_JPG)
+        fetch_metadata.fetch_metadata(source, found, MIMIC_CXR_JPG)
     return found
 
 
@@ -81,7 +81,7 @@ def night(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Call
         wish = Request.from_params(given)
         layout = RunLayout(run_id or f"scheduled__2025-01-{part + 1:02d}T02:00:00")
         began = started or datetime.now(UTC)
-        planned = planning.make_plan(wish, bucket, layout, streams=2, params=given, part=part)
+        planned = plan.make_plan(wish, bucket, layout, streams=2, params=given, part=part)
         errors: list[Exception] = []
         for shard in planned.shards:
             if not step.find_missing(shard, wish, bucket, layout).images:
@@ -99,7 +99,7 @@ def night(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Call
                 )
             except ImagesFailed as error:
                 errors.append(error)
-        verdict, report = conclusion.verify_run(wish, bucket, layout, params=given, started=began)
+        verdict, report = verify.verify_run(wish, bucket, layout, params=given, started=began)
         return Night(verdict, report, planned, errors)
 
     return run
@@ -122,7 +122,7 @@ def fetched(physionet: Lookalike) -> list[str]:
 
 
 def left(bucket: Bucket) -> list[str]:
-    return [image.path for image in planning.read_left(bucket)]
+    return [image.path for image in plan.read_left(bucket)]
 
 
 def test_the_nights_fill_everything_in_any_order_and_fetch_nothing_twice(
@@ -224,7 +224,7 @@ def test_a_failure_in_a_drained_night_is_still_red_and_the_rest_is_left(
     bucket.write_json(result, bucket.read_json(result) | {"stored": 7})
     bucket.delete(others[7:])
     params = {"bucket": bucket.name, "prefix": bucket.prefix, "slices": PARTS, "stop_after": "8"}
-    verdict, report = conclusion.verify_run(
+    verdict, report = verify.verify_run(
         Request.from_params(params),
         bucket,
         RunLayout("scheduled__drained"),
@@ -244,9 +244,7 @@ def test_a_shard_that_was_killed_before_its_time_was_up_is_no_success(
     over = datetime.now(UTC) - LATER
     night(0, "scheduled__killed", started=over, stop_after="8")
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "slices": PARTS, "stop_after": "8"})
-    verdict, _ = conclusion.verify_run(
-        wish, bucket, RunLayout("scheduled__killed"), params={}, started=datetime.now(UTC)
-    )
+    verdict, _ = verify.verify_run(wish, bucket, RunLayout("scheduled__killed"), params={}, started=datetime.now(UTC))
     assert verdict.missing == 12
     assert not verdict.passed
 
@@ -302,7 +300,7 @@ def run_report(source: str, megabytes: float, connections: float) -> dict[str, A
 
 
 def test_estimates_learn_from_earlier_runs_of_the_same_source(night: Callable[..., Night], bucket: Bucket) -> None:
-    assert night(0).planned.estimate.basis == plan.FROM_FACTS.basis
+    assert night(0).planned.estimate.basis == FROM_FACTS.basis
     bucket.write_json(RunLayout("scheduled__2025-02-01T02:00:00").report_json, run_report("physionet", 1600, 8))
     bucket.write_json(RunLayout("scheduled__2025-02-02T02:00:00").report_json, run_report("s3", 64_000, 64))
     learned = night(1).planned.estimate
@@ -310,7 +308,7 @@ def test_estimates_learn_from_earlier_runs_of_the_same_source(night: Callable[..
     assert learned.hours == pytest.approx(learned.missing_bytes / (2e6 * 8) / 3600)
 
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "source": "s3"})
-    copied = planning.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
+    copied = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
     assert copied.basis == "10 MB/s a connection, as in the last run to this bucket"
     assert copied.connections == 64
 
@@ -324,7 +322,7 @@ def test_a_shard_says_how_many_connections_it_was_allowed(night: Callable[..., N
 
 def test_a_copy_inside_s3_is_not_estimated_at_the_pace_of_the_web_server(bucket: Bucket) -> None:
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "source": "s3"})
-    estimate = planning.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
+    estimate = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
     assert "a copy" in estimate.basis
     # 60 copies, all at once, of 0.3 s each.
     assert estimate.hours * 3600 == pytest.approx(0.3)

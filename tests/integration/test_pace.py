@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from demo.lookalike import Lookalike, Profile, User
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.pace import Pace
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.transfer import Transfer
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.pace import Pace
+from physionet_mirror.shards import Image
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.transfer import Transfer
 
 CAPACITY, RATE, SIZE = 6, 200_000, 100_000
 LOGIN = {"login": "reader", "password": "correct horse"}

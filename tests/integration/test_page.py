@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from demo import stack
-from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
+from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
 from tests.page_server import A_SHARD, BUCKET, DONE, ELSEWHERE, LIVE, PREFIX, SHARDS, page_server, result_of
 
 HTML = {"Accept": "text/html"}
@@ -463,6 +463,6 @@ def test_the_test_button_tells_what_is_wrong(server, physionet, change, says):
 def test_the_provider_has_the_projects_version():
     from importlib.metadata import version
 
-    from include.physionet_mirror import __version__
+    from physionet_mirror import __version__
 
     assert version("physionet-airflow") == __version__

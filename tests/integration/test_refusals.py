@@ -24,10 +24,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from moto.server import ThreadedMotoServer
 from werkzeug.serving import generate_adhoc_ssl_pair
 
-from include.physionet_mirror import bucket_safety
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.destination import PART_SIZE, Bucket
-from include.physionet_mirror.errors import (
+from physionet_airflow.bucket import open_bucket
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import (
     BucketMissing,
     BucketRefused,
     DestinationUnavailable,
@@ -37,9 +36,10 @@ from include.physionet_mirror.errors import (
     ObjectLocked,
     next_steps,
 )
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.verification import verify
-from physionet_airflow.bucket import open_bucket
+from physionet_mirror.s3 import safety
+from physionet_mirror.s3.bucket import PART_SIZE, Bucket
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.verification import verify
 
 KEY, SECRET = "AKIAIOSFODNN7EXAMPLE", "s3cret/of+nobody/aaaaaaaaaaaaaaaaaaaaaaa"
 SIGNATURE = "5d41402abc4b2a76b9719d911017c592aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
@@ -422,7 +422,7 @@ def test_the_safety_check_does_not_wait_for_settings(server, bucket, monkeypatch
 
     server.body = b"<ListBucketResult></ListBucketResult>"
     bucket.client.meta.events.register("before-send.s3.GetPublicAccessBlock", expired)
-    assert_said_at_once(lambda: bucket_safety.check(bucket), "aws sso login")
+    assert_said_at_once(lambda: safety.check(bucket), "aws sso login")
 
 
 # -- the connection's own settings -----------------------------------------------------------------------------------

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from demo.lookalike import Fault, Kind, Lookalike, User
-from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR, MIMIC_CXR_JPG, SUMS
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import (
+from demo.stack import PYTHONPATH
+from physionet_mirror.dataset import DATASETS, MIMIC_CXR, MIMIC_CXR_JPG, SUMS
+from physionet_mirror.errors import (
     AccessRefused,
     Corrupt,
     CredentialsRefused,
@@ -30,10 +30,11 @@ from include.physionet_mirror.errors import (
     SourceUnavailable,
     Truncated,
 )
-from include.physionet_mirror.pace import Pace
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.transfer import Transfer
+from physionet_mirror.pace import Pace
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.transfer import Transfer
 
 PART = 8 << 20
 TABLE = MIMIC_CXR_JPG.tables["split"]
@@ -309,10 +310,10 @@ def bucket(boto_session, s3_server, bucket_name) -> Bucket:
 
 CLIENT = """
 import json, sys, boto3, threading, time
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import MirrorError
-from include.physionet_mirror.source import PhysioNet
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.errors import MirrorError
+from physionet_mirror.source.physionet import PhysioNet
 
 given = json.load(sys.stdin)
 
@@ -340,8 +341,6 @@ def _stream_in_a_process(server, reader, s3_server, bucket_name, sha256) -> dict
     import subprocess
     import sys
 
-    from demo.stack import ROOT
-
     given = {
         "url": server.url,
         "login": reader,
@@ -351,7 +350,7 @@ def _stream_in_a_process(server, reader, s3_server, bucket_name, sha256) -> dict
         "sha256": sha256,
         "part": PART,
     }
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
+    env = {**os.environ, "PYTHONPATH": PYTHONPATH, "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
         [sys.executable, "-c", CLIENT], input=json.dumps(given), capture_output=True, text=True, env=env, check=False
     )

@@ -23,16 +23,16 @@ from botocore.exceptions import ReadTimeoutError
 
 from demo import stack
 from demo.lookalike import Fault, Kind, Lookalike, User
-from include.physionet_mirror import catalog, index, layout, records, shards
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused, DestinationUnavailable, ImagesFailed, InputError
-from include.physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.steps import audit, cleanup, conclusion, metadata, planning
-from include.physionet_mirror.steps import shard as step
-from include.physionet_mirror.verification import Verdict, Verified
+from physionet_mirror import index, layout, manifest, overview, records, shards
+from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
+from physionet_mirror.errors import BucketRefused, DestinationUnavailable, ImagesFailed, InputError
+from physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan, verify
+from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.verification import Verdict, Verified
 from tests.chaos.s3_proxy import S3Proxy
 
 BACKFILL = "mimic_cxr_jpg_backfill"
@@ -62,12 +62,12 @@ def go(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Callabl
         if part is not None:
             given |= {"slices": PARTS, "stop_after": "9"}
         wish = Request.from_params(given)
-        metadata.fetch_metadata(source(), bucket, MIMIC_CXR_JPG)
-        for shard in planning.make_plan(wish, bucket, where, streams=1, params=given, part=part).shards:
+        fetch_metadata.fetch_metadata(source(), bucket, MIMIC_CXR_JPG)
+        for shard in plan.make_plan(wish, bucket, where, streams=1, params=given, part=part).shards:
             if step.find_missing(shard, wish, bucket, where).images:
                 step.stream_shard(shard, wish, source(), bucket, where, connections=4, stop=step.Stop())
         before_verify()
-        return conclusion.verify_run(wish, bucket, where, params=given, started=datetime.now(UTC))[0]
+        return verify.verify_run(wish, bucket, where, params=given, started=datetime.now(UTC))[0]
 
     return run
 
@@ -117,7 +117,7 @@ def test_a_damaged_small_file_costs_no_run_and_is_named_once(
     assert named or silent or harmless
     rows = pq.read_table(io.BytesIO(bucket.read(INDEX)))
     assert set(rows["path"].to_pylist()) >= {image.path for image in images}
-    assert metadata.manifest.read(io.BytesIO(bucket.read(MANIFEST))) is not None
+    assert manifest.read(io.BytesIO(bucket.read(MANIFEST))) is not None
 
 
 def test_a_manifest_with_one_wrong_checksum_is_built_anew(
@@ -140,8 +140,8 @@ def test_a_pace_that_is_no_json_is_ignored(
     physionet: Lookalike, reader: tuple[str, str], go: Callable[..., Verdict], bucket: Bucket
 ) -> None:
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all"})
-    metadata.fetch_metadata(PhysioNet(physionet.url, *reader), bucket, MIMIC_CXR_JPG)
-    (shard,) = planning.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
+    fetch_metadata.fetch_metadata(PhysioNet(physionet.url, *reader), bucket, MIMIC_CXR_JPG)
+    (shard,) = plan.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
     step.find_missing(shard, wish, bucket, FIRST)
     bucket.write(FIRST.pace, b"{")
     source = PhysioNet(physionet.url, *reader, connections=4)
@@ -151,7 +151,7 @@ def test_a_pace_that_is_no_json_is_ignored(
 def test_page_and_audit_do_without_a_damaged_index(go: Callable[..., Verdict], bucket: Bucket) -> None:
     assert go(FIRST).passed
     bucket.write(INDEX, b"x" * 1000)
-    found = catalog.load(bucket)
+    found = overview.load(bucket)
     assert found is not None
     assert not found.verified.any()
     lost = next(entry.path for entry in bucket.list("files/"))
@@ -161,7 +161,7 @@ def test_page_and_audit_do_without_a_damaged_index(go: Callable[..., Verdict], b
 
 
 def test_a_damaged_plan_is_said_and_not_retried(go: Callable[..., Verdict], bucket: Bucket) -> None:
-    from include.physionet_mirror.errors import MetadataError
+    from physionet_mirror.errors import MetadataError
 
     with pytest.raises(MetadataError, match=r"plan\.json is gone or damaged.*Trigger a new run"):
         go(FIRST, before_verify=lambda: bucket.write(FIRST.plan, b'{"shards": [{"index": 0}]}'))
@@ -434,9 +434,7 @@ def test_an_emptied_bucket_is_planned_as_everything(go: Callable[..., Verdict], 
     assert go(FIRST).passed
 
     def planned(**params: Any) -> int:
-        return planning.make_plan(
-            wish_of(bucket, **params), bucket, RunLayout("p"), streams=1, params={}
-        ).estimate.missing
+        return plan.make_plan(wish_of(bucket, **params), bucket, RunLayout("p"), streams=1, params={}).estimate.missing
 
     assert planned() == 0
     images = [entry.path for entry in bucket.list("files/")]
@@ -453,19 +451,19 @@ def test_an_image_that_physionet_replaced_is_planned_though_it_is_there(
     tiny_dataset: Path, go: Callable[..., Verdict], bucket: Bucket
 ) -> None:
     assert go(FIRST).passed
-    data = metadata.manifest.read(io.BytesIO(bucket.read(MANIFEST)))
+    data = manifest.read(io.BytesIO(bucket.read(MANIFEST)))
     data.loc[0, "sha256"] = "0" * 64
     out = io.BytesIO()
-    metadata.manifest.write(data, out, dataset=MIMIC_CXR_JPG, sums_sha256="0" * 64)
+    manifest.write(data, out, dataset=MIMIC_CXR_JPG, sums_sha256="0" * 64)
     bucket.write(MANIFEST, out.getvalue())
-    made = planning.make_plan(wish_of(bucket), bucket, RunLayout("p"), streams=1, params={})
+    made = plan.make_plan(wish_of(bucket), bucket, RunLayout("p"), streams=1, params={})
     assert made.estimate.missing == 1
 
 
 def test_the_plan_lists_by_group_and_no_more_than_the_keys_need(go: Callable[..., Verdict], bucket: Bucket) -> None:
     assert go(FIRST).passed
     before = dict(bucket.requests)
-    planning.make_plan(wish_of(bucket), bucket, RunLayout("p"), streams=1, params={})
+    plan.make_plan(wish_of(bucket), bucket, RunLayout("p"), streams=1, params={})
     groups = {path.path.split("/")[1] for path in bucket.list("files/")}
     assert bucket.requests["LIST"] - before["LIST"] <= len(groups) + 4
     assert bucket.requests["HEAD"] - before["HEAD"] <= 2
@@ -491,14 +489,14 @@ def test_audits_and_reruns_hide_no_report_from_the_estimate(bucket: Bucket) -> N
         bucket.write_json(RunLayout(f"scheduled__{week:02}", "mimic_cxr_audit").audit_json, {})
         bucket.write_json(RunLayout(f"x__{week:02}", "mimic_cxr_cleanup").root + "deleted.jsonl.gz", {})
         bucket.write_json(RunLayout(f"zz__dry{week:02}").plan, {"shards": []})
-    assert days(planning.report_documents(bucket)) == [5, 4, 3, 2, 1]
+    assert days(plan.report_documents(bucket)) == [5, 4, 3, 2, 1]
     for day in range(6, 25):  # nights that only verified
         bucket.write_json(RunLayout(f"again__{day:02}").report_json, a_report(day, size=0))
-    assert days(planning.report_documents(bucket))[-5:] == [5, 4, 3, 2, 1]
+    assert days(plan.report_documents(bucket))[-5:] == [5, 4, 3, 2, 1]
     for day in range(25, 29):
         bucket.write_json(RunLayout(f"copied__{day}").report_json, a_report(day, source="s3"))
-    assert days(planning.report_documents(bucket, source="s3")) == [28, 27, 26, 25]
-    assert days(planning.report_documents(bucket, source="physionet"))[-5:] == [5, 4, 3, 2, 1]
+    assert days(plan.report_documents(bucket, source="s3")) == [28, 27, 26, 25]
+    assert days(plan.report_documents(bucket, source="physionet"))[-5:] == [5, 4, 3, 2, 1]
 
 
 # -- a second try ------------------------------------------------------------------------------------------------------
@@ -508,9 +506,9 @@ def test_a_second_try_adds_to_the_report_and_overwrites_nothing(
     physionet: Lookalike, reader: tuple[str, str], bucket: Bucket
 ) -> None:
     source = PhysioNet(physionet.url, *reader, connections=4)
-    metadata.fetch_metadata(source, bucket, MIMIC_CXR_JPG)
+    fetch_metadata.fetch_metadata(source, bucket, MIMIC_CXR_JPG)
     wish = wish_of(bucket, shard_size=100)
-    (shard,) = planning.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
+    (shard,) = plan.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
     step.find_missing(shard, wish, bucket, FIRST)
     physionet.faults.add(Fault(Kind.STATUS, "*.jpg", share=0.3, status=404, attempts=None))
     with pytest.raises(ImagesFailed):
@@ -521,7 +519,7 @@ def test_a_second_try_adds_to_the_report_and_overwrites_nothing(
     physionet.faults.clear()
     source = PhysioNet(physionet.url, *reader, connections=4)
     step.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=step.Stop(), try_number=2)
-    _, report = conclusion.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
+    _, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert report["transfer"]["images"] == 60
     assert report["transfer"]["bytes"] == sum(entry.size for entry in bucket.list("files/"))
     assert report["transfer"]["retries"] >= first.retries
@@ -550,13 +548,13 @@ def test_a_file_list_never_quotes_what_is_no_dataset_path(go: Callable[..., Verd
     ):
         bucket.write_text("list.txt", text)
         with pytest.raises(InputError) as error:
-            planning.make_plan(
+            plan.make_plan(
                 wish_of(bucket),
                 bucket,
                 RunLayout("p"),
                 streams=1,
                 params={},
-                file_list=planning.read_list(bucket, "list.txt"),
+                file_list=plan.read_list(bucket, "list.txt"),
             )
         assert "file_list" in str(error.value)
         assert "line " in str(error.value)
@@ -565,11 +563,11 @@ def test_a_file_list_never_quotes_what_is_no_dataset_path(go: Callable[..., Verd
 
 
 def test_a_file_list_that_is_too_large_is_not_read(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "_LARGEST_LIST", 100)
+    monkeypatch.setattr(plan, "_LARGEST_LIST", 100)
     bucket.write("list.txt", b"x" * 101)
     before = bucket.requests["GET"]
     with pytest.raises(InputError, match="at most 100 B"):
-        planning.read_list(bucket, "list.txt")
+        plan.read_list(bucket, "list.txt")
     assert bucket.requests["GET"] == before
 
 
@@ -607,16 +605,16 @@ def test_a_file_that_no_image_needs_is_reported_and_stops_nothing(
     spoil(own_version)
     login, password = reader
     with Lookalike(own_version.parents[1], users={login: User(password)}, check_seconds=0) as server:
-        found = metadata.fetch_metadata(PhysioNet(server.url, login, password), bucket, MIMIC_CXR_JPG)
+        found = fetch_metadata.fetch_metadata(PhysioNet(server.url, login, password), bucket, MIMIC_CXR_JPG)
         assert named not in found.files
         assert any(named in note for note in found.notes)
         wish = wish_of(bucket, sample_size=4, select="sample")
-        made = planning.make_plan(wish, bucket, FIRST, streams=1, params={})
+        made = plan.make_plan(wish, bucket, FIRST, streams=1, params={})
         (shard,) = made.shards
         step.find_missing(shard, wish, bucket, FIRST)
         source = PhysioNet(server.url, login, password, connections=4)
         step.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=step.Stop())
-        verdict, report = conclusion.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
+        verdict, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert any(named in note for note in made.notes)
     assert verdict.passed
     assert any(named in note for note in report["notes"])

@@ -17,14 +17,14 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike, Profile, User
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import InputError, MetadataError, MirrorError
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.steps import audit, cleanup, metadata, planning
-from include.physionet_mirror.steps import shard as step
+from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
+from physionet_mirror.errors import InputError, MetadataError, MirrorError
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan
+from physionet_mirror.steps import mirror_shard as step
 
 SPLIT = MIMIC_CXR_JPG.tables["split"]
 RUN = RunLayout("test__1")
@@ -111,7 +111,7 @@ def test_metadata_that_is_not_what_it_should_be_is_named_and_nothing_is_written(
         Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as server,
         pytest.raises(MirrorError) as error,
     ):
-        metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        fetch_metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
     assert named in str(error.value)
     assert keys(bucket) == []
 
@@ -123,8 +123,8 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
     shutil.copytree(tiny_dataset / MIMIC_CXR_JPG.name, version)
     login, password = reader
     with Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as server:
-        first = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
-        again = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        first = fetch_metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        again = fetch_metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
         assert (first.fetched, first.changed) == (len(first.files) - 1, False)
         assert (again.fetched, again.changed, again.images) == (0, False, first.images)
         assert [seen.method for seen in server.counters.seen if seen.path.endswith(SUMS)].count("GET") == 1
@@ -132,8 +132,8 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
         image.write_bytes(image.read_bytes() + b"\0")
         sum_again(version, str(image.relative_to(version)))
         with caplog.at_level("INFO"):
-            changed = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
-        kept = metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+            changed = fetch_metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
+        kept = fetch_metadata.fetch_metadata(client_of(server, reader), bucket, MIMIC_CXR_JPG)
     assert (changed.fetched, changed.changed) == (0, True)
     assert "1 images replaced, 0 added, 0 withdrawn" in caplog.text
     assert (kept.changed, kept.notes) == (False, changed.notes)
@@ -144,12 +144,12 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
 # -- plan, stream, verify ----------------------------------------------------------------------------------------------
 
 
-def plan_of(bucket: Bucket, wish: Request, run: RunLayout = RUN) -> planning.Plan:
-    return planning.make_plan(wish, bucket, run, streams=2, params={})
+def plan_of(bucket: Bucket, wish: Request, run: RunLayout = RUN) -> plan.Plan:
+    return plan.make_plan(wish, bucket, run, streams=2, params={})
 
 
 def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
-    metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    fetch_metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     wish = request(bucket, select="all", shard_size=100)
     (shard,) = plan_of(bucket, wish).shards
     step.find_missing(shard, wish, bucket, RUN)
@@ -177,12 +177,12 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
 
 
 def test_a_plan_that_cannot_be_writes_nothing(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
-    metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    fetch_metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     before = keys(bucket)
     with pytest.raises(InputError, match="subjects"):
         plan_of(bucket, request(bucket, subjects=[19999999]))
     with pytest.raises(InputError, match="share"):
-        planning.make_plan(request(bucket, connections=4), bucket, RUN, streams=5, params={})
+        plan.make_plan(request(bucket, connections=4), bucket, RUN, streams=5, params={})
     assert keys(bucket) == before
 
 
@@ -193,7 +193,7 @@ def test_a_plan_without_metadata_says_which_task_is_to_run(bucket: Bucket) -> No
 
 def test_a_file_list_that_is_not_there_is_no_empty_list(bucket: Bucket) -> None:
     with pytest.raises(InputError, match="does not exist"):
-        planning.read_list(bucket, "failed_images.txt")
+        plan.read_list(bucket, "failed_images.txt")
 
 
 # -- audit -------------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_a_run_that_is_not_there_cannot_be_cleaned_up(bucket: Bucket, run_id: st
 
 
 def test_a_runs_images_go_and_all_else_stays(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
-    metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    fetch_metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     made = plan_of(bucket, request(bucket, select="sample", sample_size=3))
     ours = set(bucket.read_text(made.shards[0].path).split()[1::2])
     for path in [*ours, "files/p10/p10000000/other.jpg"]:

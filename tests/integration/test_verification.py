@@ -20,14 +20,14 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from demo.stack import s3_server
-from include.physionet_mirror import compare, index
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketRefused, DestinationUnavailable, InputError, VerificationFailed
-from include.physionet_mirror.layout import INDEX, verified
-from include.physionet_mirror.request import LEVELS
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.verification import Problem, verify
-from include.physionet_mirror.verified import Memory
+from physionet_mirror import compare, index
+from physionet_mirror.errors import BucketRefused, DestinationUnavailable, InputError, VerificationFailed
+from physionet_mirror.layout import INDEX, verified
+from physionet_mirror.request import LEVELS
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image
+from physionet_mirror.verification import Problem, verify
+from physionet_mirror.verified_cache import Memory
 
 PREFIX = "mimic-cxr-jpg/2.1.0"
 
@@ -286,7 +286,7 @@ class TestMemory:
                 return datetime.now(tz) + timedelta(minutes=minutes)
 
         with monkeypatch.context() as patch:  # the worker of the audit before
-            patch.setattr("include.physionet_mirror.verified.datetime", Clock)
+            patch.setattr("physionet_mirror.verified_cache.datetime", Clock)
             assert verify(wanted(files), bucket, "content", run="before").passed
         victim = list(files)[4]
         old = (folder / victim).stat()

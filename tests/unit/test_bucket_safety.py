@@ -15,9 +15,9 @@ from botocore.stub import Stubber
 from moto.server import ThreadedMotoServer
 from urllib3 import HTTPResponse
 
-from include.physionet_mirror.bucket_safety import PROBE, CannotLook, account_block, check
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketMissing, BucketRefused, BucketUnsafe, DestinationUnavailable
+from physionet_mirror.errors import BucketMissing, BucketRefused, BucketUnsafe, DestinationUnavailable
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.s3.safety import PROBE, CannotLook, account_block, check
 
 CLOSED = dict.fromkeys(["BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets"], True)
 ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from include.physionet_mirror import catalog, manifest
-from include.physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.layout import INDEX, MANIFEST, verified
-from include.physionet_mirror.request import Request
+from physionet_mirror import manifest, overview
+from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
+from physionet_mirror.errors import InputError
+from physionet_mirror.layout import INDEX, MANIFEST, verified
+from physionet_mirror.request import Request
 
 COUNT = 300
 
@@ -89,11 +89,11 @@ def ask(**params):
 
 
 def test_a_bucket_without_manifest_has_no_catalog():
-    assert catalog.load(Files()) is None
+    assert overview.load(Files()) is None
 
 
 def test_without_index_nothing_is_there(bucket):
-    seen = catalog.overview(catalog.load(bucket), bucket)
+    seen = overview.overview(overview.load(bucket), bucket)
     assert (seen.whole.images, seen.whole.verified, seen.whole.bytes) == (COUNT, 0, 0)
     assert seen.last_verified is None
 
@@ -102,7 +102,7 @@ def test_groups_splits_and_cells_count_what_the_index_has(bucket, table):
     there = table[table["group"].eq("p10") | table["split"].eq("test")]
     bucket.content[INDEX] = index_of(there)
     bucket.content[verified("p10")] = b"x"
-    seen = catalog.overview(catalog.load(bucket), bucket)
+    seen = overview.overview(overview.load(bucket), bucket)
     assert (seen.whole.verified, seen.whole.bytes) == (len(there), 1000 * len(there))
     assert {part.name: (part.images, part.verified) for part in seen.groups} == {
         name: (len(rows), int(rows.index.isin(there.index).sum())) for name, rows in table.groupby("group")
@@ -117,32 +117,32 @@ def test_groups_splits_and_cells_count_what_the_index_has(bucket, table):
 
 def test_what_did_not_change_is_not_read_again(bucket, table):
     bucket.content[INDEX] = index_of(table[:10])
-    first = catalog.load(bucket)
+    first = overview.load(bucket)
     bucket.requests.clear()
-    assert catalog.load(bucket, first) is first
+    assert overview.load(bucket, first) is first
     assert bucket.requests == [("HEAD", MANIFEST), ("HEAD", INDEX)]
     bucket.content[INDEX] = index_of(table[:20])
     bucket.requests.clear()
-    second = catalog.load(bucket, first)
+    second = overview.load(bucket, first)
     assert int(second.verified.sum()) == 20
 
 
 def test_an_index_with_images_that_the_manifest_lacks_is_no_trouble(bucket, table):
     bucket.content[INDEX] = index_of(table.assign(path="files/p10/another.jpg"))
-    assert int(catalog.load(bucket).verified.sum()) == 0
+    assert int(overview.load(bucket).verified.sum()) == 0
 
 
 def test_an_image_that_physionet_has_replaced_is_not_verified(bucket, table):
     before = table.assign(sha256=table["sha256"].where(table.index >= 4, "f" * 64))
     bucket.content[INDEX] = index_of(before)
-    seen = catalog.overview(catalog.load(bucket), bucket)
+    seen = overview.overview(overview.load(bucket), bucket)
     assert (seen.whole.verified, seen.whole.bytes) == (COUNT - 4, 1000 * (COUNT - 4))
 
 
 def test_a_cohort_is_the_one_that_a_run_would_choose(bucket, table):
     bucket.content[INDEX] = index_of(table[table["group"].eq("p10")])
-    known = catalog.load(bucket)
-    seen = catalog.cohort(known, ask(select="all", groups=["p10"], views=["PA"]))
+    known = overview.load(bucket)
+    seen = overview.cohort(known, ask(select="all", groups=["p10"], views=["PA"]))
     wanted = table[table["group"].eq("p10") & table["view"].eq("PA")]
     assert seen.images == seen.there == seen.matched == len(wanted)
     assert seen.patients == wanted["subject_id"].nunique()
@@ -152,19 +152,19 @@ def test_a_cohort_is_the_one_that_a_run_would_choose(bucket, table):
 
 
 def test_a_sample_leaves_the_count_that_the_filters_leave(bucket):
-    seen = catalog.cohort(catalog.load(bucket), ask(sample_size=25))
+    seen = overview.cohort(overview.load(bucket), ask(sample_size=25))
     assert (seen.images, seen.matched, seen.estimate.missing) == (25, COUNT, 25)
-    assert catalog.NOT_GIVEN in dict(seen.views)
+    assert overview.NOT_GIVEN in dict(seen.views)
 
 
 def test_a_bucket_of_its_own_has_none_of_the_images(bucket, table):
     bucket.content[INDEX] = index_of(table)
-    known = catalog.load(bucket)
-    assert catalog.cohort(known, ask(sample_size=25)).there == 25
-    assert catalog.cohort(catalog.without_index(known), ask(sample_size=25)).there == 0
+    known = overview.load(bucket)
+    assert overview.cohort(known, ask(sample_size=25)).there == 25
+    assert overview.cohort(overview.without_index(known), ask(sample_size=25)).there == 0
 
 
 def test_a_filter_that_matches_nothing_says_so(bucket, table):
-    known = replace(catalog.load(bucket), frame=table[table["view"].ne("PA")].assign(view="AP"))
+    known = replace(overview.load(bucket), frame=table[table["view"].ne("PA")].assign(view="AP"))
     with pytest.raises(InputError, match=r"^views: the dataset has no 'PA'"):
-        catalog.cohort(catalog.without_index(known), ask(views=["PA"], select="all"))
+        overview.cohort(overview.without_index(known), ask(views=["PA"], select="all"))

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from include.physionet_mirror import catalog_tables, manifest
-from include.physionet_mirror.catalog_tables import VERIFIED, join
-from include.physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
-from include.physionet_mirror.errors import MetadataError
+from physionet_mirror import manifest, overview_tables
+from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
+from physionet_mirror.errors import MetadataError
+from physionet_mirror.overview_tables import VERIFIED, join
 from tests.unit.test_catalog import frame
 
 MB = 1 << 20
@@ -64,12 +64,12 @@ def quiet_bomb(path):
 _MEASURE = """
 import json, resource, sys
 from pathlib import Path
-from include.physionet_mirror import catalog_tables
-from include.physionet_mirror.errors import MetadataError
+from physionet_mirror import overview_tables
+from physionet_mirror.errors import MetadataError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 said = ""
 try:
-    said = catalog_tables.join(*(Path(name) if name else None for name in sys.argv[1:]))
+    said = overview_tables.join(*(Path(name) if name else None for name in sys.argv[1:]))
 except MetadataError as error:
     said = str(error)
 print(json.dumps({
@@ -145,7 +145,7 @@ def test_a_size_that_no_image_has_is_not_believed(tmp_path):
 
 
 def test_one_that_takes_too_long_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog_tables, "MOST_SECONDS", 0.01)
+    monkeypatch.setattr(overview_tables, "MOST_SECONDS", 0.01)
     with pytest.raises(MetadataError, match="longer than"):
         join(ours(tmp_path / "manifest"), None, tmp_path / "out")
 
@@ -154,7 +154,7 @@ def test_the_child_is_given_no_credentials(tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     seen = {}
     monkeypatch.setattr(
-        catalog_tables.subprocess,
+        overview_tables.subprocess,
         "run",
         lambda command, **options: seen.update(options) or subprocess.CompletedProcess(command, 0, b"", b""),
     )

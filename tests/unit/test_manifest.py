@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror import manifest
-from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
-from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.selection import Selection, choose
+from physionet_mirror import manifest
+from physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
+from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.selection import Selection, choose
 
 A = "files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384014.jpg"
 B = "files/p10/p10000032/s53189527/2a2277a9-b0ded155-c0de8eb9-c124d10e-82c5caab.jpg"

@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 from airflow.sdk.observability import stats
 
-from include.physionet_mirror.errors import BucketUnsafe, CredentialsRefused, Throttled
 from physionet_airflow import metrics
+from physionet_mirror.errors import BucketUnsafe, CredentialsRefused, Throttled
 
 
 class Recorder:

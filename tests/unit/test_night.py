@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.shards import slice_of, slice_of_day
+from physionet_mirror.errors import InputError
+from physionet_mirror.request import Request
+from physionet_mirror.shards import slice_of, slice_of_day
 
 TWO = datetime(2025, 3, 1, 2, tzinfo=UTC)
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror.pace import FEWER, PROBE, START, Comparison, Pace, Slot, recall
+from physionet_mirror.pace import FEWER, PROBE, START, Comparison, Pace, Slot, recall
 
 IMAGE, RATE, ROUND_TRIP = 1_400_000, 650_000, 0.06
 TIME_OUT = 10.0

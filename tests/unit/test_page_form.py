@@ -7,10 +7,10 @@ import time
 import pytest
 from starlette.datastructures import QueryParams
 
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.request import Request
 from physionet_airflow.page import form
 from physionet_airflow.params import mirror_params
+from physionet_mirror.errors import InputError
+from physionet_mirror.request import Request
 
 
 @pytest.fixture(scope="module")

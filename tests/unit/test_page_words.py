@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from include.physionet_mirror.progress import Progress, Tasks
 from physionet_airflow.page import show
 from physionet_airflow.page.runs import Run, RunTasks
+from physionet_mirror.progress import Progress, Tasks
 
 RESULT = {"passed": True, "level": "checksum", "selected": 10, "verified": 10}
 REPORT = {"result": RESULT, "transfer": {"images": 10, "bytes": 16_000_000}, "run": {"id": "r", "seconds": 5.0}}

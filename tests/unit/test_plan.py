@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from include.physionet_mirror import plan, words
-from include.physionet_mirror.dataset import MIMIC_CXR_JPG
-from include.physionet_mirror.report import _transfer
-from include.physionet_mirror.request import STORAGE_CLASSES
-from include.physionet_mirror.shards import Shard
+from physionet_mirror import estimate as plan
+from physionet_mirror import words
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.report.document import _transfer
+from physionet_mirror.request import STORAGE_CLASSES
+from physionet_mirror.shards import Shard
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 

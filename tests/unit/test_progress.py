@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.progress import MOST_BYTES, MOST_FILES, MOST_NAMED, STATES, Tasks, Watch, progress
-from include.physionet_mirror.records import ShardResult
-from include.physionet_mirror.throughput import MOST_POINTS
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.progress import MOST_BYTES, MOST_FILES, MOST_NAMED, STATES, Tasks, Watch, progress
+from physionet_mirror.records import ShardResult
+from physionet_mirror.throughput import MOST_POINTS
 
 RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")
 STARTED = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror import index, records
-from include.physionet_mirror.layout import INDEX, LEFT, RunLayout
-from include.physionet_mirror.records import Failure, RunPlan, RunReport, ShardResult, SumsSeen
-from include.physionet_mirror.shards import Image, Shard, encode
-from include.physionet_mirror.steps import planning
-from include.physionet_mirror.throughput import stretches, use
+from physionet_mirror import index, records
+from physionet_mirror.layout import INDEX, LEFT, RunLayout
+from physionet_mirror.records import Failure, RunPlan, RunReport, ShardResult, SumsSeen
+from physionet_mirror.shards import Image, Shard, encode
+from physionet_mirror.steps import plan
+from physionet_mirror.throughput import stretches, use
 
 SHARD = Shard(0, 3, "files/a.jpg", "files/c.jpg", "_mirror/runs/r/shards/0000.sha256", 3)
 JSON = st.recursive(
@@ -199,7 +199,7 @@ def test_a_damaged_list_of_leftovers_keeps_its_other_lines(data: st.DataObject) 
     images = [Image(f"files/p10/{n}.jpg", f"{n:064x}") for n in range(20)]
     spoilt = bytearray(encode(images))
     spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= data.draw(st.integers(1, 255))
-    left = planning.read_left(OneFile(bytes(spoilt)))  # type: ignore[arg-type]
+    left = plan.read_left(OneFile(bytes(spoilt)))  # type: ignore[arg-type]
     assert len({image.path for image in left} & {image.path for image in images}) >= 18
 
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from include.physionet_mirror import index, report
-from include.physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.verification import Problem, Verdict, Verified
+from physionet_mirror import index
+from physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_JPG
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.report import document
+from physionet_mirror.verification import Problem, Verdict, Verified
 
 DOCS = Path(__file__).parents[2] / "docs"
 SCHEMA = json.loads((DOCS / "report.schema.json").read_text())
@@ -176,12 +177,12 @@ PARAMS = {
 
 
 def written(count=40, problems=lambda _: [], results=(), bucket=None, level="checksum", **more):
-    """A bucket after `report.write`, and what it returned."""
+    """A bucket after `document.write`, and what it returned."""
     bucket = bucket or FakeBucket()
     rows, manifest = make_manifest(count)
     for result in results:
         bucket.write_json(RUN.result(result["shard"]), result)
-    facts = report.write(
+    facts = document.write(
         bucket,
         RUN,
         dataset=MIMIC_CXR_JPG,
@@ -265,7 +266,7 @@ class TestFacts:
         table = pq.read_table(io.BytesIO(manifest)).drop_columns(["view", "split", "height", "width"])
         out = io.BytesIO()
         pq.write_table(table, out)
-        facts = report.write(
+        facts = document.write(
             bucket,
             RUN,
             dataset=MIMIC_CXR,
@@ -279,8 +280,8 @@ class TestFacts:
 
     def test_figures_of_the_asset_event_are_few_and_plain(self):
         _, facts, _ = written()
-        assert all(isinstance(value, str | int | bool) for value in report.figures(facts).values())
-        assert len(json.dumps(report.figures(facts))) < 1000
+        assert all(isinstance(value, str | int | bool) for value in document.figures(facts).values())
+        assert len(json.dumps(document.figures(facts))) < 1000
 
 
 class TestPage:
@@ -316,7 +317,7 @@ class TestPage:
         facts["run"]["id"] = facts["dataset"]["citation"] = facts["dataset"]["title"] = nasty
         for part in ("by_group", "by_split", "by_view", "positive_labels"):
             facts["cohort"][part][0]["name"] = nasty
-        page = report.html(facts)
+        page = document.html(facts)
         assert "<script" not in page
         assert 'onerror="' not in page
 
@@ -327,17 +328,17 @@ class TestPage:
 
     def test_the_same_facts_are_the_same_page(self):
         _, facts, _ = written(results=make_results(38, 3))
-        assert report.html(facts) == report.html(facts)
+        assert document.html(facts) == document.html(facts)
 
     def test_nothing_selected_is_still_a_page(self):
         _, facts, _ = written(problems=lambda rows: [Problem(row["path"], "missing") for row in rows])
-        assert "None is verified" in report.html(facts)
+        assert "None is verified" in document.html(facts)
 
 
 class TestTable:
     def test_is_narrow_and_ends_with_the_counts(self):
         _, facts, _ = written(problems=lambda rows: [Problem(rows[0]["path"], "missing")], results=make_results(38, 3))
-        lines = report.summary_table(facts).split("\n")
+        lines = document.summary_table(facts).split("\n")
         assert lines[-1] == "39 of 40 selected images verified (checksum): 1 missing, 0 wrong, 0 empty"
         assert all(len(line) <= 100 for line in lines if "s3://" not in line)
         assert any(line.split() == ["1", "missing"] for line in lines)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.request import (
+from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
+from physionet_mirror.errors import InputError
+from physionet_mirror.request import (
     APPROVE_ABOVE_GB,
     CONNECTIONS,
     SAMPLE_SIZE,

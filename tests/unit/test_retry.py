@@ -9,11 +9,11 @@ import pytest
 from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.sdk.exceptions import AirflowFailException
 
-from include.physionet_mirror import errors
-from include.physionet_mirror.errors import MirrorError, all_errors
 from physionet_airflow.audit import JudgeAuditOperator
 from physionet_airflow.retry import RETRY_POLICY
 from physionet_airflow.run import engine_errors
+from physionet_mirror import errors
+from physionet_mirror.errors import MirrorError, all_errors
 
 TREE = list(all_errors())
 SECRET = "Authorization: Basic cmVhZGVy"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror.dataset import LABELS
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.selection import Selection, choose, listed_paths, rank
+from physionet_mirror.dataset import LABELS
+from physionet_mirror.errors import InputError
+from physionet_mirror.selection import Selection, choose, listed_paths, rank
 
 
 def cohort(patients: int = 60) -> pd.DataFrame:
@@ -103,7 +103,7 @@ def test_a_sample_is_the_same_on_any_machine() -> None:
 
 def test_a_sample_is_the_same_in_another_process() -> None:
     code = (
-        "from include.physionet_mirror.selection import rank;"
+        "from physionet_mirror.selection import rank;"
         "print(*rank(['02aa804e', 10000032], 42).tolist(), *rank(range(9), -1).tolist())"
     )
     root = Path(__file__).parents[2]
@@ -114,7 +114,7 @@ def test_a_sample_is_the_same_in_another_process() -> None:
             text=True,
             check=True,
             cwd=root,
-            env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)},
+            env=os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root / "include")},
         )
         assert [int(n) for n in done.stdout.split()] == [*EXPECTED_RANKS, *rank(range(9), -1).tolist()]
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.shards import (
+from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.shards import (
     HANDFUL,
     LARGEST_SHARD,
     MOST_SHARDS,

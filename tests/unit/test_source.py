@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from urllib3._collections import HTTPHeaderDict
 
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.source import LONGEST_WAIT, USER_AGENT, PhysioNet, _LiveFirst, _retry_after
+from physionet_mirror.errors import InputError
+from physionet_mirror.source.physionet import LONGEST_WAIT, USER_AGENT, PhysioNet, _LiveFirst, _retry_after
 
 PASSWORD = "correct horse battery staple"
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from demo import synthetic
-from include.physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS, SUMS
+from physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS, SUMS
 
 
 @pytest.fixture(scope="module")

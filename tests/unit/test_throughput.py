@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.physionet_mirror import throughput
-from include.physionet_mirror.records import ShardResult
+from physionet_mirror import throughput
+from physionet_mirror.records import ShardResult
 
 STARTED = datetime(2026, 3, 1, 22, tzinfo=UTC)
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.physionet_mirror import transfer as module
-from include.physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, Dataset
-from include.physionet_mirror.errors import (
+from physionet_mirror import transfer as module
+from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, Dataset
+from physionet_mirror.errors import (
     AccessRefused,
     BucketRefused,
     Corrupt,
@@ -33,10 +33,10 @@ from include.physionet_mirror.errors import (
     Throttled,
     Truncated,
 )
-from include.physionet_mirror.pace import Pace
-from include.physionet_mirror.shards import Image
-from include.physionet_mirror.source import BIG
-from include.physionet_mirror.transfer import Transfer, Turn, progress_line
+from physionet_mirror.pace import Pace
+from physionet_mirror.shards import Image
+from physionet_mirror.source.physionet import BIG
+from physionet_mirror.transfer import Transfer, Turn, progress_line
 
 
 def content(path: str) -> bytes:

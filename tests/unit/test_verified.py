@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.physionet_mirror.destination import Stored
-from include.physionet_mirror.errors import DestinationUnavailable
-from include.physionet_mirror.layout import RunLayout, verified
-from include.physionet_mirror.verified import Memory, attempt_of, group_of, groups_of
+from physionet_mirror.errors import DestinationUnavailable
+from physionet_mirror.layout import RunLayout, verified
+from physionet_mirror.s3.bucket import Stored
+from physionet_mirror.verified_cache import Memory, attempt_of, group_of, groups_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SUM = "ab" * 32
@@ -207,7 +207,7 @@ def test_of_many_who_write_at_once_none_loses_anything(bucket, monkeypatch):
             raise FileNotFoundError(path)
         return data
 
-    monkeypatch.setattr("include.physionet_mirror.verified.time.sleep", lambda _: None)
+    monkeypatch.setattr("physionet_mirror.verified_cache.time.sleep", lambda _: None)
     bucket.read = somebody_writes_just_now
     memory = Memory()
     memory.record(IMAGE, 1, "e", SUM)
@@ -216,7 +216,7 @@ def test_of_many_who_write_at_once_none_loses_anything(bucket, monkeypatch):
 
 
 def test_a_file_that_is_written_all_the_time_is_an_error_and_loses_nothing(bucket, monkeypatch):
-    monkeypatch.setattr("include.physionet_mirror.verified.time.sleep", lambda _: None)
+    monkeypatch.setattr("physionet_mirror.verified_cache.time.sleep", lambda _: None)
     bucket.write_unless_changed = lambda *_, **__: False
     memory = Memory()
     memory.record(IMAGE, 1, "e", SUM)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from include.physionet_mirror import words
+from physionet_mirror import words
 
 HOUR = 3600
 

@@ -14,15 +14,15 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any
 
-from include.physionet_mirror import index, manifest
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.layout import INDEX, MANIFEST, RunLayout
-from include.physionet_mirror.request import Level, Request
-from include.physionet_mirror.shards import Image, slice_of
-from include.physionet_mirror.steps.planning import report_documents
-from include.physionet_mirror.verification import Verdict, verify
-from include.physionet_mirror.verified import Memory, groups_of
+from physionet_mirror import index, manifest
+from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
+from physionet_mirror.request import Level, Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.shards import Image, slice_of
+from physionet_mirror.steps.plan import report_documents
+from physionet_mirror.verification import Verdict, verify
+from physionet_mirror.verified_cache import Memory, groups_of
 
 log = logging.getLogger(__name__)
 

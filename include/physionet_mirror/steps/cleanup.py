@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from include.physionet_mirror import index, s3_replies, shards
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
-from include.physionet_mirror.records import RunPlan, load
-from include.physionet_mirror.verification import Problem, Verdict
+from physionet_mirror import index, shards
+from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
+from physionet_mirror.records import RunPlan, load
+from physionet_mirror.s3 import replies
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.verification import Problem, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def is_versioned(bucket: Bucket) -> bool:
         code = error.response.get("Error", {}).get("Code", "")
         if code not in {"NotImplemented", "MethodNotAllowed"}:  # a local S3 that knows no versions
             what = "s3:GetBucketVersioning, without which old versions would stay behind unseen"
-            raise s3_replies.meaning(error, f"s3://{bucket.name}", what, bucket.name) from None
+            raise replies.meaning(error, f"s3://{bucket.name}", what, bucket.name) from None
         return False
     return status in {"Enabled", "Suspended"}
 
@@ -194,7 +195,7 @@ class _refusals:  # noqa: N801
 
         if isinstance(error, ClientError | BotoCoreError):
             name = self._bucket.name
-            raise s3_replies.meaning(error, f"s3://{name}", self._right, name) from None
+            raise replies.meaning(error, f"s3://{name}", self._right, name) from None
 
 
 def _forget(bucket: Bucket, paths: list[str]) -> None:

@@ -27,13 +27,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from include.physionet_mirror import catalog
-from include.physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import InputError, MetadataError, MirrorError
-from include.physionet_mirror.layout import RunLayout, located
-from include.physionet_mirror.progress import Progress, Watch, read_document
-from include.physionet_mirror.words import duration, money, share, size
 from physionet_airflow.bucket import open_bucket
 from physionet_airflow.page import form, runs, show
 from physionet_airflow.page.access import (
@@ -48,6 +41,13 @@ from physionet_airflow.page.access import (
 )
 from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
 from physionet_airflow.page.state import Kept
+from physionet_mirror import overview
+from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
+from physionet_mirror.errors import InputError, MetadataError, MirrorError
+from physionet_mirror.layout import RunLayout, located
+from physionet_mirror.progress import Progress, Watch, read_document
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.words import duration, money, share, size
 
 log = logging.getLogger(__name__)
 
@@ -101,9 +101,9 @@ def _kept_bucket(mirror: Mirror) -> Bucket:
 _buckets: Kept[Bucket] = Kept(seconds=300, most=16)
 _watches: Kept[Watch] = Kept(seconds=3600, most=16)
 _looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
-_catalogs: Kept[catalog.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
-_overviews: Kept[tuple[catalog.Catalog, catalog.Overview]] = Kept(seconds=20, most=8)
-_cohorts: Kept[catalog.Cohort] = Kept(seconds=600, most=64)
+_catalogs: Kept[overview.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
+_overviews: Kept[tuple[overview.Catalog, overview.Overview]] = Kept(seconds=20, most=8)
+_cohorts: Kept[overview.Cohort] = Kept(seconds=600, most=64)
 _reports: Kept[dict[str, Any] | bool] = Kept(seconds=60, most=200)
 
 
@@ -343,19 +343,19 @@ def _console(mirror: Mirror) -> str | None:
     )
 
 
-def _catalog_of(mirror: Mirror) -> catalog.Catalog | None:
+def _catalog_of(mirror: Mirror) -> overview.Catalog | None:
     """The catalog of a place; what cannot be read is kept as long as what can, so that it is not tried for each reader."""
 
-    def load(known: catalog.Catalog | MirrorError | bool | None) -> catalog.Catalog | MirrorError | bool:
+    def load(known: overview.Catalog | MirrorError | bool | None) -> overview.Catalog | MirrorError | bool:
         try:
-            return catalog.load(_kept_bucket(mirror), known if isinstance(known, catalog.Catalog) else None) or False
+            return overview.load(_kept_bucket(mirror), known if isinstance(known, overview.Catalog) else None) or False
         except MirrorError as error:
             return error
 
     found = _catalogs.get(mirror, load)
     if isinstance(found, MirrorError):
         raise found.with_traceback(None)
-    return found if isinstance(found, catalog.Catalog) else None
+    return found if isinstance(found, overview.Catalog) else None
 
 
 def _places(session: SessionDep, dags: Sequence[str]) -> tuple[list[Run], list[Mirror]]:
@@ -403,8 +403,8 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
         if found is not None:
             bucket = _kept_bucket(mirror)
 
-            def count(old: tuple[catalog.Catalog, catalog.Overview] | None) -> Any:
-                return old if old and old[0] is found else (found, catalog.overview(found, bucket))
+            def count(old: tuple[overview.Catalog, overview.Overview] | None) -> Any:
+                return old if old and old[0] is found else (found, overview.overview(found, bucket))
 
             shown["overview"] = _overviews.get(mirror, count)[1]
             shown["note"] = found.trouble
@@ -457,17 +457,17 @@ def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[
 
 
 def _cohort(
-    found: catalog.Catalog, mirror: Mirror, asked: Mirror, filled: form.Form, earlier: Sequence[Run]
-) -> catalog.Cohort:
+    found: overview.Catalog, mirror: Mirror, asked: Mirror, filled: form.Form, earlier: Sequence[Run]
+) -> overview.Cohort:
     """Count what the form asks for; a question that was asked in the last minutes is answered from memory."""
     wanted = filled.request
     assert wanted is not None
     reports = [report for run in earlier[:_LATEST] if (report := _report_of(run))][:_REPORTS]
     region = _kept_bucket(mirror).client.meta.region_name
 
-    def count(_: Any) -> catalog.Cohort:
-        known = found if mirror == asked else catalog.without_index(found)
-        return catalog.cohort(known, wanted, region=region, reports=reports)
+    def count(_: Any) -> overview.Cohort:
+        known = found if mirror == asked else overview.without_index(found)
+        return overview.cohort(known, wanted, region=region, reports=reports)
 
     question = json.dumps(filled.conf, sort_keys=True)
     return _cohorts.get((mirror, found.etags, tuple(r["run"]["id"] for r in reports), question), count)

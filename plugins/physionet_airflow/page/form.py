@@ -11,8 +11,8 @@ from typing import Any
 
 import jsonschema
 
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.request import Request, checked_names
+from physionet_mirror.errors import InputError
+from physionet_mirror.request import Request, checked_names
 
 SENT = "form"
 """Set in an address that a form made: there, a box that is not named is a box that is not ticked."""

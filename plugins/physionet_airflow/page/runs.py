@@ -13,9 +13,9 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
 from sqlalchemy import select
 
-from include.physionet_mirror.errors import InputError
-from include.physionet_mirror.progress import Tasks
-from include.physionet_mirror.request import checked_bucket, checked_prefix
+from physionet_mirror.errors import InputError
+from physionet_mirror.progress import Tasks
+from physionet_mirror.request import checked_bucket, checked_prefix
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from include.physionet_mirror.report import LEVEL_MEANS, NEXT_STEPS
-from include.physionet_mirror.words import about, duration, share, size
 from physionet_airflow.page.runs import GROUP
+from physionet_mirror.report.document import LEVEL_MEANS, NEXT_STEPS
+from physionet_mirror.words import about, duration, share, size
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.progress import Progress, ShardProgress
     from physionet_airflow.page.runs import Run, RunTasks
+    from physionet_mirror.progress import Progress, ShardProgress
 
 STEPS = 10
 """Shades of a shard's progress."""

@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
-from include.physionet_mirror.compare import sha256_of
-from include.physionet_mirror.dataset import SUMS, Dataset
-from include.physionet_mirror.destination import Bucket, Copy, Stored
-from include.physionet_mirror.errors import (
+from physionet_mirror.compare import sha256_of
+from physionet_mirror.dataset import SUMS, Dataset
+from physionet_mirror.errors import (
     AccessRefused,
     BucketMissing,
     BucketRefused,
@@ -21,9 +20,10 @@ from include.physionet_mirror.errors import (
     NotFound,
     Throttled,
 )
-from include.physionet_mirror.layout import COPYING
-from include.physionet_mirror.source import SourceStats
-from include.physionet_mirror.transfer import Copied, Turn
+from physionet_mirror.layout import COPYING
+from physionet_mirror.s3.bucket import Bucket, Copy, Stored
+from physionet_mirror.source.physionet import SourceStats
+from physionet_mirror.transfer import Copied, Turn
 
 log = logging.getLogger(__name__)
 

@@ -25,11 +25,11 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
-from include.physionet_mirror.errors import DestinationUnavailable
-from include.physionet_mirror.layout import RunLayout, verified
+from physionet_mirror.errors import DestinationUnavailable
+from physionet_mirror.layout import RunLayout, verified
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.destination import Bucket, Stored
+    from physionet_mirror.s3.bucket import Bucket, Stored
 
 log = logging.getLogger(__name__)
 

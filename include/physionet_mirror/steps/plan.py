@@ -13,15 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from include.physionet_mirror import index, manifest, plan, records, shards, words
-from include.physionet_mirror.access_point import COPIES_A_CONNECTION
-from include.physionet_mirror.compare import Comparison, Verified, compare
-from include.physionet_mirror.dataset import Dataset
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import InputError, MetadataError
-from include.physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.selection import choose
+from physionet_mirror import estimate as plan
+from physionet_mirror import index, manifest, records, shards, words
+from physionet_mirror.compare import Comparison, Verified, compare
+from physionet_mirror.dataset import Dataset
+from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.selection import choose
+from physionet_mirror.source.access_point import COPIES_A_CONNECTION
 
 log = logging.getLogger(__name__)
 

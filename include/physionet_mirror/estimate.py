@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from include.physionet_mirror import throughput, words
-from include.physionet_mirror.dataset import Dataset
-from include.physionet_mirror.prices import (
+from physionet_mirror import throughput, words
+from physionet_mirror.dataset import Dataset
+from physionet_mirror.request import Level
+from physionet_mirror.s3.prices import (
     DEFAULT_REGION,
     PRICES,
     PRICES_AS_OF,
@@ -19,8 +20,7 @@ from include.physionet_mirror.prices import (
     prices_of,
     request_cost,
 )
-from include.physionet_mirror.request import Level
-from include.physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST, Shard
+from physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST, Shard
 
 SCHEMA = "physionet-mirror/plan/1"
 

@@ -1,6 +1,6 @@
 """What of the dataset is in the bucket, and who would be in a cohort: the manifest with what the index says of it.
 
-Both files are read once, in a process of its own (see catalog_tables.py), and again only when an ETag has changed; no
+Both files are read once, in a process of its own (see overview_tables.py), and again only when an ETag has changed; no
 image is asked for. A catalog of all 377,110 images of MIMIC-CXR-JPG takes about 150 MB while it is in use.
 """
 
@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from include.physionet_mirror import catalog_tables, manifest, plan
-from include.physionet_mirror.errors import MetadataError
-from include.physionet_mirror.layout import INDEX, MANIFEST, MIRROR
-from include.physionet_mirror.selection import choose
+from physionet_mirror import estimate as plan
+from physionet_mirror import manifest, overview_tables
+from physionet_mirror.errors import MetadataError
+from physionet_mirror.layout import INDEX, MANIFEST, MIRROR
+from physionet_mirror.selection import choose
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.request import Request
+    from physionet_mirror.request import Request
+    from physionet_mirror.s3.bucket import Bucket
 
 NOT_GIVEN = "not given"
 """What a missing view or split is called."""
@@ -85,11 +86,11 @@ def load(bucket: Bucket, known: Catalog | None = None) -> Catalog | None:
             etags, indexed = (stored.etag, ""), None
         except MetadataError as error:
             trouble, indexed = str(error), None
-        why = catalog_tables.join(here, index if indexed else None, out)
+        why = overview_tables.join(here, index if indexed else None, out)
         if why:
             trouble = f"{INDEX} cannot be read: {why}. No image is affected; the next run that verifies writes it anew."
         frame = manifest.read(out)
-    sizes = frame.pop(catalog_tables.VERIFIED).to_numpy(dtype=np.int64)
+    sizes = frame.pop(overview_tables.VERIFIED).to_numpy(dtype=np.int64)
     return Catalog(frame, sizes, sizes > 0, etags, trouble)
 
 
@@ -99,9 +100,9 @@ def _fetch(bucket: Bucket, path: str, file: Path) -> None:
     with file.open("wb") as out:
         for chunk in bucket.open_read(path):
             size += len(chunk)
-            if size > catalog_tables.MOST_BYTES:
+            if size > overview_tables.MOST_BYTES:
                 raise MetadataError(
-                    f"{path} has more than {catalog_tables.MOST_BYTES >> 20} MB, so it is not read: this software writes none "
+                    f"{path} has more than {overview_tables.MOST_BYTES >> 20} MB, so it is not read: this software writes none "
                     "of that size. No image is affected. Look who wrote it."
                 )
             out.write(chunk)

@@ -12,13 +12,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from include.physionet_mirror import manifest
-from include.physionet_mirror.dataset import SUMS, Dataset
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import FileError, MetadataError
-from include.physionet_mirror.layout import MANIFEST, SUMS_SEEN
-from include.physionet_mirror.records import SumsSeen, load
-from include.physionet_mirror.source import PhysioNet
+from physionet_mirror import manifest
+from physionet_mirror.dataset import SUMS, Dataset
+from physionet_mirror.errors import FileError, MetadataError
+from physionet_mirror.layout import MANIFEST, SUMS_SEEN
+from physionet_mirror.records import SumsSeen, load
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.physionet import PhysioNet
 
 log = logging.getLogger(__name__)
 

@@ -26,10 +26,10 @@ import boto3
 import botocore.exceptions
 from botocore.config import Config
 
-from include.physionet_mirror import s3_replies
-from include.physionet_mirror.direct import DirectRequests, trusted
-from include.physionet_mirror.errors import DestinationError, InputError
-from include.physionet_mirror.worker_settings import check_ca_bundle
+from physionet_mirror.errors import DestinationError, InputError
+from physionet_mirror.s3 import replies
+from physionet_mirror.s3.signed import DirectRequests, trusted
+from physionet_mirror.worker_settings import check_ca_bundle
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -147,7 +147,7 @@ class Bucket:
         try:
             credentials = session.get_credentials()
         except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError, OSError, ValueError) as error:
-            raise s3_replies.meaning(error, f"s3://{name}", "credentials", name, session.region_name) from None
+            raise replies.meaning(error, f"s3://{name}", "credentials", name, session.region_name) from None
         if credentials is None:
             raise InputError(
                 "No AWS credentials were found. Nothing was done. Put access keys into the AWS connection, or give the "
@@ -169,7 +169,7 @@ class Bucket:
                 "s3", endpoint_url=endpoint_url, config=ours.merge(config) if config else ours, verify=verify
             )
         except (botocore.exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no address
-            raise s3_replies.meaning(error, f"s3://{name}", "a client", name, session.region_name) from None
+            raise replies.meaning(error, f"s3://{name}", "a client", name, session.region_name) from None
         direct = DirectRequests(session, client, name, verify=verify)
         return cls(
             client,
@@ -346,7 +346,7 @@ class Bucket:
                 self._put_small(path, data, content_type, **condition)
                 return True
             except botocore.exceptions.ClientError as error:
-                if s3_replies.code_of(error) in {
+                if replies.code_of(error) in {
                     "PreconditionFailed",
                     "ConditionalRequestConflict",
                     "NoSuchKey",
@@ -535,7 +535,7 @@ class Bucket:
                         self._deletes_one_by_one = True
                     else:
                         if errors := answer.get("Errors"):
-                            raise s3_replies.not_deleted(errors, len(batch), f"s3://{self.name}")
+                            raise replies.not_deleted(errors, len(batch), f"s3://{self.name}")
                         continue
             self._delete_one_by_one(batch)
 
@@ -589,7 +589,7 @@ class Bucket:
         try:
             yield
         except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError) as error:
-            raise s3_replies.meaning(
+            raise replies.meaning(
                 error, self.uri() if what != "the bucket" else f"s3://{self.name}", what, self.name, self._region
             ) from None
 
@@ -615,7 +615,7 @@ def _status(error: botocore.exceptions.ClientError) -> int:
 
 def _takes_no_such_request(error: botocore.exceptions.ClientError) -> bool:
     """Whether a store refuses the request as such (DeleteObjects without Content-MD5, for instance), not its sender."""
-    return s3_replies.status_of(error) in {"400", "405", "411", "501"} and s3_replies.code_of(error) in {
+    return replies.status_of(error) in {"400", "405", "411", "501"} and replies.code_of(error) in {
         "",
         "400",
         "405",
@@ -633,10 +633,10 @@ def _takes_no_such_request(error: botocore.exceptions.ClientError) -> bool:
 
 def _knows_no_conditions(error: botocore.exceptions.ClientError) -> bool:
     """Whether a store says that it does not take If-Match or If-None-Match; being slow, or refusing us, is not that."""
-    if s3_replies.code_of(error) in {"NotImplemented", "501"} or s3_replies.status_of(error) == "501":
+    if replies.code_of(error) in {"NotImplemented", "501"} or replies.status_of(error) == "501":
         return True
     said = " ".join(str(value) for value in error.response.get("Error", {}).values()).lower()
-    return s3_replies.status_of(error) == "400" and any(
+    return replies.status_of(error) == "400" and any(
         word in said for word in ("if-match", "if-none-match", "conditional")
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 from botocore import exceptions
 
-from include.physionet_mirror.errors import (
+from physionet_mirror.errors import (
     BucketMissing,
     BucketRefused,
     DestinationError,
@@ -25,7 +25,7 @@ from include.physionet_mirror.errors import (
     ObjectArchived,
     ObjectLocked,
 )
-from include.physionet_mirror.worker_settings import proxy_refusal, settings_at_fault
+from physionet_mirror.worker_settings import proxy_refusal, settings_at_fault
 
 BUSY = {
     "SlowDown",

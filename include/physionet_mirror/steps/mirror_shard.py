@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from include.physionet_mirror import shards, words
-from include.physionet_mirror.access_point import COPIES_A_CONNECTION, AccessPoint
-from include.physionet_mirror.compare import Comparison, compare
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import DestinationError, MetadataError
-from include.physionet_mirror.layout import RunLayout
-from include.physionet_mirror.pace import Pace, recall
-from include.physionet_mirror.records import ShardResult, load, read_document
-from include.physionet_mirror.request import Level, Request
-from include.physionet_mirror.source import PhysioNet
-from include.physionet_mirror.transfer import Transfer
-from include.physionet_mirror.verified import attempt_of
+from physionet_mirror import shards, words
+from physionet_mirror.compare import Comparison, compare
+from physionet_mirror.errors import DestinationError, MetadataError
+from physionet_mirror.layout import RunLayout
+from physionet_mirror.pace import Pace, recall
+from physionet_mirror.records import ShardResult, load, read_document
+from physionet_mirror.request import Level, Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.access_point import COPIES_A_CONNECTION, AccessPoint
+from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.transfer import Transfer
+from physionet_mirror.verified_cache import attempt_of
 
 log = logging.getLogger(__name__)
 

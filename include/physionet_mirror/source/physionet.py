@@ -41,9 +41,9 @@ from urllib3.exceptions import (
 )
 from urllib3.response import BaseHTTPResponse
 
-from include.physionet_mirror import PROJECT, PROJECT_URL, __version__
-from include.physionet_mirror.dataset import SUMS, Dataset
-from include.physionet_mirror.errors import (
+from physionet_mirror import PROJECT, PROJECT_URL, __version__
+from physionet_mirror.dataset import SUMS, Dataset
+from physionet_mirror.errors import (
     AccessRefused,
     Corrupt,
     CredentialsRefused,
@@ -56,10 +56,10 @@ from include.physionet_mirror.errors import (
     Throttled,
     Truncated,
 )
-from include.physionet_mirror.worker_settings import check_ca_bundle, proxy_refusal, settings_at_fault
+from physionet_mirror.worker_settings import check_ca_bundle, proxy_refusal, settings_at_fault
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.transfer import Turn
+    from physionet_mirror.transfer import Turn
 
 log = logging.getLogger(__name__)
 

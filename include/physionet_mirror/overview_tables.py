@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from include.physionet_mirror.errors import MetadataError
+from physionet_mirror.errors import MetadataError
 
 VERIFIED = "verified bytes"
 """The column that the child adds: bytes of the image where the index has it with the manifest's checksum, else 0."""
@@ -169,7 +169,7 @@ def _wanted(file: str) -> Any:
     """The manifest with every column of the type that it has in ours: text, int32 ids, and int8 labels."""
     import pyarrow as pa
 
-    from include.physionet_mirror import manifest
+    from physionet_mirror import manifest
 
     parquet = _open(file, None)
     needed = [name for name in manifest.COLUMNS if name not in ("height", "width")]

@@ -9,15 +9,16 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
-from include.physionet_mirror import manifest, report, shards
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import MetadataError
-from include.physionet_mirror.layout import LEFT, RunLayout
-from include.physionet_mirror.records import RunPlan, ShardResult, load
-from include.physionet_mirror.request import Request
-from include.physionet_mirror.steps.planning import manifest_bytes, read_left
-from include.physionet_mirror.verification import Verdict, verify
-from include.physionet_mirror.verified import attempt_of
+from physionet_mirror import manifest, shards
+from physionet_mirror.errors import MetadataError
+from physionet_mirror.layout import LEFT, RunLayout
+from physionet_mirror.records import RunPlan, ShardResult, load
+from physionet_mirror.report import document
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.steps.plan import manifest_bytes, read_left
+from physionet_mirror.verification import Verdict, verify
+from physionet_mirror.verified_cache import attempt_of
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,11 @@ def verify_run(
     if request.slices is not None:
         stops_at = request.stops_at(started)
         if stops_at is not None and stops_at <= datetime.now(UTC):
-            verdict.postpone(_left_by_drained_shards(parts, report.read_results(bucket, run)))
+            verdict.postpone(_left_by_drained_shards(parts, document.read_results(bucket, run)))
         _remember_what_is_left(images, verdict, bucket)
     manifest_data = manifest_bytes(bucket)
     manifest.read(BytesIO(manifest_data))  # damaged since it was planned: better said here than from within a join
-    written = report.write(
+    written = document.write(
         bucket,
         run,
         dataset=request.dataset,
@@ -64,7 +65,7 @@ def verify_run(
         software=software,
         shard_of=_shard_of(verdict, parts, [shard.index for shard in plan.shards]),
     )
-    log.info("\n%s", report.summary_table(written))
+    log.info("\n%s", document.summary_table(written))
     if verdict.postponed:
         log.info("%s", verdict.notes[-1])
     return verdict, written

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from include.physionet_mirror import s3_replies
-from include.physionet_mirror.destination import Bucket
-from include.physionet_mirror.errors import BucketUnsafe, DestinationError, DestinationUnavailable
-from include.physionet_mirror.layout import MIRROR
+from physionet_mirror.errors import BucketUnsafe, DestinationError, DestinationUnavailable
+from physionet_mirror.layout import MIRROR
+from physionet_mirror.s3 import replies
+from physionet_mirror.s3.bucket import Bucket
 
 if TYPE_CHECKING:
     import boto3
@@ -228,14 +228,14 @@ def _ask(bucket: Bucket, call: Callable[..., Any]) -> dict[str, Any] | None:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in _NONE:
             return None
-        if code in s3_replies.BUSY:
+        if code in replies.BUSY:
             raise _away(bucket.name, code) from None
         raise CannotLook(code or "no answer that is understood") from None
     except BotoCoreError as error:
         name = type(error).__name__
         if "Parse" in name:  # an S3 that takes the question for another one
             raise CannotLook("not implemented by this S3") from None
-        raise s3_replies.meaning(error, f"s3://{bucket.name}", "how it is protected", bucket.name) from None
+        raise replies.meaning(error, f"s3://{bucket.name}", "how it is protected", bucket.name) from None
 
 
 def _field(answer: Mapping[str, Any], name: str) -> Any:

@@ -22,19 +22,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from include.physionet_mirror import index, throughput
-from include.physionet_mirror.errors import MirrorError, next_steps
-from include.physionet_mirror.layout import INDEX
-from include.physionet_mirror.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
-from include.physionet_mirror.records import ShardResult, load, plain_failures
-from include.physionet_mirror.verification import Problem, Verdict
-from include.physionet_mirror.verified import group_of
-from include.physionet_mirror.words import duration, share, size
+from physionet_mirror import index, throughput
+from physionet_mirror.errors import MirrorError, next_steps
+from physionet_mirror.layout import INDEX
+from physionet_mirror.records import ShardResult, load, plain_failures
+from physionet_mirror.s3.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
+from physionet_mirror.verification import Problem, Verdict
+from physionet_mirror.verified_cache import group_of
+from physionet_mirror.words import duration, share, size
 
 if TYPE_CHECKING:
-    from include.physionet_mirror.dataset import Dataset
-    from include.physionet_mirror.destination import Bucket
-    from include.physionet_mirror.layout import RunLayout
+    from physionet_mirror.dataset import Dataset
+    from physionet_mirror.layout import RunLayout
+    from physionet_mirror.s3.bucket import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -295,10 +295,10 @@ def html(report: Mapping[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    from include.physionet_mirror import plots
+    from physionet_mirror.report import plots
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -28,7 +28,7 @@ from botocore.httpsession import get_cert_path
 from urllib3.util import wait_for_read
 from urllib3.util.ssl_ import create_urllib3_context
 
-from include.physionet_mirror.s3_replies import code_of, status_of
+from physionet_mirror.s3.replies import code_of, status_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

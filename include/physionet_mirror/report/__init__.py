@@ -1,0 +1,1 @@
+"""What a run leaves to read: report.json, report.html and failed_images.txt."""

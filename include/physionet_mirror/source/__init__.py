@@ -1,0 +1,1 @@
+"""PhysioNet's end: its website and its S3 access point."""
