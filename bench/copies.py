@@ -27,9 +27,9 @@ import boto3
 from bench.planning import FULL_SIZE
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image
 from physionet_mirror.source.access_point import AccessPoint
 from physionet_mirror.transfer import Transfer
 
@@ -71,7 +71,7 @@ def _measure(
     origin = Bucket.open(session, "bench-source", MIMIC_CXR_JPG.name, endpoint_url=endpoint)
     data = os.urandom(SIZES[server])
     images = [
-        Image(f"files/p10/p10000000/s50000000/{n:08d}.jpg", hashlib.sha256(data).hexdigest()) for n in range(count)
+        File(f"files/p10/p10000000/s50000000/{n:08d}.jpg", hashlib.sha256(data).hexdigest()) for n in range(count)
     ]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda image: origin.put(image.path, data, content_type="image/jpeg"), images))

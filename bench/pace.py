@@ -315,9 +315,9 @@ def _mirror(given: dict[str, Any]) -> None:
 
     import boto3
 
+    from physionet_mirror.files import File
     from physionet_mirror.pace import Pace
     from physionet_mirror.s3.bucket import Bucket
-    from physionet_mirror.shards import Image
     from physionet_mirror.source.physionet import PhysioNet
     from physionet_mirror.transfer import Transfer, progress_line
 
@@ -338,7 +338,7 @@ def _mirror(given: dict[str, Any]) -> None:
         on_change=lambda old, new, why: print(f"{time.monotonic() - begun:6.1f} s  {old} → {new}: {why}", flush=True),
     )
     lines = (line.split(" ", 1) for line in Path(given["sums"]).read_text().splitlines())
-    images = [Image(path, sha256) for sha256, path in lines]
+    images = [File(path, sha256) for sha256, path in lines]
     transfer = Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace)
     try:
         transfer.run()

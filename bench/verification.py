@@ -130,13 +130,13 @@ def _child(client: str, given: dict[str, Any]) -> None:
 def _verify(given: dict[str, Any], images: list[list[str]]) -> Any:
     import boto3
 
+    from physionet_mirror.files import File
     from physionet_mirror.s3.bucket import Bucket
-    from physionet_mirror.shards import Image
     from physionet_mirror.verification import verify
 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
     bucket = Bucket.open(session, BUCKET, PREFIX, endpoint_url=given["endpoint"])
-    wanted = [Image(path, sha256) for sha256, path in images]
+    wanted = [File(path, sha256) for sha256, path in images]
 
     def work() -> int:
         verdict = verify(wanted, bucket)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.request import SHARD_SIZE
 
 if TYPE_CHECKING:
@@ -39,14 +40,6 @@ HANDFUL = 5
 """Fewer images a stream than this are not worth a shard of their own."""
 
 KEYS_PER_LIST = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """One image: its path below the prefix, and the SHA-256 (hex) that PhysioNet publishes for it."""
-
-    path: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -209,14 +202,14 @@ def pack(frame: pd.DataFrame, size: int, path_of: Callable[[int], str]) -> Itera
 # --- shard files ------------------------------------------------------------------------------------------------------
 
 
-def encode(images: Iterable[Image]) -> bytes:
+def encode(images: Iterable[File]) -> bytes:
     """A list of images: ``<sha256> <path>`` lines, as SHA256SUMS.txt writes them."""
     return (
         _lines(*zip(*((image.path, image.sha256) for image in images), strict=True)) if (images := [*images]) else b""
     )
 
 
-def seal(images: Iterable[Image]) -> bytes:
+def seal(images: Iterable[File]) -> bytes:
     """A list that proves itself: below a comment that holds the number of its lines and their SHA-256."""
     lines = encode(images)
     count, digest = lines.count(b"\n"), hashlib.sha256(lines).hexdigest()
@@ -231,7 +224,7 @@ _LINE = re.compile(r"([0-9a-f]{64}) ([^\n]+)")
 _SEAL = re.compile(rb"# (\d+) files; SHA-256 of the lines below: ([0-9a-f]{64})\n")
 
 
-def decode(data: bytes, *, sealed: bool = False) -> list[Image]:
+def decode(data: bytes, *, sealed: bool = False) -> list[File]:
     """The images of a list that `encode` or `seal` wrote.
 
     Args:
@@ -253,13 +246,13 @@ def decode(data: bytes, *, sealed: bool = False) -> list[Image]:
         match = _LINE.fullmatch(line)
         if match is None:
             raise _damaged(f"line {number:,} is not a checksum and a path")
-        images.append(Image(match[2], match[1]))
+        images.append(File(match[2], match[1]))
     if data and not data.endswith(b"\n"):
         raise _damaged("it ends in the middle of a line")
     return images
 
 
-def read(bucket: Bucket, shard: Shard) -> list[Image]:
+def read(bucket: Bucket, shard: Shard) -> list[File]:
     """The images of a shard, exactly as they were planned.
 
     Raises:

@@ -41,9 +41,9 @@ from physionet_mirror.errors import (
     Stalled,
     Throttled,
 )
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace, Slot
 from physionet_mirror.records import Failure
-from physionet_mirror.shards import Image
 from physionet_mirror.source.physionet import BIG
 from physionet_mirror.throughput import MOST_POINTS
 
@@ -124,7 +124,7 @@ class Destination(Protocol):
 class _Job:
     """An image until it is stored or given up."""
 
-    image: Image
+    image: File
     tries: int = 0
     refusals: int = 0
     waits: int = 0  # times that nobody was served
@@ -301,7 +301,7 @@ class Transfer:
 
     def __init__(
         self,
-        images: Iterable[Image],
+        images: Iterable[File],
         *,
         source: Source,
         bucket: Destination,
@@ -549,7 +549,7 @@ class Transfer:
                 self._changed.wait(min(max(left, 0.005), 0.2) if left > 0 else 0.2)
             return False
 
-    def _store(self, image: Image, data: bytes) -> None:
+    def _store(self, image: File, data: bytes) -> None:
         """PUT, and again for as long as S3 is away: what was fetched is not thrown away."""
         begun, wait = time.monotonic(), 0.5
         while True:

@@ -15,9 +15,10 @@ from moto.server import ThreadedMotoServer
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
 from physionet_mirror.errors import AccessRefused, BucketRefused, Corrupt, ImagesFailed, InputError, NotFound
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image, decode
+from physionet_mirror.shards import decode
 from physionet_mirror.source import access_point
 from physionet_mirror.source.access_point import AccessPoint, access_point_of
 from physionet_mirror.transfer import Transfer
@@ -49,14 +50,14 @@ def s3(request: pytest.FixtureRequest, s3_server: stack.S3Server) -> tuple[boto3
 
 
 @pytest.fixture
-def images(tiny_dataset: Path) -> list[Image]:
+def images(tiny_dataset: Path) -> list[File]:
     lines = (tiny_dataset / NAME / SUMS).read_bytes().splitlines(keepends=True)
     return decode(b"".join(line for line in lines if line.endswith(b".jpg\n")))[:12]
 
 
 @pytest.fixture
 def buckets(
-    s3: tuple[boto3.Session, str], bucket_name: str, images: list[Image], tiny_dataset: Path
+    s3: tuple[boto3.Session, str], bucket_name: str, images: list[File], tiny_dataset: Path
 ) -> tuple[Bucket, Bucket]:
     """The source bucket, filled as PhysioNet's is, and an empty destination with another prefix."""
     session, endpoint = s3
@@ -70,13 +71,13 @@ def buckets(
     return source, Bucket.open(session, names[1], "mine", endpoint_url=endpoint)
 
 
-def copy(images: list[Image], source: AccessPoint, bucket: Bucket, **options: Any) -> Transfer:
+def copy(images: list[File], source: AccessPoint, bucket: Bucket, **options: Any) -> Transfer:
     pace = Pace(16, received=lambda: source.stats.received)
     return Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace, backoff=0.01, **options)
 
 
 def test_images_are_copied_and_proven_without_passing_through_here(
-    buckets: tuple[Bucket, Bucket], images: list[Image]
+    buckets: tuple[Bucket, Bucket], images: list[File]
 ) -> None:
     origin, bucket = buckets
     source = AccessPoint(origin, bucket)
@@ -113,7 +114,7 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     origin.put(SUMS, b"sums", content_type="text/plain")  # without which nobody is served there
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
-    wanted = [Image("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), Image("files/b.jpg", "0" * 64)]
+    wanted = [File("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), File("files/b.jpg", "0" * 64)]
     transfer = copy(wanted, AccessPoint(origin, bucket), bucket)
     with pytest.raises(ImagesFailed):
         transfer.run()

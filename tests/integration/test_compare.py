@@ -21,10 +21,11 @@ from physionet_mirror import compare as module
 from physionet_mirror.compare import Comparison, compare
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.errors import MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image, Shard
+from physionet_mirror.shards import Shard
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan, verify
 from physionet_mirror.steps import mirror_shard as step
@@ -68,7 +69,7 @@ def test_whatever_is_there_is_found_in_any_order_of_the_listing(server: Unordere
         wanted = sorted(path for path in universe if rng.random() < rng.choice([0.05, 0.5, 1])) or [min(universe)]
         every = rng.choice(EVERY)
         found = compare(
-            [Image(path, "0" * 64) for path in wanted],
+            [File(path, "0" * 64) for path in wanted],
             bucket,
             Comparison("count"),
             span=None if every is None else every * len(wanted),
@@ -86,7 +87,7 @@ def test_whatever_is_there_is_found_in_any_order_of_the_listing(server: Unordere
 @pytest.mark.parametrize("every", [None, 1, 1000])
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 1])
 def test_its_cost_is_bounded_in_any_order(server: UnorderedS3, every: int | None, share: float) -> None:
-    files = [Image(f"files/p10/p{n // 3:05}/s{n:06}/{n:04x}.jpg", "0" * 64) for n in range(2400)]
+    files = [File(f"files/p10/p{n // 3:05}/s{n:06}/{n:04x}.jpg", "0" * 64) for n in range(2400)]
     bucket, rng = bucket_of(server), random.Random(1)
     server.objects = {bucket.key(file.path): b"x" for file in files if rng.random() < share}
     wanted = files[600:1800]
@@ -115,7 +116,7 @@ class TestDirectoryBucket:
 
         bucket = Directory(plain.client, plain._direct, "mine--use1-az4--x-s3", "mine")
         bucket.head = plain.head  # type: ignore[method-assign]
-        files = [Image(f"files/p10/p{n:05}.jpg", "0" * 64) for n in range(100)]
+        files = [File(f"files/p10/p{n:05}.jpg", "0" * 64) for n in range(100)]
         server.objects = {plain.key(file.path): b"x" for file in files[::2]}
         found = compare(files, bucket, Comparison("count"), span=100)
         assert [file.path for file in found.ok] == [file.path for file in files[::2]]
@@ -189,7 +190,7 @@ def test_one_run_heals_what_is_there_with_other_bytes_and_no_checksum(mirror: Mi
 
 def test_a_shard_that_was_killed_while_it_read_back_goes_on(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SAVE_EVERY", 5)
-    files = [Image(path, hashlib.sha256(data).hexdigest()) for path, data in mirror.files.items()]
+    files = [File(path, hashlib.sha256(data).hexdigest()) for path, data in mirror.files.items()]
     read, count = mirror.bucket.open_read, itertools.count()
 
     class Killed(BaseException):

@@ -30,9 +30,9 @@ from physionet_mirror.errors import (
     SourceUnavailable,
     Throttled,
 )
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 
@@ -54,10 +54,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(root: Path) -> list[Image]:
+def images(root: Path) -> list[File]:
     version = root / MIMIC_CXR_JPG.name
     return [
-        Image(str(file.relative_to(version)), hashlib.sha256(file.read_bytes()).hexdigest())
+        File(str(file.relative_to(version)), hashlib.sha256(file.read_bytes()).hexdigest())
         for file in sorted(version.rglob("*.jpg"))
     ]
 
@@ -85,7 +85,7 @@ def mirror(root, physionet, boto_session, s3_server, bucket_name, images):
     """Runs a transfer of ``images``; checks that what is stored is right, and that what is not stored is named."""
 
     def run(
-        some: list[Image] = images,
+        some: list[File] = images,
         *,
         connections: int = 8,
         patience: float = 30.0,
@@ -127,11 +127,11 @@ def mirror(root, physionet, boto_session, s3_server, bucket_name, images):
     return run
 
 
-def _large(images: list[Image]) -> list[Image]:
+def _large(images: list[File]) -> list[File]:
     return images[::31]
 
 
-def _small(images: list[Image]) -> list[Image]:
+def _small(images: list[File]) -> list[File]:
     return [image for n, image in enumerate(images) if n % 31]
 
 

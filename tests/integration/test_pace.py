@@ -12,8 +12,8 @@ import pytest
 
 from demo.lookalike import Lookalike, Profile, User
 from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
-from physionet_mirror.shards import Image
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 
@@ -37,7 +37,7 @@ class Memory:
 
 
 @pytest.fixture
-def images(tmp_path: Path) -> list[Image]:
+def images(tmp_path: Path) -> list[File]:
     data = random.Random(1).randbytes(SIZE)
     version = tmp_path / MIMIC_CXR_JPG.name
     version.mkdir(parents=True)
@@ -47,7 +47,7 @@ def images(tmp_path: Path) -> list[Image]:
         path = f"files/p10/p{10_000_032 + n}/s{50_000_000 + n}/{n:08x}{'-00000000' * 4}.jpg"
         (version / path).parent.mkdir(parents=True)
         (version / path).hardlink_to(tmp_path / "one.bin")
-        found.append(Image(path, sha256))
+        found.append(File(path, sha256))
     (version / "SHA256SUMS.txt").write_text("".join(f"{image.sha256} {image.path}\n" for image in found))
     return found
 

@@ -30,9 +30,9 @@ from physionet_mirror.errors import (
     SourceUnavailable,
     Truncated,
 )
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 
@@ -406,7 +406,7 @@ def test_a_big_image_goes_through_the_same_transfer(big, reader, s3_server, buck
     with Lookalike(root, users={reader[0]: User(reader[1])}, check_seconds=0, faults=faults) as server:
         source = PhysioNet(server.url, *reader, read_timeout=2)
         pace = Pace(4, received=lambda: source.stats.received)
-        image = Image("archive.zip", digest)
+        image = File("archive.zip", digest)
         tally = Transfer([image], source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace).run()
     assert (tally.stored, tally.bytes) == (1, BIG_FILE)
     assert bucket.head("archive.zip").content_type == "image/jpeg"
@@ -430,7 +430,7 @@ def test_mimic_cxr_goes_through_the_same_engine(source, tiny_dataset, boto_sessi
     assert wanted
     assert all(MIMIC_CXR.image_path.fullmatch(path) for path in wanted)
 
-    images = [Image(path, published[path]) for path in wanted]
+    images = [File(path, published[path]) for path in wanted]
     pace = Pace(4, received=lambda: source.stats.received)
     tally = Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR, pace=pace).run()
     assert tally.stored == len(images)

@@ -26,6 +26,7 @@ from demo.lookalike import Fault, Kind, Lookalike, User
 from physionet_mirror import index, layout, manifest, overview, records, shards
 from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
 from physionet_mirror.errors import BucketRefused, DestinationUnavailable, ImagesFailed, InputError
+from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
@@ -172,15 +173,15 @@ def test_a_damaged_plan_is_said_and_not_retried(go: Callable[..., Verdict], buck
 # -- the index, written by several -------------------------------------------------------------------------------------
 
 
-def some_images(count: int) -> list[shards.Image]:
+def some_images(count: int) -> list[File]:
     names = [f"files/p10/p10000000/s50000000/{n:08x}{'-00000000' * 4}.jpg" for n in range(count)]
-    return [shards.Image(name, hashlib.sha256(name.encode()).hexdigest()) for name in names]
+    return [File(name, hashlib.sha256(name.encode()).hexdigest()) for name in names]
 
 
 IMAGES = some_images(12)
 
 
-def update(bucket: Bucket, some: list[shards.Image]) -> int:
+def update(bucket: Bucket, some: list[File]) -> int:
     manifest = io.BytesIO()
     columns = {"path": [i.path for i in IMAGES], "sha256": [i.sha256 for i in IMAGES]}
     pq.write_table(pa.table(columns), manifest)

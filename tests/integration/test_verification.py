@@ -22,10 +22,10 @@ from moto.server import ThreadedMotoServer
 from demo.stack import s3_server
 from physionet_mirror import compare, index
 from physionet_mirror.errors import BucketRefused, DestinationUnavailable, InputError, VerificationFailed
+from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, verified
 from physionet_mirror.request import LEVELS
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image
 from physionet_mirror.verification import Problem, verify
 from physionet_mirror.verified_cache import Memory
 
@@ -46,7 +46,7 @@ def dataset(count, seed=0, groups=3):
 
 
 def wanted(files):
-    return [Image(path, hashlib.sha256(data).hexdigest()) for path, data in files.items()]
+    return [File(path, hashlib.sha256(data).hexdigest()) for path, data in files.items()]
 
 
 def store(bucket, files):
@@ -447,7 +447,7 @@ class TestListing:
 
     def test_a_sparse_sample_is_asked_for_one_by_one(self, crowded):
         bucket, images = crowded
-        missing = Image("files/p15/p15000000/s50000000/none.jpg", "ab" * 32)
+        missing = File("files/p15/p15000000/s50000000/none.jpg", "ab" * 32)
         verdict = verify([*images[::250], missing], bucket, "count")
         assert verdict.problems == [Problem(missing.path, "missing")]
         assert kinds(verdict)["LIST"] == 1

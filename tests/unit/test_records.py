@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physionet_mirror import index, records
+from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, LEFT, RunLayout
 from physionet_mirror.records import Failure, RunPlan, RunReport, ShardResult, SumsSeen
-from physionet_mirror.shards import Image, Shard, encode
+from physionet_mirror.shards import Shard, encode
 from physionet_mirror.steps import plan
 from physionet_mirror.throughput import stretches, use
 
@@ -196,7 +197,7 @@ def test_an_index_with_flipped_bytes_is_read_right_or_not_at_all(data: st.DataOb
 
 @given(st.data())
 def test_a_damaged_list_of_leftovers_keeps_its_other_lines(data: st.DataObject) -> None:
-    images = [Image(f"files/p10/{n}.jpg", f"{n:064x}") for n in range(20)]
+    images = [File(f"files/p10/{n}.jpg", f"{n:064x}") for n in range(20)]
     spoilt = bytearray(encode(images))
     spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= data.draw(st.integers(1, 255))
     left = plan.read_left(OneFile(bytes(spoilt)))  # type: ignore[arg-type]

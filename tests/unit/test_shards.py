@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.shards import (
     HANDFUL,
     LARGEST_SHARD,
     MOST_SHARDS,
-    Image,
     Shard,
     check_size,
     cut,
@@ -35,8 +35,8 @@ def path(number: int) -> str:
     return f"files/p{10 + number % 10}/p{10000000 + number}/s5/{number:08d}.jpg"
 
 
-def images(count: int) -> list[Image]:
-    return sorted((Image(path(n), f"{n:064x}") for n in range(count)), key=lambda image: image.path)
+def images(count: int) -> list[File]:
+    return sorted((File(path(n), f"{n:064x}") for n in range(count)), key=lambda image: image.path)
 
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_a_shard_size_that_airflow_cannot_map_is_refused(size: int, words: str) 
 # --- shard files ------------------------------------------------------------------------------------------------------
 
 
-def frame_of(rows: list[Image], numbers: list[int] | None = None) -> pd.DataFrame:
+def frame_of(rows: list[File], numbers: list[int] | None = None) -> pd.DataFrame:
     data = {"path": [image.path for image in rows], "sha256": [image.sha256 for image in rows]}
     return pd.DataFrame(data, index=numbers, dtype="string[pyarrow]")
 
@@ -161,9 +161,9 @@ def test_a_shard_knows_how_much_of_the_dataset_lies_in_its_range() -> None:
 
 
 @given(
-    st.lists(st.builds(Image, st.text("abc/é .-", min_size=1), st.text("0123456789abcdef", min_size=64, max_size=64)))
+    st.lists(st.builds(File, st.text("abc/é .-", min_size=1), st.text("0123456789abcdef", min_size=64, max_size=64)))
 )
-def test_what_is_encoded_is_decoded(rows: list[Image]) -> None:
+def test_what_is_encoded_is_decoded(rows: list[File]) -> None:
     assert decode(encode(rows)) == rows
 
 

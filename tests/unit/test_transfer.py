@@ -33,8 +33,8 @@ from physionet_mirror.errors import (
     Throttled,
     Truncated,
 )
+from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
-from physionet_mirror.shards import Image
 from physionet_mirror.source.physionet import BIG
 from physionet_mirror.transfer import Transfer, Turn, progress_line
 
@@ -43,9 +43,9 @@ def content(path: str) -> bytes:
     return path.encode() * 3
 
 
-def images(count: int) -> list[Image]:
+def images(count: int) -> list[File]:
     paths = [f"files/p10/{n:04}.jpg" for n in range(count)]
-    return [Image(path, hashlib.sha256(content(path)).hexdigest()) for path in paths]
+    return [File(path, hashlib.sha256(content(path)).hexdigest()) for path in paths]
 
 
 class Body:
@@ -118,7 +118,7 @@ class Bucket:
         return len(data)
 
 
-def make(some: list[Image], source: Source, bucket: Bucket, *, connections: int = 4, **more: Any) -> Transfer:
+def make(some: list[File], source: Source, bucket: Bucket, *, connections: int = 4, **more: Any) -> Transfer:
     more = {"backoff": 0.01, "patience": 5.0, "dataset": MIMIC_CXR_JPG, **more}
     pace = Pace(connections, start=connections, received=lambda: source.received)
     return Transfer(some, source=source, bucket=bucket, pace=pace, **more)

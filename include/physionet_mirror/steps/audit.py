@@ -16,10 +16,11 @@ from typing import Any
 
 from physionet_mirror import index, manifest
 from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
 from physionet_mirror.request import Level, Request
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.shards import Image, slice_of
+from physionet_mirror.shards import slice_of
 from physionet_mirror.steps.plan import report_documents
 from physionet_mirror.verification import Verdict, verify
 from physionet_mirror.verified_cache import Memory, groups_of
@@ -86,7 +87,7 @@ def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) ->
         return Verdict(level=level)
     expected = _ever_verified(bucket, part["path"].tolist())
     log.info("Share %s: %s images of the dataset, compared by %s.", share, f"{len(part):,}", level)
-    images = map(Image, part["path"], part["sha256"])
+    images = map(File, part["path"], part["sha256"])
     verdict = verify(images, bucket, level, run=run, anew=True, on_progress=_log_progress)
     verdict.problems = [p for p in verdict.problems if p.reason != "missing" or p.path in expected]
     return verdict

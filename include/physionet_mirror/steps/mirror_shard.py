@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from physionet_mirror import shards, words
 from physionet_mirror.compare import Comparison, compare
 from physionet_mirror.errors import DestinationError, MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.pace import Pace, recall
 from physionet_mirror.records import ShardResult, load, read_document
@@ -40,7 +41,7 @@ class Missing:
         requests: S3 requests made, by kind.
     """
 
-    images: list[shards.Image]
+    images: list[File]
     present: int
     absent: int
     wrong: int
@@ -85,7 +86,7 @@ def find_missing(
 
 
 def _missing(
-    shard: shards.Shard, images: Sequence[shards.Image], bucket: Bucket, level: Level, attempt: str | None = None
+    shard: shards.Shard, images: Sequence[File], bucket: Bucket, level: Level, attempt: str | None = None
 ) -> Missing:
     found = compare(images, bucket, Comparison(level), run=attempt, span=shard.span, workers=_WORKERS)
     reasons = {problem.path: problem.reason for problem in found.problems}
@@ -100,9 +101,7 @@ def _missing(
     )
 
 
-def _to_stream(
-    shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout, try_number: int
-) -> list[shards.Image]:
+def _to_stream(shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout, try_number: int) -> list[File]:
     """What `find_missing` wrote down; compared anew where that is lost, or where an earlier try has stored some of it."""
     level: Level = "count" if request.verify == "count" else "checksum"
     try:

@@ -18,6 +18,7 @@ from physionet_mirror import index, manifest, records, shards, words
 from physionet_mirror.compare import Comparison, Verified, compare
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
@@ -156,7 +157,7 @@ def _part_of(frame: Any, part: int, parts: int, bucket: Bucket) -> tuple[Any, st
     return frame[taken], note + (f", and {more:,} that an earlier run left over" if more else "")
 
 
-def read_left(bucket: Bucket) -> list[shards.Image]:
+def read_left(bucket: Bucket) -> list[File]:
     """The images that earlier runs left over when their time was up; of a damaged list, those that can be read."""
     try:
         lines = bucket.read(LEFT).splitlines(keepends=True)
@@ -244,7 +245,7 @@ def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[int, float]:
 def _listed(frame: Any, bucket: Bucket) -> list[Verified]:
     """Those of these images that are in the bucket with a size above zero; group by group at once."""
     groups, rows = frame["group"].to_numpy(dtype=object), frame.index.to_numpy()
-    images = list(map(shards.Image, frame["path"], frame["sha256"]))
+    images = list(map(File, frame["path"], frame["sha256"]))
     starts = [at for at in range(len(frame)) if at == 0 or groups[at] != groups[at - 1]]
 
     def look(bounds: tuple[int, int]) -> list[Verified]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from physionet_mirror import manifest, shards
 from physionet_mirror.errors import MetadataError
+from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, RunLayout
 from physionet_mirror.records import RunPlan, ShardResult, load
 from physionet_mirror.report import document
@@ -71,7 +72,7 @@ def verify_run(
     return verdict, written
 
 
-def _shard_of(verdict: Verdict, parts: Sequence[Sequence[shards.Image]], numbers: Sequence[int]) -> dict[str, int]:
+def _shard_of(verdict: Verdict, parts: Sequence[Sequence[File]], numbers: Sequence[int]) -> dict[str, int]:
     absent = {problem.path for problem in verdict.problems}
     return {
         image.path: number
@@ -81,7 +82,7 @@ def _shard_of(verdict: Verdict, parts: Sequence[Sequence[shards.Image]], numbers
     }
 
 
-def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Sequence[ShardResult]) -> set[str]:
+def _left_by_drained_shards(parts: Sequence[Sequence[File]], results: Sequence[ShardResult]) -> set[str]:
     left: set[str] = set()
     for result in results:
         if result.shard < len(parts) and result.untried and not result.error and result.state in ("drained", "failed"):
@@ -89,7 +90,7 @@ def _left_by_drained_shards(parts: Sequence[Sequence[shards.Image]], results: Se
     return left
 
 
-def _remember_what_is_left(images: Sequence[shards.Image], verdict: Verdict, bucket: Bucket) -> None:
+def _remember_what_is_left(images: Sequence[File], verdict: Verdict, bucket: Bucket) -> None:
     """Bring the list of leftovers up to date. Of two runs that end at once one may win: a later turn heals that."""
     before = {image.path: image for image in read_left(bucket)}
     mine = {image.path: image for image in images}
