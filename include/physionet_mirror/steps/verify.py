@@ -14,7 +14,7 @@ from physionet_mirror.errors import MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, RunLayout
 from physionet_mirror.records import RunPlan, ShardResult, load
-from physionet_mirror.report import document
+from physionet_mirror.report import document, page
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.steps.plan import manifest_bytes, read_left
@@ -66,7 +66,7 @@ def verify_run(
         software=software,
         shard_of=_shard_of(verdict, parts, [shard.index for shard in plan.shards]),
     )
-    log.info("\n%s", document.summary_table(written))
+    log.info("\n%s", page.summary_table(written))
     if verdict.postponed:
         log.info("%s", verdict.notes[-1])
     return verdict, written

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from physionet_airflow.page.runs import GROUP
-from physionet_mirror.report.document import LEVEL_MEANS, NEXT_STEPS
+from physionet_mirror.report.document import NEXT_STEPS
+from physionet_mirror.report.page import LEVEL_MEANS
 from physionet_mirror.words import about, duration, share, size
 
 if TYPE_CHECKING:
