@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from physionet_mirror import estimate as plan
 from physionet_mirror import manifest, overview_tables
 from physionet_mirror.errors import MetadataError
+from physionet_mirror.estimate import Estimate, estimate
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR
 from physionet_mirror.selection import choose
 
@@ -226,7 +226,7 @@ class Cohort:
     views: Sequence[tuple[str, int]]
     splits: Sequence[tuple[str, int]]
     labels: Sequence[tuple[str, int, int]]
-    estimate: plan.Estimate
+    estimate: Estimate
     notes: Sequence[str]
 
     @property
@@ -264,7 +264,7 @@ def cohort(
             (name, int(frame[name].eq(1).sum()), int(frame[name].eq(-1).sum()))
             for name in manifest.label_columns(frame.columns)
         ],
-        estimate=plan.estimate(
+        estimate=estimate(
             len(frame),
             catalog.mean_bytes or request.dataset.image_bytes,
             request.connections,

@@ -24,8 +24,7 @@ from physionet_mirror.layout import RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import fetch_metadata, plan, verify
-from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.steps import fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
 from tests.chaos import outside
 from tests.chaos.s3_proxy import IMAGES, Fault, Kind, S3Proxy
@@ -61,9 +60,9 @@ class Mirror:
         run, begun = RunLayout(run_id), datetime.now(UTC)
         fetch_metadata.fetch_metadata(self._source(), self.bucket, request.dataset)
         for shard in plan.make_plan(request, self.bucket, run, streams=2, params={}).shards:
-            if step.find_missing(shard, request, self.bucket, run).images:
-                source, stop = self._source(), step.Stop()
-                step.stream_shard(shard, request, source, self.bucket, run, connections=4, stop=stop)
+            if mirror_shard.find_missing(shard, request, self.bucket, run).images:
+                source, stop = self._source(), mirror_shard.Stop()
+                mirror_shard.stream_shard(shard, request, source, self.bucket, run, connections=4, stop=stop)
         return verify.verify_run(request, self.bucket, run, params={}, started=begun)[0]
 
     def fetched(self) -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from physionet_airflow.operators import _question
-from physionet_mirror import estimate as plan
+from physionet_mirror import estimate
 
 
 def asked(**options: str) -> str:
-    estimate = plan.estimate(377_110, 1_624_000, 8, **options)
-    return _question({"shards": 400, "uri": "s3://bucket/plan.json"}, estimate, 50.0)
+    expected = estimate.estimate(377_110, 1_624_000, 8, **options)
+    return _question({"shards": 400, "uri": "s3://bucket/plan.json"}, expected, 50.0)
 
 
 def test_hours_are_a_range_and_name_what_it_rests_on() -> None:

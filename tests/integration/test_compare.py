@@ -27,8 +27,7 @@ from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.shards import Shard
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan, verify
-from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
 from tests.integration.unordered_s3 import UnorderedS3, by_bytes, by_folder, by_hash
 
@@ -136,7 +135,7 @@ class Mirror:
     files: dict[str, bytes]
     run: RunLayout
 
-    def find_and_stream(self, **params: Any) -> tuple[list[step.Missing], Verdict]:
+    def find_and_stream(self, **params: Any) -> tuple[list[mirror_shard.Missing], Verdict]:
         """A whole run without Airflow: what each shard was missing, and the verdict."""
         wish = Request.from_params(
             {"bucket": self.bucket.name, "prefix": self.bucket.prefix, "select": "all", "shard_size": 20, **params}
@@ -144,10 +143,14 @@ class Mirror:
         fetch_metadata.fetch_metadata(self.source(), self.bucket, MIMIC_CXR_JPG)
         shards = plan.make_plan(wish, self.bucket, self.run, streams=2, params={}).shards
         with ThreadPoolExecutor(3) as pool:  # as Airflow runs them: side by side
-            found = list(pool.map(lambda s: step.find_missing(s, wish, self.bucket, self.run, started=STARTED), shards))
+            found = list(
+                pool.map(lambda s: mirror_shard.find_missing(s, wish, self.bucket, self.run, started=STARTED), shards)
+            )
         for shard, missing in zip(shards, found, strict=True):
             if missing.images:
-                step.stream_shard(shard, wish, self.source(), self.bucket, self.run, connections=4, stop=step.Stop())
+                mirror_shard.stream_shard(
+                    shard, wish, self.source(), self.bucket, self.run, connections=4, stop=mirror_shard.Stop()
+                )
         return found, verify.verify_run(wish, self.bucket, self.run, params={}, started=STARTED)[0]
 
 
@@ -218,7 +221,7 @@ def test_a_shard_list_that_lost_its_end_is_refused_by_all_who_read_it(mirror: Mi
     shard = Shard.from_dict(plan["shards"][1])
     mirror.bucket.write(shard.path, damage(mirror.bucket.read(shard.path)))
     for read in (
-        lambda: step.find_missing(shard, wish, mirror.bucket, mirror.run),
+        lambda: mirror_shard.find_missing(shard, wish, mirror.bucket, mirror.run),
         lambda: verify.verify_run(wish, mirror.bucket, mirror.run, params={}, started=STARTED),
         lambda: list(cleanup.list_doomed(mirror.bucket, "run", mirror.run.run_id)),
     ):
@@ -234,14 +237,16 @@ def test_a_list_of_what_is_missing_that_lost_its_end_is_made_anew(mirror: Mirror
     )
     fetch_metadata.fetch_metadata(mirror.source(), mirror.bucket, MIMIC_CXR_JPG)
     shard = plan.make_plan(wish, mirror.bucket, mirror.run, streams=2, params={}).shards[0]
-    assert len(step.find_missing(shard, wish, mirror.bucket, mirror.run).images) == shard.images
+    assert len(mirror_shard.find_missing(shard, wish, mirror.bucket, mirror.run).images) == shard.images
     path = mirror.run.missing(0)
     if damage is None:
         mirror.bucket.delete([path])
     else:
         mirror.bucket.write(path, damage(mirror.bucket.read(path)))
-    step.stream_shard(shard, wish, mirror.source(), mirror.bucket, mirror.run, connections=4, stop=step.Stop())
-    assert not step.find_missing(shard, wish, mirror.bucket, mirror.run).images
+    mirror_shard.stream_shard(
+        shard, wish, mirror.source(), mirror.bucket, mirror.run, connections=4, stop=mirror_shard.Stop()
+    )
+    assert not mirror_shard.find_missing(shard, wish, mirror.bucket, mirror.run).images
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-12], lambda _: b"", lambda data: data[:20] + b"x" + data[21:]])

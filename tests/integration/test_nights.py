@@ -21,8 +21,7 @@ from physionet_mirror.layout import LEFT, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import fetch_metadata, plan, verify
-from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.steps import fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
 
 PARTS = 5
@@ -84,17 +83,17 @@ def night(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Call
         planned = plan.make_plan(wish, bucket, layout, streams=2, params=given, part=part)
         errors: list[Exception] = []
         for shard in planned.shards:
-            if not step.find_missing(shard, wish, bucket, layout).images:
+            if not mirror_shard.find_missing(shard, wish, bucket, layout).images:
                 continue
             try:
-                step.stream_shard(
+                mirror_shard.stream_shard(
                     shard,
                     wish,
                     PhysioNet(physionet.url, *reader, connections=4),
                     bucket,
                     layout,
                     connections=4,
-                    stop=step.Stop(),
+                    stop=mirror_shard.Stop(),
                     stops_at=wish.stops_at(began),
                 )
             except ImagesFailed as error:

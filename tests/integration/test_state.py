@@ -31,8 +31,7 @@ from physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan, verify
-from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict, Verified
 from tests.chaos.s3_proxy import S3Proxy
 
@@ -65,8 +64,8 @@ def go(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Callabl
         wish = Request.from_params(given)
         fetch_metadata.fetch_metadata(source(), bucket, MIMIC_CXR_JPG)
         for shard in plan.make_plan(wish, bucket, where, streams=1, params=given, part=part).shards:
-            if step.find_missing(shard, wish, bucket, where).images:
-                step.stream_shard(shard, wish, source(), bucket, where, connections=4, stop=step.Stop())
+            if mirror_shard.find_missing(shard, wish, bucket, where).images:
+                mirror_shard.stream_shard(shard, wish, source(), bucket, where, connections=4, stop=mirror_shard.Stop())
         before_verify()
         return verify.verify_run(wish, bucket, where, params=given, started=datetime.now(UTC))[0]
 
@@ -143,10 +142,13 @@ def test_a_pace_that_is_no_json_is_ignored(
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all"})
     fetch_metadata.fetch_metadata(PhysioNet(physionet.url, *reader), bucket, MIMIC_CXR_JPG)
     (shard,) = plan.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
-    step.find_missing(shard, wish, bucket, FIRST)
+    mirror_shard.find_missing(shard, wish, bucket, FIRST)
     bucket.write(FIRST.pace, b"{")
     source = PhysioNet(physionet.url, *reader, connections=4)
-    assert step.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=step.Stop())["state"] == "done"
+    assert (
+        mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop())["state"]
+        == "done"
+    )
 
 
 def test_page_and_audit_do_without_a_damaged_index(go: Callable[..., Verdict], bucket: Bucket) -> None:
@@ -510,16 +512,16 @@ def test_a_second_try_adds_to_the_report_and_overwrites_nothing(
     fetch_metadata.fetch_metadata(source, bucket, MIMIC_CXR_JPG)
     wish = wish_of(bucket, shard_size=100)
     (shard,) = plan.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
-    step.find_missing(shard, wish, bucket, FIRST)
+    mirror_shard.find_missing(shard, wish, bucket, FIRST)
     physionet.faults.add(Fault(Kind.STATUS, "*.jpg", share=0.3, status=404, attempts=None))
     with pytest.raises(ImagesFailed):
-        step.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=step.Stop())
+        mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop())
     first = records.load(bucket, FIRST.result(0), records.ShardResult)
     assert first is not None
     assert first.failed
     physionet.faults.clear()
     source = PhysioNet(physionet.url, *reader, connections=4)
-    step.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=step.Stop(), try_number=2)
+    mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop(), try_number=2)
     _, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert report["transfer"]["images"] == 60
     assert report["transfer"]["bytes"] == sum(entry.size for entry in bucket.list("files/"))
@@ -612,9 +614,9 @@ def test_a_file_that_no_image_needs_is_reported_and_stops_nothing(
         wish = wish_of(bucket, sample_size=4, select="sample")
         made = plan.make_plan(wish, bucket, FIRST, streams=1, params={})
         (shard,) = made.shards
-        step.find_missing(shard, wish, bucket, FIRST)
+        mirror_shard.find_missing(shard, wish, bucket, FIRST)
         source = PhysioNet(server.url, login, password, connections=4)
-        step.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=step.Stop())
+        mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop())
         verdict, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert any(named in note for note in made.notes)
     assert verdict.passed

@@ -23,8 +23,7 @@ from physionet_mirror.layout import RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import audit, cleanup, fetch_metadata, plan
-from physionet_mirror.steps import mirror_shard as step
+from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan
 
 SPLIT = MIMIC_CXR_JPG.tables["split"]
 RUN = RunLayout("test__1")
@@ -152,9 +151,9 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
     fetch_metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     wish = request(bucket, select="all", shard_size=100)
     (shard,) = plan_of(bucket, wish).shards
-    step.find_missing(shard, wish, bucket, RUN)
+    mirror_shard.find_missing(shard, wish, bucket, RUN)
     physionet.profile = Profile(round_trip=0.5)
-    stop = step.Stop()
+    stop = mirror_shard.Stop()
 
     def stop_after_some_images() -> None:
         while sum(seen.path.endswith(".jpg") for seen in list(physionet.counters.seen)) < 8:
@@ -162,15 +161,15 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
         stop()
 
     threading.Thread(target=stop_after_some_images, daemon=True).start()
-    result = step.stream_shard(shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=stop)
+    result = mirror_shard.stream_shard(shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=stop)
     assert result["state"] == "drained"
     assert 0 < result["stored"] < shard.images
     assert bucket.read_json(RUN.result(shard.index))["state"] == "drained"
     assert bucket.read_json(RUN.pace)["start"] >= 1  # where the next shard begins
 
     physionet.profile = Profile()
-    rest = step.stream_shard(
-        shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=step.Stop(), try_number=2
+    rest = mirror_shard.stream_shard(
+        shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=mirror_shard.Stop(), try_number=2
     )
     assert rest["todo"] == rest["stored"] == shard.images  # of both tries together
     assert rest["try_number"] == 2

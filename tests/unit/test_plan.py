@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from physionet_mirror import estimate as plan
-from physionet_mirror import words
+from physionet_mirror import estimate, words
 from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.records import ShardResult
 from physionet_mirror.report.document import _transfer
 from physionet_mirror.request import STORAGE_CLASSES
 from physionet_mirror.shards import Shard
@@ -30,44 +30,44 @@ def report(
 
 
 def test_hours_are_the_range_that_users_report() -> None:
-    estimate = plan.estimate(377_110, 1_624_000, 8)
+    expected = estimate.estimate(377_110, 1_624_000, 8)
 
-    assert estimate.hours == pytest.approx(377_110 * 1.624e6 / (8 * 650_000) / 3600)
-    assert estimate.hours_most == pytest.approx(377_110 * 1.624e6 / (8 * 44_000) / 3600)
-    assert estimate.time == "about 1.4 to 20 days"
-    assert estimate.basis == "0.044 to 0.65 MB/s a connection, as users report"
+    assert expected.hours == pytest.approx(377_110 * 1.624e6 / (8 * 650_000) / 3600)
+    assert expected.hours_most == pytest.approx(377_110 * 1.624e6 / (8 * 44_000) / 3600)
+    assert expected.time == "about 1.4 to 20 days"
+    assert expected.basis == "0.044 to 0.65 MB/s a connection, as users report"
 
 
 def test_hours_count_only_what_is_missing() -> None:
-    estimate = plan.estimate(1000, 1_450_000, 8, missing=0)
+    expected = estimate.estimate(1000, 1_450_000, 8, missing=0)
 
-    assert (estimate.hours, estimate.hours_most, estimate.missing_bytes, estimate.put_cost, estimate.gigabytes) == (
+    assert (expected.hours, expected.hours_most, expected.missing_bytes, expected.put_cost, expected.gigabytes) == (
         0,
         0,
         0,
         0,
         0,
     )
-    assert estimate.bytes == 1_450_000_000
+    assert expected.bytes == 1_450_000_000
 
 
 def test_one_image_does_not_use_eight_connections() -> None:
-    assert plan.estimate(1, 650_000, 8).hours * 3600 == pytest.approx(1)
+    assert estimate.estimate(1, 650_000, 8).hours * 3600 == pytest.approx(1)
 
 
 def test_hours_are_learned_from_earlier_runs() -> None:
-    estimate = plan.estimate(1000, 1e6, 8, reports=[report(), report(size=7.2e9)])
+    expected = estimate.estimate(1000, 1e6, 8, reports=[report(), report(size=7.2e9)])
 
-    assert estimate.hours * 3600 == pytest.approx(1e9 / (200_000 * 8))
-    assert estimate.hours_most * 3600 == pytest.approx(1e9 / (100_000 * 8))
-    assert estimate.basis == "0.1 to 0.2 MB/s a connection, as in the last 2 runs to this bucket"
+    assert expected.hours * 3600 == pytest.approx(1e9 / (200_000 * 8))
+    assert expected.hours_most * 3600 == pytest.approx(1e9 / (100_000 * 8))
+    assert expected.basis == "0.1 to 0.2 MB/s a connection, as in the last 2 runs to this bucket"
 
 
 def test_what_one_run_says_is_no_range() -> None:
-    estimate = plan.estimate(377_110, 1e6, 8, reports=[report()])
+    expected = estimate.estimate(377_110, 1e6, 8, reports=[report()])
 
-    assert estimate.hours == estimate.hours_most
-    assert estimate.basis == "0.1 MB/s a connection, as in the last run to this bucket"
+    assert expected.hours == expected.hours_most
+    assert expected.basis == "0.1 MB/s a connection, as in the last run to this bucket"
 
 
 def task(after: float, seconds: int, connections: int, allowed: int) -> dict[str, object]:
@@ -87,12 +87,15 @@ def task(after: float, seconds: int, connections: int, allowed: int) -> dict[str
 
 def a_run(*tasks: dict[str, object], connections: int = 8) -> dict[str, object]:
     """As a run reports it."""
-    return {"transfer": _transfer(tasks), "params": {"connections": connections}}
+    return {
+        "transfer": _transfer([ShardResult.from_json(each) for each in tasks]),
+        "params": {"connections": connections},
+    }
 
 
 def test_a_pause_is_no_connection_time() -> None:
     for pause in (0, 3000, 100_000):
-        speed = plan.learn([a_run(task(0, 300, 8, 8), task(300 + pause, 300, 8, 8))])
+        speed = estimate.learn([a_run(task(0, 300, 8, 8), task(300 + pause, 300, 8, 8))])
 
         assert speed.bytes_per_second == pytest.approx(650_000, rel=0.001)
         assert speed.most_connections is None
@@ -103,32 +106,32 @@ def test_a_pause_is_no_connection_time_in_a_report_of_an_earlier_version() -> No
     for name in ("connection_seconds", "connections_allowed"):
         del run["transfer"][name]  # type: ignore[attr-defined]
 
-    assert plan.learn([run]).bytes_per_second == pytest.approx(650_000, rel=0.01)
+    assert estimate.learn([run]).bytes_per_second == pytest.approx(650_000, rel=0.01)
 
 
 def test_one_remaining_shard_was_not_held_back() -> None:
     one = a_run(task(0, 300, 2, 2))
-    estimate = plan.estimate(377_110, 1_624_000, 8, reports=[one])
+    expected = estimate.estimate(377_110, 1_624_000, 8, reports=[one])
 
-    assert estimate.hours == pytest.approx(plan.estimate(377_110, 1_624_000, 8).hours, rel=0.001)
+    assert expected.hours == pytest.approx(estimate.estimate(377_110, 1_624_000, 8).hours, rel=0.001)
 
 
 def test_all_shards_at_work_with_few_connections_were_held_back() -> None:
     held_back = a_run(*[task(0, 300, 1, 6)] * 4, connections=24)
-    speed = plan.learn([held_back])
+    speed = estimate.learn([held_back])
 
     assert speed.most_connections == 4
     assert speed.basis.endswith("which came to 4 at once")
     assert (
-        plan.estimate(1000, 1e6, 24, reports=[held_back]).hours
-        == plan.estimate(1000, 1e6, 4, reports=[held_back]).hours
+        estimate.estimate(1000, 1e6, 24, reports=[held_back]).hours
+        == estimate.estimate(1000, 1e6, 4, reports=[held_back]).hours
     )
 
 
 def test_only_the_newest_five_runs_count() -> None:
     runs = [report()] * 5 + [report(size=9e12)]
 
-    assert plan.learn(runs).bytes_per_second == 100_000
+    assert estimate.learn(runs).bytes_per_second == 100_000
 
 
 @pytest.mark.parametrize(
@@ -144,12 +147,12 @@ def test_only_the_newest_five_runs_count() -> None:
     ],
 )
 def test_a_run_that_fetched_next_to_nothing_teaches_nothing(useless: dict[str, object]) -> None:
-    assert plan.learn([useless]) is plan.FROM_FACTS
+    assert estimate.learn([useless]) is estimate.FROM_FACTS
 
 
 def test_reading_all_back_is_part_of_the_estimate() -> None:
-    checksum = plan.estimate(377_110, 1_624_000, 8, storage_class="GLACIER_IR", missing=0)
-    content = plan.estimate(377_110, 1_624_000, 8, storage_class="GLACIER_IR", missing=0, verify="content")
+    checksum = estimate.estimate(377_110, 1_624_000, 8, storage_class="GLACIER_IR", missing=0)
+    content = estimate.estimate(377_110, 1_624_000, 8, storage_class="GLACIER_IR", missing=0, verify="content")
 
     gb = 377_110 * 1_624_000 / 2**30
     assert (checksum.read_back, checksum.read_hours, checksum.read_cost, checksum.read_transfer_cost) == (0, 0, 0, 0)
@@ -163,35 +166,35 @@ def test_reading_all_back_is_part_of_the_estimate() -> None:
 
 
 def test_a_plan_of_an_earlier_version_is_understood() -> None:
-    values = plan.estimate(7, 1e6, 8).to_dict()
+    values = estimate.estimate(7, 1e6, 8).to_dict()
     for name in ("hours_most", "read_back", "read_hours", "read_cost", "read_transfer_cost"):
         del values[name]
 
-    assert plan.Estimate.from_dict(values).hours_most == values["hours"]
+    assert estimate.Estimate.from_dict(values).hours_most == values["hours"]
 
 
 def test_costs_follow_region_and_class() -> None:
-    estimate = plan.estimate(377_110, 1_624_000, 8, region="eu-central-1", storage_class="STANDARD_IA")
+    expected = estimate.estimate(377_110, 1_624_000, 8, region="eu-central-1", storage_class="STANDARD_IA")
 
     gb = 377_110 * 1_624_000 / 2**30
-    assert estimate.monthly["STANDARD"] == pytest.approx(gb * 0.0245)
-    assert estimate.monthly_cost == pytest.approx(gb * 0.0135)
-    assert estimate.put_cost == pytest.approx(377.11 * 0.01)
-    assert estimate.monthly["INTELLIGENT_TIERING"] == pytest.approx(gb * 0.0245 + 377.11 * 0.0025)
+    assert expected.monthly["STANDARD"] == pytest.approx(gb * 0.0245)
+    assert expected.monthly_cost == pytest.approx(gb * 0.0135)
+    assert expected.put_cost == pytest.approx(377.11 * 0.01)
+    assert expected.monthly["INTELLIGENT_TIERING"] == pytest.approx(gb * 0.0245 + 377.11 * 0.0025)
 
 
 def test_a_region_without_prices_is_shown_as_the_one_whose_prices_are_used() -> None:
-    assert plan.estimate(10, 1e6, 8, region="mars-north-1").region == "us-east-1"
+    assert estimate.estimate(10, 1e6, 8, region="mars-north-1").region == "us-east-1"
 
 
 def test_requests_are_priced_by_kind() -> None:
-    cost = plan.request_cost({"LIST": 1000, "HEAD": 1000, "PUT": 1000, "DELETE": 1000}, "us-east-1", "STANDARD_IA")
+    cost = estimate.request_cost({"LIST": 1000, "HEAD": 1000, "PUT": 1000, "DELETE": 1000}, "us-east-1", "STANDARD_IA")
 
     assert cost == pytest.approx(0.005 + 0.001 + 0.01)
 
 
 def test_the_table_reads_as_text() -> None:
-    text = plan.estimate(377_110, 1_624_000, 8, missing=300_000).table(shards=400)
+    text = estimate.estimate(377_110, 1_624_000, 8, missing=300_000).table(shards=400)
 
     lines = text.splitlines()
     assert lines[0].split() == ["images", "selected", "377,110", "612", "GB"]
@@ -203,11 +206,11 @@ def test_the_table_reads_as_text() -> None:
 
 def test_the_document_is_json_and_holds_what_was_asked() -> None:
     shards = [Shard(0, 7, "files/p10/a", "files/p11/b", "_mirror/runs/r/shards/0000.sha256", 9)]
-    estimate = plan.estimate(7, 1e6, 8)
+    expected = estimate.estimate(7, 1e6, 8)
 
     document = json.loads(
         json.dumps(
-            plan.document(
+            estimate.document(
                 run_id="r",
                 dag_id="mimic_cxr_jpg",
                 request={"bucket": "b", "sample_size": 7},
@@ -216,7 +219,7 @@ def test_the_document_is_json_and_holds_what_was_asked() -> None:
                 manifest_images=377_110,
                 matched=9,
                 shards=shards,
-                estimate=estimate,
+                estimate=expected,
                 notes=["a note"],
             )
         )
@@ -226,7 +229,7 @@ def test_the_document_is_json_and_holds_what_was_asked() -> None:
     assert document["dataset"]["name"] == "mimic-cxr-jpg/2.1.0"
     assert document["selection"] == {"matched": 9, "images": 7, "notes": ["a note"]}
     assert Shard.from_dict(document["shards"][0]) == shards[0]
-    assert plan.Estimate.from_dict(document["estimate"]) == estimate
+    assert estimate.Estimate.from_dict(document["estimate"]) == expected
 
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -234,12 +237,12 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 @pytest.mark.parametrize("storage_class", STORAGE_CLASSES)
 def test_the_readme_says_what_the_plan_says(storage_class: str) -> None:
-    estimate = plan.estimate(377_110, MIMIC_CXR_JPG.image_bytes, 8, storage_class=storage_class, verify="content")
+    expected = estimate.estimate(377_110, MIMIC_CXR_JPG.image_bytes, 8, storage_class=storage_class, verify="content")
 
     (row,) = [line for line in README.splitlines() if line.startswith(f"| `{storage_class}` |")]
     _, _, monthly, storing, reading, _ = (cell.strip() for cell in row.split("|"))
-    assert monthly.partition(",")[0] == words.money(estimate.monthly_cost)
-    assert storing == words.money(estimate.put_cost)
-    assert reading in (words.money(estimate.read_cost), "only once it is restored")
-    assert f"costs ${estimate.read_transfer_cost:.0f} of transfer" in README
-    assert words.size(estimate.bytes) in README
+    assert monthly.partition(",")[0] == words.money(expected.monthly_cost)
+    assert storing == words.money(expected.put_cost)
+    assert reading in (words.money(expected.read_cost), "only once it is restored")
+    assert f"costs ${expected.read_transfer_cost:.0f} of transfer" in README
+    assert words.size(expected.bytes) in README

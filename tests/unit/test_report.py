@@ -177,16 +177,18 @@ PARAMS = {
 
 
 def written(count=40, problems=lambda _: [], results=(), bucket=None, level="checksum", **more):
-    """A bucket after `document.write`, and what it returned."""
+    """A bucket after `index.update` and `document.write`, and what it returned."""
     bucket = bucket or FakeBucket()
     rows, manifest = make_manifest(count)
     for result in results:
         bucket.write_json(RUN.result(result["shard"]), result)
+    verdict = make_verdict(rows, problems(rows), level)
     facts = document.write(
         bucket,
         RUN,
         dataset=MIMIC_CXR_JPG,
-        verdict=make_verdict(rows, problems(rows), level),
+        verdict=verdict,
+        index_rows=index.update(bucket, verdict, io.BytesIO(manifest)),
         manifest=manifest,
         params=PARAMS,
         started=STARTED,
@@ -266,11 +268,13 @@ class TestFacts:
         table = pq.read_table(io.BytesIO(manifest)).drop_columns(["view", "split", "height", "width"])
         out = io.BytesIO()
         pq.write_table(table, out)
+        verdict = make_verdict(rows)
         facts = document.write(
             bucket,
             RUN,
             dataset=MIMIC_CXR,
-            verdict=make_verdict(rows),
+            verdict=verdict,
+            index_rows=index.update(bucket, verdict, io.BytesIO(out.getvalue())),
             manifest=out.getvalue(),
             params={},
             started=STARTED,

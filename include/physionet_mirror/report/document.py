@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from physionet_mirror import index, throughput
+from physionet_mirror import throughput
 from physionet_mirror.errors import MirrorError, next_steps
 from physionet_mirror.layout import INDEX
 from physionet_mirror.records import ShardResult, load, plain_failures
@@ -64,11 +64,12 @@ def write(
     manifest: Path | bytes,
     params: Mapping[str, Any],
     started: datetime,
+    index_rows: int,
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     shard_of: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Bring the index up to date and write the run's report; returns the content of ``report.json``.
+    """Write the run's report; returns the content of ``report.json``.
 
     Args:
         bucket: Destination.
@@ -78,6 +79,7 @@ def write(
         manifest: ``manifest.parquet``.
         params: As they were asked for; shown as they are, so never anything secret.
         started: Start of the run.
+        index_rows: Rows of the training index, as this run left it.
         notes: Sentences of the selection and the plan ("all 812 images are taken").
         software: Versions beside those that are found here.
         shard_of: The shard of each image that is not there (see `explain`).
@@ -103,7 +105,7 @@ def write(
         params=params,
         started=started,
         results=results,
-        index_rows=index.update(bucket, verdict, _open(manifest)),
+        index_rows=index_rows,
         notes=notes,
         software=software,
     )

@@ -13,11 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from physionet_mirror import estimate as plan
 from physionet_mirror import index, manifest, records, shards, words
 from physionet_mirror.compare import Comparison, Verified, compare
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.estimate import ENOUGH_SECONDS, FROM_FACTS, Estimate, Throughput, document, estimate
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
 from physionet_mirror.request import Request
@@ -47,7 +47,7 @@ class Plan:
     """What `make_plan` decided: the shards, the estimate, and sentences for people."""
 
     shards: list[shards.Shard]
-    estimate: plan.Estimate
+    estimate: Estimate
     notes: list[str]
 
     def table(self) -> str:
@@ -96,10 +96,10 @@ def make_plan(
     count = len(frame)
     notes += (records.load(bucket, SUMS_SEEN, records.SumsSeen) or records.SumsSeen()).notes
     known, mean_bytes = _present(frame, bucket, request.dataset)
-    at_once, otherwise = request.connections, plan.FROM_FACTS
+    at_once, otherwise = request.connections, FROM_FACTS
     if request.source == "s3":
         at_once *= COPIES_A_CONNECTION
-        otherwise = plan.Throughput(mean_bytes / _A_COPY, f"{_A_COPY} s a copy, which S3's usual latencies suggest")
+        otherwise = Throughput(mean_bytes / _A_COPY, f"{_A_COPY} s a copy, which S3's usual latencies suggest")
     reports = report_documents(bucket, source=request.source)
     if request.shard_size is None:
         rate = otherwise.bytes_per_second
@@ -107,7 +107,7 @@ def make_plan(
     else:
         size = request.shard_size
         shards.check_size(count, size, most_shards)
-    estimate = plan.estimate(
+    expected = estimate(
         count,
         mean_bytes,
         at_once,
@@ -125,10 +125,10 @@ def make_plan(
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         for _ in pool.map(lambda part: bucket.write(part[0].path, part[1], content_type="text/plain"), packed):
             pass
-    made = Plan([shard for shard, _ in packed], estimate, notes)
+    made = Plan([shard for shard, _ in packed], expected, notes)
     bucket.write_json(
         run.plan,
-        plan.document(
+        document(
             run_id=run.run_id,
             dag_id=run.dag_id,
             request=params,
@@ -137,7 +137,7 @@ def make_plan(
             manifest_images=len(everything),
             matched=chosen.matched,
             shards=made.shards,
-            estimate=estimate,
+            estimate=expected,
             notes=notes,
         ),
     )
@@ -205,7 +205,7 @@ def report_documents(bucket: Bucket, most: int = 10, *, source: str | None = Non
             for stored, report in zip(batch, read, strict=True):
                 if report is not None and source in (None, report.source):
                     found.append((report.finished or stored.last_modified.timestamp(), report))
-                    useful += report.bytes > 0 and report.seconds >= plan.ENOUGH_SECONDS
+                    useful += report.bytes > 0 and report.seconds >= ENOUGH_SECONDS
             if useful >= most:
                 break
     return [report.document for _, report in sorted(found, key=lambda pair: pair[0], reverse=True)]

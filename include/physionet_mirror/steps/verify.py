@@ -1,4 +1,4 @@
-"""Compares the whole selection of a run with the bucket and writes the report."""
+"""Compares the whole selection of a run with the bucket, brings the training index up to date and writes the report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
 
-from physionet_mirror import manifest, shards
+from physionet_mirror import index, manifest, shards
 from physionet_mirror.errors import MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, RunLayout
@@ -33,7 +33,7 @@ def verify_run(
     started: datetime,
     software: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, dict[str, Any]]:
-    """Compare the whole selection of a run with the bucket, and write its report; judges nothing itself.
+    """Compare the whole selection of a run with the bucket, and write index and report; judges nothing itself.
 
     What a shard left because the run's time was up is postponed: it is named for the next part and counts as no failure.
     """
@@ -62,6 +62,7 @@ def verify_run(
         manifest=manifest_data,
         params=params,
         started=started,
+        index_rows=index.update(bucket, verdict, BytesIO(manifest_data)),
         notes=plan.notes,
         software=software,
         shard_of=_shard_of(verdict, parts, [shard.index for shard in plan.shards]),
