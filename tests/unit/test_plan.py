@@ -70,22 +70,22 @@ def test_what_one_run_says_is_no_range() -> None:
     assert expected.basis == "0.1 MB/s a connection, as in the last run to this bucket"
 
 
-def task(after: float, seconds: int, connections: int, allowed: int) -> dict[str, object]:
-    """A result file: ``seconds`` at 0.65 MB/s a connection."""
+def task(after: float, seconds: int, connections: int, allowed: int) -> ShardResult:
+    """``seconds`` at 0.65 MB/s a connection."""
     a_second = connections * 650_000
-    return {
-        "shard": 0,
-        "state": "done",
-        "started": (STARTED + timedelta(seconds=after)).isoformat(),
-        "seconds": seconds,
-        "stored": 1000,
-        "bytes": seconds * a_second,
-        "allowed": allowed,
-        "series": [[float(n), 4, a_second, connections] for n in range(1, seconds + 1)],
-    }
+    return ShardResult(
+        shard=0,
+        state="done",
+        started=(STARTED + timedelta(seconds=after)).isoformat(),
+        seconds=seconds,
+        stored=1000,
+        bytes=seconds * a_second,
+        allowed=allowed,
+        series=[(float(n), 4, a_second, connections) for n in range(1, seconds + 1)],
+    )
 
 
-def a_run(*tasks: dict[str, object], connections: int = 8) -> dict[str, object]:
+def a_run(*tasks: ShardResult, connections: int = 8) -> dict[str, object]:
     """As a run reports it."""
     return {
         "transfer": _transfer([ShardResult.from_json(each) for each in tasks]),
