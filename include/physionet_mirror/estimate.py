@@ -10,7 +10,7 @@ from typing import Any
 
 from physionet_mirror import throughput, words
 from physionet_mirror.dataset import Dataset
-from physionet_mirror.request import Level
+from physionet_mirror.request import Level, Request
 from physionet_mirror.s3.prices import (
     DEFAULT_REGION,
     PRICES,
@@ -21,6 +21,7 @@ from physionet_mirror.s3.prices import (
     request_cost,
 )
 from physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST, Shard
+from physionet_mirror.source.access_point import COPIES_A_CONNECTION
 
 SCHEMA = "physionet-mirror/plan/1"
 
@@ -36,6 +37,9 @@ HELD_BACK = 0.75
 
 SLOW_BYTES_PER_SECOND = 44_000
 """What PhysioNet gives one connection on a bad day (source: users' reports, 0.35 MB/s over eight connections)."""
+
+A_COPY = 0.3
+"""Seconds that HEAD and COPY of an image take inside S3, whose guide gives 0.1 to 0.2 s for a small request."""
 
 READ_BACK_BYTES_PER_SECOND = 100e6
 """What reading back from S3 is expected to bring: most of what a link of 1 Gbit/s carries."""
@@ -281,6 +285,52 @@ def estimate(
         read_hours=read * mean_bytes / READ_BACK_BYTES_PER_SECOND / 3600,
         read_cost=request_cost({"GET": read}, region, storage_class) + gigabytes_read * retrieval,
         read_transfer_cost=gigabytes_read * TRANSFER_OUT_GB,
+    )
+
+
+def usual_speed(request: Request, mean_bytes: float) -> tuple[int, Throughput]:
+    """How many files the request may have under way at once, and how fast one goes where no earlier run tells.
+
+    Args:
+        request: Its source and connections count.
+        mean_bytes: Mean size of a file.
+    """
+    if request.source == "s3":
+        basis = f"{A_COPY} s a copy, which S3's usual latencies suggest"
+        return request.connections * COPIES_A_CONNECTION, Throughput(mean_bytes / A_COPY, basis)
+    return request.connections, FROM_FACTS
+
+
+def estimate_run(
+    request: Request,
+    images: int,
+    missing: int,
+    mean_bytes: float,
+    *,
+    region: str | None = None,
+    reports: Iterable[Mapping[str, Any]] = (),
+) -> Estimate:
+    """Estimate what a request takes, from either source: for the plan of a run and for the page that previews one.
+
+    Args:
+        request: What is asked for.
+        images: Images selected.
+        missing: Of these, expected to be fetched.
+        mean_bytes: Mean size of an image.
+        region: Of the bucket.
+        reports: ``report.json`` of earlier runs from the same source, newest first.
+    """
+    at_once, otherwise = usual_speed(request, mean_bytes)
+    return estimate(
+        images,
+        mean_bytes,
+        at_once,
+        missing=missing,
+        region=region,
+        storage_class=request.storage_class,
+        verify=request.verify,
+        reports=reports,
+        otherwise=otherwise,
     )
 
 

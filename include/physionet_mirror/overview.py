@@ -1,4 +1,4 @@
-"""What of the dataset is in the bucket, and who would be in a cohort: the manifest with what the index says of it.
+"""What of the dataset is in the bucket, and what a run would select: the manifest with what the index says of it.
 
 Both files are read once, in a process of its own (see overview_tables.py), and again only when an ETag has changed; no
 image is asked for. A catalog of all 377,110 images of MIMIC-CXR-JPG takes about 150 MB while it is in use.
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from physionet_mirror import manifest, overview_tables
+from physionet_mirror.cohort import Counts, count
 from physionet_mirror.errors import MetadataError
-from physionet_mirror.estimate import Estimate, estimate
+from physionet_mirror.estimate import Estimate, estimate_run
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR
 from physionet_mirror.selection import choose
 
@@ -201,83 +202,64 @@ def _part(name: str, counts: np.ndarray[Any, Any]) -> Part:
     return Part(name, int(counts[0]), int(counts[1]), int(counts[2]))
 
 
-# -- a cohort ----------------------------------------------------------------------------------------------------------
+# -- a selection -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """Who would be in a selection, and what it would take.
+class Preview:
+    """What a run would select, and what it would take.
 
     Attributes:
-        images, studies, patients: Chosen.
+        counts: Who is in it; ``verified`` are in the bucket already.
         matched: Images that the filters leave, before the sample.
-        there: Chosen images that are in the bucket and verified.
-        views, splits: (value, images), the most frequent first.
-        labels: (label, images whose study has it positive, … uncertain), in the dataset's order.
         estimate: What it would take.
         notes: Sentences of the selection.
     """
 
-    images: int
-    studies: int
-    patients: int
+    counts: Counts
     matched: int
-    there: int
-    views: Sequence[tuple[str, int]]
-    splits: Sequence[tuple[str, int]]
-    labels: Sequence[tuple[str, int, int]]
     estimate: Estimate
     notes: Sequence[str]
 
     @property
+    def views(self) -> list[tuple[str, int]]:
+        """(view, images), the most frequent first."""
+        return [(value.name or NOT_GIVEN, value.images) for value in self.counts.views]
+
+    @property
+    def splits(self) -> list[tuple[str, int]]:
+        """(split, images), the most frequent first."""
+        return [(value.name or NOT_GIVEN, value.images) for value in self.counts.splits]
+
+    @property
     def positive(self) -> list[tuple[str, int]]:
         """(label, images whose study has it positive), the most frequent first."""
-        return sorted(((name, positive) for name, positive, _ in self.labels), key=lambda pair: -pair[1])
+        return sorted(((label.name, label.positive) for label in self.counts.labels), key=lambda pair: -pair[1])
 
 
-def cohort(
+def preview(
     catalog: Catalog, request: Request, *, region: str | None = None, reports: Iterable[Mapping[str, Any]] = ()
-) -> Cohort:
+) -> Preview:
     """Choose as a run would, and count. A ``file_list`` is not read.
 
     Args:
         catalog: Of the request's bucket.
         request: What would be asked for.
         region: Of the bucket, for the prices.
-        reports: Earlier runs' ``report.json``, newest first, for the speed.
+        reports: ``report.json`` of earlier runs from the same source, newest first, for the speed.
 
     Raises:
         InputError: A filter that matches nothing; the message names it.
     """
     chosen = choose(catalog.frame, request.selection)
-    frame, rows = chosen.frame, chosen.frame.index.to_numpy()
-    there = int(catalog.verified[rows].sum())
-    return Cohort(
-        images=len(frame),
-        studies=int(frame["study_id"].nunique()),
-        patients=int(frame["subject_id"].nunique()),
-        matched=chosen.matched,
-        there=there,
-        views=_frequencies(frame["view"]),
-        splits=_frequencies(frame["split"]),
-        labels=[
-            (name, int(frame[name].eq(1).sum()), int(frame[name].eq(-1).sum()))
-            for name in manifest.label_columns(frame.columns)
-        ],
-        estimate=estimate(
-            len(frame),
-            catalog.mean_bytes or request.dataset.image_bytes,
-            request.connections,
-            missing=len(frame) - there,
-            region=region,
-            storage_class=request.storage_class,
-            verify=request.verify,
-            reports=reports,
-        ),
-        notes=chosen.notes,
+    verified = catalog.verified[chosen.frame.index.to_numpy()]
+    counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
+    expected = estimate_run(
+        request,
+        counts.images,
+        counts.images - counts.verified,
+        catalog.mean_bytes or request.dataset.image_bytes,
+        region=region,
+        reports=reports,
     )
-
-
-def _frequencies(column: pd.Series) -> list[tuple[str, int]]:
-    counts = column.astype("string").fillna(NOT_GIVEN).value_counts()
-    return [(str(name), int(count)) for name, count in counts.items()]
+    return Preview(counts, chosen.matched, expected, chosen.notes)

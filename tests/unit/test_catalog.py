@@ -142,29 +142,38 @@ def test_an_image_that_physionet_has_replaced_is_not_verified(bucket, table):
 def test_a_cohort_is_the_one_that_a_run_would_choose(bucket, table):
     bucket.content[INDEX] = index_of(table[table["group"].eq("p10")])
     known = overview.load(bucket)
-    seen = overview.cohort(known, ask(select="all", groups=["p10"], views=["PA"]))
+    seen = overview.preview(known, ask(select="all", groups=["p10"], views=["PA"]))
     wanted = table[table["group"].eq("p10") & table["view"].eq("PA")]
-    assert seen.images == seen.there == seen.matched == len(wanted)
-    assert seen.patients == wanted["subject_id"].nunique()
+    assert seen.counts.images == seen.counts.verified == seen.matched == len(wanted)
+    assert seen.counts.patients == wanted["subject_id"].nunique()
     assert seen.views == [("PA", len(wanted))]
     assert seen.estimate.missing == 0
     assert dict(seen.positive) == {label: int(wanted[label].eq(1).sum()) for label in LABELS}
 
 
 def test_a_sample_leaves_the_count_that_the_filters_leave(bucket):
-    seen = overview.cohort(overview.load(bucket), ask(sample_size=25))
-    assert (seen.images, seen.matched, seen.estimate.missing) == (25, COUNT, 25)
+    seen = overview.preview(overview.load(bucket), ask(sample_size=25))
+    assert (seen.counts.images, seen.matched, seen.estimate.missing) == (25, COUNT, 25)
     assert overview.NOT_GIVEN in dict(seen.views)
 
 
 def test_a_bucket_of_its_own_has_none_of_the_images(bucket, table):
     bucket.content[INDEX] = index_of(table)
     known = overview.load(bucket)
-    assert overview.cohort(known, ask(sample_size=25)).there == 25
-    assert overview.cohort(overview.without_index(known), ask(sample_size=25)).there == 0
+    assert overview.preview(known, ask(sample_size=25)).counts.verified == 25
+    assert overview.preview(overview.without_index(known), ask(sample_size=25)).counts.verified == 0
 
 
 def test_a_filter_that_matches_nothing_says_so(bucket, table):
     known = replace(overview.load(bucket), frame=table[table["view"].ne("PA")].assign(view="AP"))
     with pytest.raises(InputError, match=r"^views: the dataset has no 'PA'"):
-        overview.cohort(overview.without_index(known), ask(views=["PA"], select="all"))
+        overview.preview(overview.without_index(known), ask(views=["PA"], select="all"))
+
+
+def test_copies_inside_s3_are_estimated_as_a_run_would_plan_them(bucket):
+    """The page and the plan estimate by one function: a copy costs 0.3 s, whatever PhysioNet's website gives."""
+    known = overview.load(bucket)
+    over_http, inside = (overview.preview(known, ask(select="all", source=source)) for source in ("physionet", "s3"))
+    assert inside.estimate.hours * 3600 == pytest.approx(COUNT * 0.3 / (8 * 8))
+    assert inside.estimate.hours < over_http.estimate.hours
+    assert "a copy" in inside.estimate.basis

@@ -18,14 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from physionet_mirror import throughput
+from physionet_mirror import cohort, throughput
 from physionet_mirror.errors import MirrorError, next_steps
 from physionet_mirror.layout import INDEX
 from physionet_mirror.records import ShardResult, load, plain_failures
 from physionet_mirror.report import page
 from physionet_mirror.s3.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
 from physionet_mirror.verification import Problem, Verdict
-from physionet_mirror.verified_cache import group_of
 
 if TYPE_CHECKING:
     from physionet_mirror.dataset import Dataset
@@ -268,42 +267,25 @@ def _manifest_facts(manifest: Path | bytes) -> dict[str, Any]:
 def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> dict[str, Any]:
     """Who is in the selection, as the manifest describes it, beside how much of it is verified."""
     names = set(pq.read_schema(_open(manifest)).names)
-    columns = [c for c in ("path", "subject_id", "study_id", "view", "split", *labels) if c in names]
+    columns = [name for name in ("path", *cohort.COLUMNS, *labels) if name in names]
     table = pq.read_table(_open(manifest), columns=columns)
-    wanted = [image.path for image in verdict.ok] + [problem.path for problem in verdict.problems]
-    chosen = table.filter(pc.is_in(table["path"], value_set=pa.array(wanted, table.schema.field("path").type)))
-    bad = pa.array([problem.path for problem in verdict.problems], chosen.schema.field("path").type)
-    right = pc.invert(pc.is_in(chosen["path"], value_set=bad))
-    groups = Counter(map(group_of, wanted))
-    lacking = Counter(group_of(problem.path) for problem in verdict.problems)
+    paths = table.schema.field("path").type
+    ok = pa.array([image.path for image in verdict.ok], paths)
+    bad = pa.array([problem.path for problem in verdict.problems], paths)
+    chosen = table.filter(pc.is_in(table["path"], value_set=pa.concat_arrays([ok, bad])))
+    counts = cohort.count(chosen, pc.invert(pc.is_in(chosen["path"], value_set=bad)), labels)
     return {
-        "patients": _distinct(chosen, "subject_id"),
-        "studies": _distinct(chosen, "study_id"),
-        "by_group": [{"name": g, "selected": groups[g], "verified": groups[g] - lacking[g]} for g in sorted(groups)],
-        "by_split": _by(chosen, right, "split"),
-        "by_view": _by(chosen, right, "view"),
-        "positive_labels": [
-            {"name": label, "images": int(pc.sum(pc.equal(chosen[label], 1)).as_py() or 0)}
-            for label in labels
-            if label in names
-        ],
+        "patients": counts.patients,
+        "studies": counts.studies,
+        "by_group": _by(counts.groups),
+        "by_split": _by(counts.splits),
+        "by_view": _by(counts.views),
+        "positive_labels": [{"name": label.name, "images": label.positive} for label in counts.labels],
     }
 
 
-def _distinct(table: pa.Table, column: str) -> int | None:
-    return int(pc.count_distinct(table[column]).as_py()) if column in table.column_names else None
-
-
-def _by(table: pa.Table, right: pa.ChunkedArray, column: str) -> list[dict[str, Any]]:
-    """Counts by value of a column, the most frequent first, nulls as an empty name."""
-    if column not in table.column_names:
-        return []
-    values, verified = (
-        {pair["values"]: pair["counts"] for pair in pc.value_counts(cells).to_pylist()}
-        for cells in (table[column], table[column].filter(right))
-    )
-    frequent_first = sorted(values.items(), key=lambda item: (-item[1], item[0] or ""))
-    return [{"name": v or "", "selected": count, "verified": verified.get(v, 0)} for v, count in frequent_first]
+def _by(values: Sequence[cohort.Value]) -> list[dict[str, Any]]:
+    return [{"name": name, "selected": images, "verified": verified} for name, images, verified in values]
 
 
 def _sizes(sizes: Sequence[int]) -> dict[str, Any]:

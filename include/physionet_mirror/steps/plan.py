@@ -17,13 +17,12 @@ from physionet_mirror import index, manifest, records, shards, words
 from physionet_mirror.compare import Comparison, Verified, compare
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
-from physionet_mirror.estimate import ENOUGH_SECONDS, FROM_FACTS, Estimate, Throughput, document, estimate
+from physionet_mirror.estimate import ENOUGH_SECONDS, Estimate, document, estimate_run, usual_speed
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.selection import choose
-from physionet_mirror.source.access_point import COPIES_A_CONNECTION
 
 log = logging.getLogger(__name__)
 
@@ -37,9 +36,6 @@ _LARGEST_REPORT = 4_000_000
 """Bytes; a report has a few ten thousand."""
 
 _MOST_REPORTS_READ = 100
-
-_A_COPY = 0.3
-"""Seconds that HEAD and COPY of an image take inside S3, whose guide gives 0.1 to 0.2 s for a small request."""
 
 
 @dataclass(frozen=True)
@@ -96,27 +92,20 @@ def make_plan(
     count = len(frame)
     notes += (records.load(bucket, SUMS_SEEN, records.SumsSeen) or records.SumsSeen()).notes
     known, mean_bytes = _present(frame, bucket, request.dataset)
-    at_once, otherwise = request.connections, FROM_FACTS
-    if request.source == "s3":
-        at_once *= COPIES_A_CONNECTION
-        otherwise = Throughput(mean_bytes / _A_COPY, f"{_A_COPY} s a copy, which S3's usual latencies suggest")
-    reports = report_documents(bucket, source=request.source)
     if request.shard_size is None:
-        rate = otherwise.bytes_per_second
+        at_once, speed = usual_speed(request, mean_bytes)
+        rate = speed.bytes_per_second
         size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
     else:
         size = request.shard_size
         shards.check_size(count, size, most_shards)
-    expected = estimate(
+    expected = estimate_run(
+        request,
         count,
+        count - known,
         mean_bytes,
-        at_once,
-        missing=count - known,
         region=bucket.client.meta.region_name,
-        storage_class=request.storage_class,
-        verify=request.verify,
-        reports=reports,
-        otherwise=otherwise,
+        reports=report_documents(bucket, source=request.source),
     )
     # An earlier attempt of the same run may have cut its shards in another way: what it says of them is void.
     if stale := [entry.path for entry in bucket.list(run.results) if entry.size]:

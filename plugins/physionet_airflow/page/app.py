@@ -46,6 +46,7 @@ from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 from physionet_mirror.errors import InputError, MetadataError, MirrorError
 from physionet_mirror.layout import RunLayout, located
 from physionet_mirror.progress import Progress, Watch, read_document
+from physionet_mirror.records import RunReport
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.words import duration, money, share, size
 
@@ -103,7 +104,7 @@ _watches: Kept[Watch] = Kept(seconds=3600, most=16)
 _looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
 _catalogs: Kept[overview.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
 _overviews: Kept[tuple[overview.Catalog, overview.Overview]] = Kept(seconds=20, most=8)
-_cohorts: Kept[overview.Cohort] = Kept(seconds=600, most=64)
+_cohorts: Kept[overview.Preview] = Kept(seconds=600, most=64)
 _reports: Kept[dict[str, Any] | bool] = Kept(seconds=60, most=200)
 
 
@@ -458,16 +459,17 @@ def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[
 
 def _cohort(
     found: overview.Catalog, mirror: Mirror, asked: Mirror, filled: form.Form, earlier: Sequence[Run]
-) -> overview.Cohort:
+) -> overview.Preview:
     """Count what the form asks for; a question that was asked in the last minutes is answered from memory."""
     wanted = filled.request
     assert wanted is not None
-    reports = [report for run in earlier[:_LATEST] if (report := _report_of(run))][:_REPORTS]
+    read = (report for run in earlier[:_LATEST] if (report := _report_of(run)))
+    reports = [report for report in read if RunReport.from_json(report).source == wanted.source][:_REPORTS]
     region = _kept_bucket(mirror).client.meta.region_name
 
-    def count(_: Any) -> overview.Cohort:
+    def count(_: Any) -> overview.Preview:
         known = found if mirror == asked else overview.without_index(found)
-        return overview.cohort(known, wanted, region=region, reports=reports)
+        return overview.preview(known, wanted, region=region, reports=reports)
 
     question = json.dumps(filled.conf, sort_keys=True)
     return _cohorts.get((mirror, found.etags, tuple(r["run"]["id"] for r in reports), question), count)
