@@ -35,7 +35,7 @@ MOST_UNPACKED = 768 << 20
 """Bytes of one file's columns, as its footer counts them."""
 
 MOST_MEMORY = 1 << 30
-"""Bytes that the child may hold (RLIMIT_DATA, on Linux); see tests/unit/test_catalog_tables.py for what it takes."""
+"""Bytes that the child may hold (RLIMIT_DATA, on Linux); see tests/unit/test_overview_tables.py for what it takes."""
 
 MOST_SECONDS = 90
 _REFUSED = 3

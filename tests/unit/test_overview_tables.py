@@ -15,7 +15,7 @@ from physionet_mirror import manifest, overview_tables
 from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
 from physionet_mirror.errors import MetadataError
 from physionet_mirror.overview_tables import VERIFIED, join
-from tests.unit.test_catalog import frame
+from tests.unit.test_overview import frame
 
 MB = 1 << 20
 

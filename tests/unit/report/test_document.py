@@ -22,7 +22,7 @@ from physionet_mirror.layout import RunLayout
 from physionet_mirror.report import document, page
 from physionet_mirror.verification import Problem, Verdict, Verified
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 SCHEMA = json.loads((DOCS / "report.schema.json").read_text())
 STARTED = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)
 RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")

@@ -342,7 +342,7 @@ def most_memory(server):
 
 @pytest.mark.parametrize("kind", ["a bomb", "damaged"])
 def test_a_manifest_of_somebody_else_is_said_to_be_unreadable_and_hides_nothing(server, viewer, spoil, tmp_path, kind):
-    from tests.unit.test_catalog_tables import quiet_bomb
+    from tests.unit.test_overview_tables import quiet_bomb
 
     viewer.get(f"{server.url}/physionet/", headers=HTML)
     before = most_memory(server)
