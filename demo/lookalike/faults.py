@@ -33,6 +33,8 @@ class Kind(StrEnum):
     """The connection is closed in an orderly way at the share ``at`` of the body."""
     STALL = "stall"
     """Nothing for ``seconds`` at the share ``at`` of the body, then the rest."""
+    TRICKLE = "trickle"
+    """From the share ``at`` of the body on, one byte every ``seconds``."""
     LONG_BODY = "long body"
     """A few bytes more than the file has, counted in Content-Length."""
     FLIPPED_BYTE = "flipped byte"
@@ -84,7 +86,7 @@ class Fault:
         retry_after: Seconds in the Retry-After header of a STATUS; None = no such header.
         retry_after_as_date: Write Retry-After as an HTTP date.
         at: Share of the body (0 to 1) at which a fault of the body strikes.
-        seconds: How long SILENCE, STALL, REFUSED and DOWN last.
+        seconds: How long SILENCE, STALL, REFUSED and DOWN last; between two bytes of a TRICKLE.
         location: For REDIRECT: scheme and host, and no path.
     """
 

@@ -63,7 +63,7 @@ class Reply:
             return self.request.keep_alive
 
         flipped = int(at * stat.st_size) if kind is Kind.FLIPPED_BYTE else None
-        breaks = kind in (Kind.SHORT_BODY, Kind.RESET_IN_BODY, Kind.STALL)
+        breaks = kind in (Kind.SHORT_BODY, Kind.RESET_IN_BODY, Kind.STALL, Kind.TRICKLE)
         cut = start + int(at * (end - start)) if breaks else end
         await self._span(fd, start, cut, flipped)
         if kind is Kind.RESET_IN_BODY:
@@ -71,6 +71,11 @@ class Reply:
             self.connection.reset_on_close()
         elif kind is Kind.STALL and fault:
             await self.connection.hold(fault.seconds)
+        elif kind is Kind.TRICKLE and fault:
+            while cut < end and not self.connection.gone:
+                await self.connection.hold(fault.seconds)
+                await self._span(fd, cut, cut + 1, None)
+                cut += 1
         if kind in (Kind.RESET_IN_BODY, Kind.SHORT_BODY):
             return False
         await self._span(fd, cut, end, flipped)

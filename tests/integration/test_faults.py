@@ -155,6 +155,7 @@ STRIKES_AND_GOES = {
     "one flipped byte": (Fault(Kind.FLIPPED_BYTE), "corrupt"),
     "a flipped byte, twice": (Fault(Kind.FLIPPED_BYTE, attempts=2), "corrupt"),
     "stall in mid-body": (Fault(Kind.STALL, seconds=20), "stalled"),
+    "a byte at a time": (Fault(Kind.TRICKLE, seconds=0.1, at=0.01), "stalled"),
     "headers that never come": (Fault(Kind.SILENCE, seconds=20), "stalled"),
     "HTML login page with status 200": (Fault(Kind.LOGIN_PAGE), "not the file"),
 }
@@ -205,9 +206,12 @@ def test_retry_after_makes_everybody_pause(as_date, mirror, physionet, images):
 # -- large images are resumed -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [Kind.RESET_IN_BODY, Kind.SHORT_BODY, Kind.STALL])
+@pytest.mark.parametrize("kind", [Kind.RESET_IN_BODY, Kind.SHORT_BODY, Kind.STALL, Kind.TRICKLE])
 def test_an_image_above_1_mib_is_resumed(kind, mirror, physionet, images):
-    physionet.faults.set(Fault(kind, paths="*.jpg", seconds=20, at=0.6))
+    at = (
+        14 * 65_536 / LARGE + 1e-4
+    )  # just behind what is looked at together, so that nearly nothing counts towards the speed
+    physionet.faults.set(Fault(kind, paths="*.jpg", seconds=0.1 if kind is Kind.TRICKLE else 20, at=at))
     outcome = mirror(_large(images), source_options={"read_timeout": 2.0})
     assert outcome.error is None
     assert outcome.source.stats.resumed == len(_large(images))
@@ -228,6 +232,7 @@ STAYS = {
     "truncated": (Fault(Kind.SHORT_BODY, attempts=None), "truncated"),
     "500": (Fault(Kind.STATUS, status=500, attempts=None), "source unavailable"),
     "stalled": (Fault(Kind.STALL, attempts=None, seconds=20), "stalled"),
+    "slower than the least speed": (Fault(Kind.TRICKLE, attempts=None, seconds=0.1, at=0.01), "stalled"),
     "HTML page": (Fault(Kind.LOGIN_PAGE, attempts=None), "not the file"),
 }
 

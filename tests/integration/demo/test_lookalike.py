@@ -342,6 +342,12 @@ class TestFaultsOfTheFile:
         assert Client(physionet).get().body == BYTES
         assert time.monotonic() - begin >= 0.4
 
+    def test_a_trickle_is_the_right_bytes_one_by_one(self, physionet):
+        physionet.faults.add(Fault(Kind.TRICKLE, seconds=0.05, at=1 - 4 / len(BYTES)))
+        begin = time.monotonic()
+        assert Client(physionet).get().body == BYTES
+        assert time.monotonic() - begin >= 0.2
+
     def test_a_login_page_with_status_200(self, physionet):
         physionet.faults.add(Fault(Kind.LOGIN_PAGE))
         answer = Client(physionet).get()
