@@ -80,10 +80,10 @@ def _measure(
         name = f"bench-copies-{limit}"
         client.create_bucket(Bucket=name)
         bucket = Bucket.open(session, name, MIMIC_CXR_JPG.name, endpoint_url=endpoint)
-        source = AccessPoint(origin, bucket)
+        source = AccessPoint(origin, bucket, MIMIC_CXR_JPG)
         pace = Pace(limit, start=limit, received=lambda source=source: source.stats.received)
         before = _cpu()
-        tally = Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace).run()
+        tally = Transfer(images, mover=source, pace=pace).run()
         cpu = _cpu() - before
         if tally.stored != count or sum(1 for _ in bucket.list("files/")) != count:
             raise RuntimeError(f"{server}: {tally.stored} of {count} images were copied")

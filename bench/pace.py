@@ -318,6 +318,7 @@ def _mirror(given: dict[str, Any]) -> None:
     from physionet_mirror.files import File
     from physionet_mirror.pace import Pace
     from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.download import Download
     from physionet_mirror.source.physionet import PhysioNet
     from physionet_mirror.transfer import Transfer, progress_line
 
@@ -339,7 +340,7 @@ def _mirror(given: dict[str, Any]) -> None:
     )
     lines = (line.split(" ", 1) for line in Path(given["sums"]).read_text().splitlines())
     images = [File(path, sha256) for sha256, path in lines]
-    transfer = Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace)
+    transfer = Transfer(images, mover=Download(source, MIMIC_CXR_JPG, bucket), pace=pace)
     try:
         transfer.run()
     finally:

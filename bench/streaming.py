@@ -203,6 +203,7 @@ def _child(given: dict[str, Any]) -> None:
     from physionet_mirror.request import Request
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.shards import Shard, decode, seal
+    from physionet_mirror.source.download import Download
     from physionet_mirror.source.physionet import PhysioNet
     from physionet_mirror.steps.mirror_shard import Stop, stream_shard
 
@@ -216,6 +217,7 @@ def _child(given: dict[str, Any]) -> None:
     bucket.write(layout.missing(0), seal(images), content_type="text/plain")
     del images, lines
     source = PhysioNet(given["url"], *given["login"], connections=given["connections"])
+    mover = Download(source, request.dataset, bucket)
     samples: list[tuple[float, float]] = []
     over = threading.Event()
 
@@ -229,7 +231,7 @@ def _child(given: dict[str, Any]) -> None:
         threading.Thread(target=watch, daemon=True).start()
     begun, cpu = time.monotonic(), time.process_time()
     result = stream_shard(
-        shard, request, source, bucket, layout, connections=given["connections"], stop=Stop(), stops_at=None
+        shard, request, mover, bucket, layout, connections=given["connections"], stop=Stop(), stops_at=None
     )
     cpu, seconds = time.process_time() - cpu, time.monotonic() - begun
     over.set()

@@ -22,29 +22,27 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
-from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import (
     Corrupt,
     DestinationUnavailable,
     FileError,
     ImagesFailed,
     MirrorError,
-    NotTheFile,
     SourceError,
     SourceUnavailable,
     Stalled,
     Throttled,
 )
 from physionet_mirror.files import File
+from physionet_mirror.mover import Fetched, Mover
 from physionet_mirror.pace import Pace, Slot
 from physionet_mirror.records import Failure
-from physionet_mirror.source.physionet import BIG
 from physionet_mirror.throughput import MOST_POINTS
 
 log = logging.getLogger(__name__)
@@ -69,83 +67,39 @@ LOG_EVERY = 10.0
 PUBLISH_EVERY = 5.0
 
 
-class Incoming(Protocol):
-    """A file on its way: its size in bytes where that is known, and its chunks, proven when they end."""
-
-    @property
-    def size(self) -> int | None: ...
-
-    def __iter__(self) -> Iterator[bytes]: ...
-
-    def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """A file that its source stored by itself, proven, without its bytes passing here; ``size`` in bytes."""
-
-    size: int
-
-
-class Source(Protocol):
-    """What the transfer needs of PhysioNet."""
-
-    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Incoming | Copied:
-        """One file; returns when PhysioNet has answered that it will send it."""
-        ...
-
-    def check_access(self, dataset: Dataset) -> None:
-        """Raises unless PhysioNet serves."""
-        ...
-
-
-class Destination(Protocol):
-    """What the transfer needs of a bucket."""
-
-    def put(
-        self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD", sha256: str | None = None
-    ) -> str:
-        """Store one file, atomically; the store itself compares the bytes with ``sha256``."""
-        ...
-
-    def upload(
-        self,
-        path: str,
-        chunks: Iterable[bytes],
-        *,
-        content_type: str = "application/octet-stream",
-        storage_class: str = "STANDARD",
-    ) -> int:
-        """Store a file of any size in bounded memory, atomically; its size in bytes."""
-        ...
-
-
 @dataclass(eq=False, slots=True)
 class _Job:
     """An image until it is stored or given up."""
 
-    image: File
+    file: File
     tries: int = 0
     refusals: int = 0
     waits: int = 0  # times that nobody was served
-    coming: bool = False  # this attempt was answered with the file, which is on its way to S3
+    coming: bool = False  # this attempt was answered with the file, which is on its way to the bucket
     unanswered: bool = False  # this attempt was not answered at all
 
 
 class Turn:
-    """A download's place among those that the pace allows: held while it asks and reads, given back while it waits.
+    """A fetch's place among those that the pace allows: held while it asks and reads, given back while it waits.
 
     Args:
         pace: Who gives the slots.
         cancelled: Becomes true when a slot is no longer wanted.
         pause: Waits so many seconds, or longer while nobody may ask; false when the shard ends.
         patience: The longest wait that a server is granted, in seconds.
+        on_served: Called when the source begins to send a file.
     """
 
     def __init__(
-        self, pace: Pace, cancelled: Callable[[], bool], pause: Callable[[float], bool], patience: float
+        self,
+        pace: Pace,
+        cancelled: Callable[[], bool],
+        pause: Callable[[float], bool],
+        patience: float,
+        on_served: Callable[[], None] = lambda: None,
     ) -> None:
         self._pace, self._cancelled, self._pause, self._patience = pace, cancelled, pause, patience
+        self._on_served = on_served
         self._held = ExitStack()
         self._slot: Slot | None = None
 
@@ -164,24 +118,26 @@ class Turn:
         self._slot = self._held.enter_context(self._pace.slot(self._cancelled))
 
     @property
-    def answered(self) -> bool:
-        """Whether PhysioNet has answered, whatever it said."""
+    def is_answered(self) -> bool:
+        """Whether the source has answered, whatever it said."""
         return self._slot is not None and self._slot.answered
 
-    @answered.setter
-    def answered(self, answered: bool) -> None:
+    def answered(self, *, serves: bool) -> None:
+        """As `mover.Turn`."""
         if self._slot is not None:
-            self._slot.answered = answered
+            self._slot.answered = True
+        if serves:
+            self._on_served()
 
     def congested(self, error: SourceError) -> None:
-        """Tell the pace that PhysioNet is asked for too much."""
+        """Tell the pace that the source is asked for too much."""
         asked_for = error.retry_after if isinstance(error, Throttled) else None
         if self._slot is not None:
             self._pace.congested(self._slot, error.reason, asked_for and min(asked_for, self._patience))
 
     def wait(self, seconds: float, error: SourceError) -> None:
-        """Before a resume after ``error``, which is raised when the shard ends meanwhile."""
-        if isinstance(error, Throttled) or (isinstance(error, Stalled) and not self.answered):
+        """As `mover.Turn`."""
+        if isinstance(error, Throttled) or (isinstance(error, Stalled) and not self.is_answered):
             self.congested(error)
         self._held.close()
         self._slot = None
@@ -284,31 +240,25 @@ class Transfer:
     """One shard on its way.
 
     Args:
-        images: What is to be stored.
-        source: Where it comes from.
-        bucket: Where it goes.
-        dataset: Whose images they are.
-        pace: The download slots; its limit bounds the threads.
-        total: Images of the shard, those already there included.
-        storage_class: S3 storage class.
+        files: What is to be stored.
+        mover: How one file crosses.
+        pace: The slots of fetches; its limit bounds the threads.
+        total: Files of the shard, those already there included.
         publish: Called every few seconds, and once in the end, with the tally as a dict.
-        on_stored: Called for each image with the seconds from its request to S3's answer.
-        attempts: Tries of an image.
+        on_stored: Called for each file with the seconds from its request to S3's answer.
+        attempts: Tries of a file.
         patience: Seconds to wait for a server that is down.
-        backoff: Seconds before an image's second try, on average; doubled each time.
-        stop: Set it to drain: images whose bytes are coming finish, the rest is left.
+        backoff: Seconds before a file's second try, on average; doubled each time.
+        stop: Set it to drain: files whose bytes are coming finish, the rest is left.
     """
 
     def __init__(
         self,
-        images: Iterable[File],
+        files: Iterable[File],
         *,
-        source: Source,
-        bucket: Destination,
-        dataset: Dataset,
+        mover: Mover,
         pace: Pace,
         total: int | None = None,
-        storage_class: str = "STANDARD",
         publish: Callable[[dict[str, Any]], None] = lambda _: None,
         on_stored: Callable[[float], None] = lambda _: None,
         attempts: int = ATTEMPTS,
@@ -316,9 +266,8 @@ class Transfer:
         backoff: float = 1.0,
         stop: threading.Event | None = None,
     ) -> None:
-        self._ready = deque(_Job(image) for image in images)
-        self._source, self._bucket, self._dataset, self._pace = source, bucket, dataset, pace
-        self._storage_class, self._publish, self._on_stored = storage_class, publish, on_stored
+        self._ready = deque(_Job(file) for file in files)
+        self._mover, self._pace, self._publish, self._on_stored = mover, pace, publish, on_stored
         self._attempts, self._patience, self._backoff = attempts, patience, backoff
         self._stop = stop or threading.Event()
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
@@ -489,54 +438,41 @@ class Transfer:
         except MirrorError as error:
             self._missed(job, error, served)
         except Exception as error:
-            log.exception("unexpected error at %s", job.image.path)
+            log.exception("unexpected error at %s", job.file.path)
             self._missed(job, MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."), served)
         else:
             self._moved(job, size)
 
     def _move(self, job: _Job) -> int | None:
-        """Fetch, prove and store one image; its size in bytes, or None when it was not even asked for."""
-        path, sha256 = job.image.path, job.image.sha256
-        data: bytes | None = None
-        with self._turn(lambda: self._down or self._is_stopping()) as turn:
+        """Fetch, prove and store one file; its size in bytes, or None when it was not even asked for."""
+        begun = time.monotonic()  # and again once it has its slot
+        with self._turn(lambda: self._down or self._is_stopping(), lambda: self._serves(job, begun)) as turn:
             if not turn:
                 return None
             begun = time.monotonic()
             try:
-                incoming = self._source.open(self._dataset, path, sha256, turn)
-                job.coming = True
-                self._asked_when_served = begun
-                if self._down_since is not None:
-                    self._is_back()
-                if isinstance(incoming, Copied):
-                    size = incoming.size
-                elif incoming.size is None:
-                    with closing(incoming):
-                        data = _in_memory(path, incoming)
-                    size = len(data)
-                elif incoming.size > BIG:
-                    with closing(incoming):
-                        size = self._bucket.upload(
-                            path, incoming, content_type=self._dataset.image_type, storage_class=self._storage_class
-                        )
-                else:
-                    data = b"".join(incoming)
-                    size = len(data)
+                fetched = self._mover.fetch(job.file, turn)
             except (Throttled, Stalled) as error:
-                job.unanswered = isinstance(error, Stalled) and not turn.answered
+                job.unanswered = isinstance(error, Stalled) and not turn.is_answered
                 if isinstance(error, Throttled) or job.unanswered:
                     turn.congested(error)
                 raise
         with self._changed:
             self._served += 1
             self._suspects.clear()
-        if data is not None:
-            self._store(job.image, data)
+        self._store(fetched)
         self._on_stored(time.monotonic() - begun)
-        return size
+        return fetched.size
 
-    def _turn(self, cancelled: Callable[[], bool]) -> Turn:
-        return Turn(self._pace, cancelled, self._pause, self._patience)
+    def _serves(self, job: _Job, begun: float) -> None:
+        """The source sends a file that was asked for when ``begun`` says."""
+        job.coming = True
+        self._asked_when_served = max(self._asked_when_served, begun)
+        if self._down_since is not None:
+            self._is_back()
+
+    def _turn(self, cancelled: Callable[[], bool], on_served: Callable[[], None] = lambda: None) -> Turn:
+        return Turn(self._pace, cancelled, self._pause, self._patience, on_served)
 
     def _pause(self, seconds: float, *, outage: bool = True) -> bool:
         """Wait so long, and for the end of an outage of PhysioNet; false when the shard ends."""
@@ -549,18 +485,12 @@ class Transfer:
                 self._changed.wait(min(max(left, 0.005), 0.2) if left > 0 else 0.2)
             return False
 
-    def _store(self, image: File, data: bytes) -> None:
-        """PUT, and again for as long as S3 is away: what was fetched is not thrown away."""
+    def _store(self, fetched: Fetched) -> None:
+        """Into the bucket, and again for as long as S3 is away: what was fetched is not thrown away."""
         begun, wait = time.monotonic(), 0.5
         while True:
             try:
-                self._bucket.put(
-                    image.path,
-                    data,
-                    content_type=self._dataset.image_type,
-                    storage_class=self._storage_class,
-                    sha256=image.sha256,
-                )
+                fetched.store()
                 return
             except DestinationUnavailable as error:
                 if time.monotonic() - begun + wait > self._patience or self._is_stopping():
@@ -641,7 +571,7 @@ class Transfer:
                 return None
             begun = time.monotonic()
             try:
-                self._source.check_access(self._dataset)
+                self._mover.check()
             except (Throttled, SourceUnavailable, FileError) as error:
                 if isinstance(error, Throttled | Stalled):
                     turn.congested(error)
@@ -652,7 +582,7 @@ class Transfer:
                 self._end(error)
                 return None
             finally:
-                turn.answered = True
+                turn.answered(serves=False)
             self._asked_when_served = max(self._asked_when_served, begun)
             return None
 
@@ -707,7 +637,7 @@ class Transfer:
         if job.tries >= self._attempts:
             self._unsettled -= 1
             self._suspects.discard(job)
-            self.tally.failed.append(Failure(job.image.path, error.reason, str(error)))
+            self.tally.failed.append(Failure(job.file.path, error.reason, str(error)))
             log.warning("gave up: %s", error)
             return
         self._put_off(job, self._backoff * 2.0 ** (job.tries - 1) * random.uniform(0.5, 1.5))
@@ -739,19 +669,6 @@ class Transfer:
         self._ready.append(job)
         self.tally.retries += 1
         return True
-
-
-def _in_memory(path: str, chunks: Iterable[bytes]) -> bytes:
-    """A file whose size was not announced, up to what may be held in memory: it might never end."""
-    data = bytearray()
-    for chunk in chunks:
-        data += chunk
-        if len(data) > BIG:
-            raise NotTheFile(
-                f"{path} came without a size and goes on after {BIG >> 20} MiB. Nothing of it was kept. PhysioNet announces "
-                "the size of every file: find out what proxy stands between, or whether PhysioNet is in maintenance."
-            )
-    return bytes(data)
 
 
 def _served_nobody(error: SourceError, seconds: float) -> SourceError:

@@ -138,4 +138,4 @@ def open_access_point(
         config=connection.botocore_config,
         verify=verify,
     )
-    return AccessPoint(source, bucket, storage_class)
+    return AccessPoint(source, bucket, dataset, storage_class)

@@ -289,7 +289,7 @@ class StreamShardOperator(BaseOperator):
             result = mirror_shard.stream_shard(
                 Shard.from_dict(self.shard),
                 run.request,
-                run.source(connections, self.physionet_conn_id),
+                run.mover(connections, self.physionet_conn_id),
                 run.bucket,
                 run.layout,
                 connections=connections,

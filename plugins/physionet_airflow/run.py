@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from physionet_mirror.layout import RunLayout
+    from physionet_mirror.mover import Mover
     from physionet_mirror.request import Request
     from physionet_mirror.s3.bucket import Bucket
-    from physionet_mirror.source.access_point import AccessPoint
-    from physionet_mirror.source.physionet import PhysioNet
 
 PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
@@ -103,15 +102,19 @@ class Run:
             aws_conn_id,
         )
 
-    def source(self, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID) -> PhysioNet | AccessPoint:
-        """Where the images come from, as the param ``source`` says; makes no request.
+    def mover(self, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID) -> Mover:
+        """How a file crosses to the bucket, as the param ``source`` says; makes no request.
 
         Raises:
             InputError: A connection that cannot be worked with.
         """
-        if self.request.source == "s3":
-            return open_access_point(self.bucket, self.request.dataset, self.request.storage_class, self.aws_conn_id)
-        return PhysioNetHook(physionet_conn_id).source(connections)
+        from physionet_mirror.source.download import Download
+
+        wish = self.request
+        if wish.source == "s3":
+            return open_access_point(self.bucket, wish.dataset, wish.storage_class, self.aws_conn_id)
+        source = PhysioNetHook(physionet_conn_id).source(connections)
+        return Download(source, wish.dataset, self.bucket, wish.storage_class)
 
 
 def dataset_overrides(context: Context, dataset: str | None, dataset_param: str | None) -> dict[str, str]:

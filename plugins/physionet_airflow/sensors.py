@@ -70,7 +70,7 @@ class AccessCheckSensor(BaseSensorOperator):
                 check_bucket(run.bucket, self.aws_conn_id)
                 PhysioNetHook(self.physionet_conn_id).source().check_access(run.request.dataset)
                 if run.request.source != "physionet":
-                    run.source().check_access(run.request.dataset)
+                    run.mover().check()
         except MirrorError as error:
             if error.retry_delay is None:  # nothing that passes by itself within hours
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from None

@@ -23,6 +23,7 @@ from physionet_mirror.errors import BucketRefused
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
@@ -61,8 +62,8 @@ class Mirror:
         fetch_metadata.fetch_metadata(self._source(), self.bucket, request.dataset)
         for shard in plan.make_plan(request, self.bucket, run, streams=2, params={}).shards:
             if mirror_shard.find_missing(shard, request, self.bucket, run).images:
-                source, stop = self._source(), mirror_shard.Stop()
-                mirror_shard.stream_shard(shard, request, source, self.bucket, run, connections=4, stop=stop)
+                mover, stop = Download(self._source(), request.dataset, self.bucket), mirror_shard.Stop()
+                mirror_shard.stream_shard(shard, request, mover, self.bucket, run, connections=4, stop=stop)
         return verify.verify_run(request, self.bucket, run, params={}, started=begun)[0]
 
     def fetched(self) -> list[str]:

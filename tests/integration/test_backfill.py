@@ -20,6 +20,7 @@ from physionet_mirror.estimate import FROM_FACTS
 from physionet_mirror.layout import LEFT, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
@@ -89,7 +90,7 @@ def night(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Call
                 mirror_shard.stream_shard(
                     shard,
                     wish,
-                    PhysioNet(physionet.url, *reader, connections=4),
+                    Download(PhysioNet(physionet.url, *reader, connections=4), wish.dataset, bucket),
                     bucket,
                     layout,
                     connections=4,

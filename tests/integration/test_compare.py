@@ -26,6 +26,7 @@ from physionet_mirror.layout import INDEX, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.shards import Shard
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
@@ -135,6 +136,9 @@ class Mirror:
     files: dict[str, bytes]
     run: RunLayout
 
+    def mover(self) -> Download:
+        return Download(self.source(), MIMIC_CXR_JPG, self.bucket)
+
     def find_and_stream(self, **params: Any) -> tuple[list[mirror_shard.Missing], Verdict]:
         """A whole run without Airflow: what each shard was missing, and the verdict."""
         wish = Request.from_params(
@@ -149,7 +153,7 @@ class Mirror:
         for shard, missing in zip(shards, found, strict=True):
             if missing.images:
                 mirror_shard.stream_shard(
-                    shard, wish, self.source(), self.bucket, self.run, connections=4, stop=mirror_shard.Stop()
+                    shard, wish, self.mover(), self.bucket, self.run, connections=4, stop=mirror_shard.Stop()
                 )
         return found, verify.verify_run(wish, self.bucket, self.run, params={}, started=STARTED)[0]
 
@@ -244,7 +248,7 @@ def test_a_list_of_what_is_missing_that_lost_its_end_is_made_anew(mirror: Mirror
     else:
         mirror.bucket.write(path, damage(mirror.bucket.read(path)))
     mirror_shard.stream_shard(
-        shard, wish, mirror.source(), mirror.bucket, mirror.run, connections=4, stop=mirror_shard.Stop()
+        shard, wish, mirror.mover(), mirror.bucket, mirror.run, connections=4, stop=mirror_shard.Stop()
     )
     assert not mirror_shard.find_missing(shard, wish, mirror.bucket, mirror.run).images
 

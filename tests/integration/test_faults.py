@@ -33,6 +33,7 @@ from physionet_mirror.errors import (
 from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 
@@ -97,9 +98,8 @@ def mirror(root, physionet, boto_session, s3_server, bucket_name, images):
         source = PhysioNet(url or physionet.url, **FACTS, connections=connections, **options)
         bucket = Bucket.open(boto_session, bucket_name, MIMIC_CXR_JPG.name, endpoint_url=s3_server.endpoint)
         pace = Pace(connections, start=connections, received=lambda: source.stats.received)
-        transfer = Transfer(
-            some, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace, patience=patience, backoff=0.2
-        )
+        mover = Download(source, MIMIC_CXR_JPG, bucket)
+        transfer = Transfer(some, mover=mover, pace=pace, patience=patience, backoff=0.2)
         error: BaseException | None = None
         just_before()
         began = time.monotonic()

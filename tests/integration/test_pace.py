@@ -14,6 +14,7 @@ from demo.lookalike import Lookalike, Profile, User
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 
@@ -63,7 +64,7 @@ def test_it_finds_what_the_server_gives_and_stays_there(tmp_path, images, refuse
         source = PhysioNet(server.url, **LOGIN, connections=24, connect_timeout=3.0, allow_http=True)
         pace = Pace(24, received=lambda: source.stats.received, on_change=lambda *change: changes.append(change))
         bucket = Memory()
-        transfer = Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace, stop=stop)
+        transfer = Transfer(images, mover=Download(source, MIMIC_CXR_JPG, bucket), pace=pace, stop=stop)
         timer = threading.Timer(15, stop.set)
         timer.start()
         try:

@@ -30,6 +30,7 @@ from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict, Verified
@@ -65,7 +66,15 @@ def go(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Callabl
         fetch_metadata.fetch_metadata(source(), bucket, MIMIC_CXR_JPG)
         for shard in plan.make_plan(wish, bucket, where, streams=1, params=given, part=part).shards:
             if mirror_shard.find_missing(shard, wish, bucket, where).images:
-                mirror_shard.stream_shard(shard, wish, source(), bucket, where, connections=4, stop=mirror_shard.Stop())
+                mirror_shard.stream_shard(
+                    shard,
+                    wish,
+                    Download(source(), MIMIC_CXR_JPG, bucket),
+                    bucket,
+                    where,
+                    connections=4,
+                    stop=mirror_shard.Stop(),
+                )
         before_verify()
         return verify.verify_run(wish, bucket, where, params=given, started=datetime.now(UTC))[0]
 
@@ -146,7 +155,9 @@ def test_a_pace_that_is_no_json_is_ignored(
     bucket.write(FIRST.pace, b"{")
     source = PhysioNet(physionet.url, *reader, connections=4)
     assert (
-        mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop())["state"]
+        mirror_shard.stream_shard(
+            shard, wish, Download(source, MIMIC_CXR_JPG, bucket), bucket, FIRST, connections=4, stop=mirror_shard.Stop()
+        )["state"]
         == "done"
     )
 
@@ -515,13 +526,24 @@ def test_a_second_try_adds_to_the_report_and_overwrites_nothing(
     mirror_shard.find_missing(shard, wish, bucket, FIRST)
     physionet.faults.add(Fault(Kind.STATUS, "*.jpg", share=0.3, status=404, attempts=None))
     with pytest.raises(ImagesFailed):
-        mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop())
+        mirror_shard.stream_shard(
+            shard, wish, Download(source, MIMIC_CXR_JPG, bucket), bucket, FIRST, connections=4, stop=mirror_shard.Stop()
+        )
     first = records.load(bucket, FIRST.result(0), records.ShardResult)
     assert first is not None
     assert first.failed
     physionet.faults.clear()
     source = PhysioNet(physionet.url, *reader, connections=4)
-    mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop(), try_number=2)
+    mirror_shard.stream_shard(
+        shard,
+        wish,
+        Download(source, MIMIC_CXR_JPG, bucket),
+        bucket,
+        FIRST,
+        connections=4,
+        stop=mirror_shard.Stop(),
+        try_number=2,
+    )
     _, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert report["transfer"]["images"] == 60
     assert report["transfer"]["bytes"] == sum(entry.size for entry in bucket.list("files/"))
@@ -616,7 +638,9 @@ def test_a_file_that_no_image_needs_is_reported_and_stops_nothing(
         (shard,) = made.shards
         mirror_shard.find_missing(shard, wish, bucket, FIRST)
         source = PhysioNet(server.url, login, password, connections=4)
-        mirror_shard.stream_shard(shard, wish, source, bucket, FIRST, connections=4, stop=mirror_shard.Stop())
+        mirror_shard.stream_shard(
+            shard, wish, Download(source, MIMIC_CXR_JPG, bucket), bucket, FIRST, connections=4, stop=mirror_shard.Stop()
+        )
         verdict, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert any(named in note for note in made.notes)
     assert verdict.passed

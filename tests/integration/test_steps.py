@@ -22,6 +22,7 @@ from physionet_mirror.errors import InputError, MetadataError, MirrorError
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan
 
@@ -161,15 +162,17 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
         stop()
 
     threading.Thread(target=stop_after_some_images, daemon=True).start()
-    result = mirror_shard.stream_shard(shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=stop)
+    mover = Download(client_of(physionet, reader), MIMIC_CXR_JPG, bucket)
+    result = mirror_shard.stream_shard(shard, wish, mover, bucket, RUN, connections=4, stop=stop)
     assert result["state"] == "drained"
     assert 0 < result["stored"] < shard.images
     assert bucket.read_json(RUN.result(shard.index))["state"] == "drained"
     assert bucket.read_json(RUN.pace)["start"] >= 1  # where the next shard begins
 
     physionet.profile = Profile()
+    mover = Download(client_of(physionet, reader), MIMIC_CXR_JPG, bucket)
     rest = mirror_shard.stream_shard(
-        shard, wish, client_of(physionet, reader), bucket, RUN, connections=4, stop=mirror_shard.Stop(), try_number=2
+        shard, wish, mover, bucket, RUN, connections=4, stop=mirror_shard.Stop(), try_number=2
     )
     assert rest["todo"] == rest["stored"] == shard.images  # of both tries together
     assert rest["try_number"] == 2

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physionet_mirror import transfer as module
-from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, Dataset
 from physionet_mirror.errors import (
     AccessRefused,
     BucketRefused,
@@ -34,9 +34,9 @@ from physionet_mirror.errors import (
     Truncated,
 )
 from physionet_mirror.files import File
+from physionet_mirror.mover import Fetched, SourceStats, Turn
 from physionet_mirror.pace import Pace
-from physionet_mirror.source.physionet import BIG
-from physionet_mirror.transfer import Transfer, Turn, progress_line
+from physionet_mirror.transfer import Transfer, progress_line
 
 
 def content(path: str) -> bytes:
@@ -49,9 +49,8 @@ def images(count: int) -> list[File]:
 
 
 class Body:
-    def __init__(self, data: bytes, sha256: str | None, size: int | None = None) -> None:
+    def __init__(self, data: bytes, sha256: str | None) -> None:
         self.data, self.sha256 = data, sha256
-        self.size = len(data) if size is None else size
 
     def __iter__(self) -> Iterator[bytes]:
         yield self.data[:5]
@@ -59,38 +58,41 @@ class Body:
         if hashlib.sha256(self.data).hexdigest() != self.sha256:
             raise Corrupt("corrupt")
 
-    def close(self) -> None:
-        pass
-
 
 class Source:
-    """Serves ``content``; ``meet`` is called with each path first, and may raise or wait."""
+    """A mover of ``content``; ``meet`` is called with each path first, and may raise or wait."""
+
+    per_connection = 1
 
     def __init__(self, meet: Callable[[str], Any] = lambda _: None, *, up: Callable[[], bool] = lambda: True) -> None:
         self.meet, self.up = meet, up
-        self.received = 0
+        self.bucket = Bucket()
+        self.stats = SourceStats()
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.now = self.most = 0
 
-    def open(self, _: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Body:
-        assert turn is not None
+    def fetch(self, file: File, turn: Turn) -> Fetched:
         with self.lock:
-            self.asked[path] += 1
+            self.asked[file.path] += 1
             self.now += 1
             self.most = max(self.most, self.now)
         try:
-            met = self.meet(path)
-            turn.answered = True
-            self.received += 1000
-            return met if isinstance(met, Body) else Body(content(path), sha256)
+            met = self.meet(file.path)
+            turn.answered(serves=True)
+            self.stats.received += 1000
+            data = b"".join(met if isinstance(met, Body) else Body(content(file.path), file.sha256))
         finally:
             with self.lock:
                 self.now -= 1
+        return Fetched(len(data), partial(self.bucket.put, file.path, data))
 
-    def check_access(self, _: Dataset) -> None:
+    def check(self) -> None:
         if not self.up():
             raise SourceUnavailable("down")
+
+    def close(self) -> None:
+        pass
 
 
 class Bucket:
@@ -100,28 +102,18 @@ class Bucket:
         self.meet = meet
         self.objects: dict[str, bytes] = {}
         self.puts: list[tuple[str, bytes]] = []
-        self.kinds: set[tuple[str, str]] = set()
 
-    def put(
-        self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD", sha256: str | None = None
-    ) -> str:
+    def put(self, path: str, data: bytes) -> None:
         self.meet(path)
-        assert sha256 in {None, hashlib.sha256(data).hexdigest()}
-        self.kinds.add((content_type, storage_class))
         self.objects[path] = data
         self.puts.append((path, data))
-        return "etag"
-
-    def upload(self, path: str, chunks: Iterable[bytes], *, content_type: str = "", storage_class: str = "") -> int:
-        data = b"".join(chunks)
-        self.put(path, data, content_type=content_type, storage_class=storage_class)
-        return len(data)
 
 
 def make(some: list[File], source: Source, bucket: Bucket, *, connections: int = 4, **more: Any) -> Transfer:
-    more = {"backoff": 0.01, "patience": 5.0, "dataset": MIMIC_CXR_JPG, **more}
-    pace = Pace(connections, start=connections, received=lambda: source.received)
-    return Transfer(some, source=source, bucket=bucket, pace=pace, **more)
+    more = {"backoff": 0.01, "patience": 5.0, **more}
+    source.bucket = bucket
+    pace = Pace(connections, start=connections, received=lambda: source.stats.received)
+    return Transfer(some, mover=source, pace=pace, **more)
 
 
 def fails(
@@ -156,12 +148,6 @@ def test_nothing_to_do_is_done():
     assert make([], Source(), Bucket()).run().state == "done"
 
 
-def test_content_type_and_storage_class():
-    bucket = Bucket()
-    make(images(2), Source(), bucket, dataset=MIMIC_CXR, storage_class="GLACIER_IR").run()
-    assert bucket.kinds == {("application/dicom", "GLACIER_IR")}
-
-
 def test_wrong_bytes_never_become_an_object():
     def wrong(path: str) -> Body | None:
         return Body(b"something else", images(3)[1].sha256) if path == images(3)[1].path else None
@@ -171,20 +157,6 @@ def test_wrong_bytes_never_become_an_object():
         make(images(3), Source(wrong), bucket).run()
     assert images(3)[1].path not in bucket.objects
     assert len(bucket.objects) == 2
-
-
-@pytest.mark.parametrize("right", [True, False])
-def test_a_file_too_big_for_memory_is_uploaded_while_it_comes(right):
-    image = images(1)[0]
-    data = content(image.path) if right else b"something else"
-    bucket = Bucket()
-    transfer = make([image], Source(lambda _: Body(data, image.sha256, size=BIG + 1)), bucket)
-    if right:
-        assert transfer.run().stored == 1
-    else:
-        with pytest.raises(ImagesFailed):
-            transfer.run()
-    assert bool(bucket.objects) is right
 
 
 def test_connections_are_never_exceeded():
@@ -350,23 +322,6 @@ def test_a_defect_in_the_failure_path_ends_the_shard(monkeypatch):
     with pytest.raises(MirrorError, match="ZeroDivisionError"):
         transfer.run()
     assert transfer.tally.seconds < 5
-
-
-def test_a_body_without_a_size_is_bounded():
-    class Endless(Body):
-        def __init__(self) -> None:
-            self.size, self.taken = None, 0
-
-        def __iter__(self) -> Iterator[bytes]:
-            while True:
-                self.taken += 1 << 20
-                yield bytes(1 << 20)
-
-    endless = Endless()
-    transfer = make(images(1), Source(lambda _: endless), Bucket(), attempts=1)
-    with pytest.raises(ImagesFailed, match="without a size"):
-        transfer.run()
-    assert endless.taken <= BIG + (2 << 20)
 
 
 # -- the bucket's faults --------------------------------------------------------------------------------------------

@@ -20,10 +20,10 @@ from physionet_mirror.errors import (
     NotFound,
     Throttled,
 )
+from physionet_mirror.files import File
 from physionet_mirror.layout import COPYING
+from physionet_mirror.mover import Fetched, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket, Copy, Stored
-from physionet_mirror.source.physionet import SourceStats
-from physionet_mirror.transfer import Copied, Turn
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,19 @@ COPIES_A_CONNECTION = 8
 
 
 class AccessPoint:
-    """A dataset version behind an S3 access point (or in a bucket), copied server-side; safe to share between threads.
+    """A dataset version behind an S3 access point (or in a bucket), copied server-side; a `Mover`.
 
     Args:
         source: The access point, by its ARN or a bucket's name, as a `Bucket` whose prefix is the dataset's name.
         bucket: The destination; its credentials make the copies, so they must be allowed to read the source.
+        dataset: Whose files.
         storage_class: S3 storage class of the copies.
     """
 
-    def __init__(self, source: Bucket, bucket: Bucket, storage_class: str = "STANDARD") -> None:
-        self._source, self._bucket, self._storage_class = source, bucket, storage_class
+    per_connection = COPIES_A_CONNECTION
+
+    def __init__(self, source: Bucket, bucket: Bucket, dataset: Dataset, storage_class: str = "STANDARD") -> None:
+        self._source, self._bucket, self._dataset, self._storage_class = source, bucket, dataset, storage_class
         self.stats = SourceStats()
 
     def __repr__(self) -> str:
@@ -50,7 +53,7 @@ class AccessPoint:
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def check_access(self, dataset: Dataset) -> None:
+    def check(self) -> None:
         """Ask for the dataset's checksum file without reading it.
 
         Raises:
@@ -64,7 +67,7 @@ class AccessPoint:
             raise AccessRefused(
                 f"S3 does not let this AWS identity read {self._source.name}. Nothing was copied. To get cloud access: enter "
                 "your AWS account at https://physionet.org/settings/cloud/, then ask for access under 'Files' at "
-                f"{dataset.page} (the data use agreement must be signed), and allow the role s3:GetObject on "
+                f"{self._dataset.page} (the data use agreement must be signed), and allow the role s3:GetObject on "
                 f"{self._source.name}/object/*. Or use source=physionet. What S3 said: {error}"
             ) from None
         if found is None:
@@ -73,7 +76,7 @@ class AccessPoint:
                 "connection's extra (`physionet_access_point`), or leave it out."
             )
 
-    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Copied:
+    def fetch(self, file: File, turn: Turn) -> Fetched:
         """Copy one file and prove it, by the SHA-256 that S3 computed or else by reading it back.
 
         Wrong bytes never replace what stands under the path, and what somebody else has written is never taken away.
@@ -83,17 +86,16 @@ class AccessPoint:
             DestinationError: S3 refused.
         """
         try:
-            there = self._there(path)
-            if turn is not None:
-                turn.answered = True
-            self._bring(there, sha256, dataset.image_type)
+            there = self._there(file.path)
+            turn.answered(serves=True)
+            self._bring(there, file.sha256, self._dataset.image_type)
         except FileNotFoundError:
-            raise self._not_found(path) from None
+            raise self._not_found(file.path) from None
         except DestinationUnavailable as error:
             self.stats.faults["throttled"] += 1
             raise Throttled(str(error)) from None
         self.stats.received += there.size
-        return Copied(there.size)
+        return Fetched(there.size)
 
     def _there(self, path: str) -> Stored:
         try:
@@ -113,7 +115,7 @@ class AccessPoint:
             "this goes on, use source=physionet for it."
         )
 
-    def _bring(self, there: Stored, sha256: str | None, content_type: str) -> None:
+    def _bring(self, there: Stored, sha256: str, content_type: str) -> None:
         """Copy where nothing stands; where something does, copy beside it, prove that, and only then over it."""
         bucket = self._bucket
         how: dict[str, Any] = {"content_type": content_type, "storage_class": self._storage_class}
@@ -131,9 +133,9 @@ class AccessPoint:
         finally:
             self._remove(beside, copy)
 
-    def _prove(self, path: str, at: str, copy: Copy, sha256: str | None) -> None:
+    def _prove(self, path: str, at: str, copy: Copy, sha256: str) -> None:
         """Raise unless the copy that lies ``at`` its place hashes to ``sha256``; then it is removed, if it is still the one that was written."""
-        if sha256 is None or (copy.sha256 or sha256_of(self._bucket, at)) == sha256:
+        if (copy.sha256 or sha256_of(self._bucket, at)) == sha256:
             return
         removed = self._remove(at, copy)
         raise Corrupt(

@@ -18,14 +18,13 @@ import threading
 import time
 import unicodedata
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookies import CookieError, SimpleCookie
 from queue import LifoQueue
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 import requests
@@ -56,10 +55,8 @@ from physionet_mirror.errors import (
     Throttled,
     Truncated,
 )
+from physionet_mirror.mover import ALONE, SourceStats, Turn
 from physionet_mirror.worker_settings import check_ca_bundle, proxy_refusal, settings_at_fault
-
-if TYPE_CHECKING:
-    from physionet_mirror.transfer import Turn
 
 log = logging.getLogger(__name__)
 
@@ -90,17 +87,6 @@ _RENEWALS = 4  # of the session, for one request
 _REDIRECTS = 5
 
 
-@dataclass
-class SourceStats:
-    """Counts of one session: password checks asked for, requests, body bytes received, resumed files, faults by reason."""
-
-    handshakes: int = 0
-    requests: int = 0
-    received: int = 0
-    resumed: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-
-
 @dataclass(frozen=True, slots=True)
 class _Session:
     """The cookies that spare the password check; replaced as a whole, so that threads read it without a lock."""
@@ -117,7 +103,7 @@ class _Session:
         return _Session({**self.headers, "Cookie": header}, all_cookies)
 
 
-class Download:
+class Incoming:
     """A file on its way; iterate once, to the end.
 
     The iteration's last act is to compare the hash of all bytes with PhysioNet's: whoever keeps nothing unless it ends
@@ -224,7 +210,7 @@ class PhysioNet:
         _discard(response)
         return response.headers.get("ETag")
 
-    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn | None = None) -> Download:
+    def open(self, dataset: Dataset, path: str, sha256: str | None, turn: Turn = ALONE) -> Incoming:
         """One file of any size, in bounded memory; returns when its first byte is there.
 
         One attempt: an interrupted file above 1 MiB is resumed where it broke, everything else is the caller's to
@@ -235,7 +221,7 @@ class PhysioNet:
             SourceError: Any of its subclasses; so does the iteration.
         """
         response = self._ask("GET", dataset, path, turn=turn)
-        return Download(_length(response), self._proven(self._body(response, dataset, path, turn), path, sha256))
+        return Incoming(_length(response), self._proven(self._body(response, dataset, path, turn), path, sha256))
 
     def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
         """As ``open``, for callers who do not need the size."""
@@ -251,7 +237,7 @@ class PhysioNet:
         if sha256 is not None and digest.hexdigest() != sha256:
             self._fault(Corrupt(_corrupt(path, sha256)))
 
-    def _body(self, response: BaseHTTPResponse, dataset: Dataset, path: str, turn: Turn | None) -> Iterator[bytes]:
+    def _body(self, response: BaseHTTPResponse, dataset: Dataset, path: str, turn: Turn) -> Iterator[bytes]:
         """The file's bytes. An interrupted file above 1 MiB is resumed, a few times in a row and later each time.
 
         A resume that brought a MiB begins a new row. An outage is waited for amid a big file only: a smaller one is
@@ -289,7 +275,7 @@ class PhysioNet:
                 rest, broken = None, error
 
     def _resume(
-        self, dataset: Dataset, path: str, received: int, total: int, etag: str, turn: Turn | None
+        self, dataset: Dataset, path: str, received: int, total: int, etag: str, turn: Turn
     ) -> BaseHTTPResponse:
         """The rest of a file, provided that it is still the same file."""
         with self._lock:
@@ -353,16 +339,16 @@ class PhysioNet:
         dataset: Dataset,
         path: str,
         more: Mapping[str, str] | None = None,
-        turn: Turn | None = None,
+        turn: Turn = ALONE,
     ) -> BaseHTTPResponse:
         """An answer whose status is 200 or 206, with the body unread; renews an expired session."""
         for _ in range(_RENEWALS):
             session = self._session or self._shake_hands(dataset, None)
             response = self._send(method, self.url(dataset, path), {**session.headers, **(more or {})}, session)
-            if turn is not None:
-                turn.answered = True
+            turn.answered(serves=False)
             if response.status != 401:
                 self._check(response, dataset, path)
+                turn.answered(serves=True)
                 return response
             _discard(response)
             self._shake_hands(dataset, session)
@@ -726,16 +712,12 @@ def _discard(response: BaseHTTPResponse) -> None:
     response.close()
 
 
-def _wait(turn: Turn | None, seconds: float, error: SourceError) -> None:
+def _wait(turn: Turn, seconds: float, error: SourceError) -> None:
     """Before a resume: so long, with jitter, and as long as the server asked for. Raises ``error`` where that is too long."""
     asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
     if asked_for > _LONGEST_PAUSE:
         raise error
-    seconds = max(seconds * random.uniform(0.5, 1.5), asked_for)
-    if turn is None:
-        time.sleep(seconds)
-    else:
-        turn.wait(seconds, error)
+    turn.wait(max(seconds * random.uniform(0.5, 1.5), asked_for), error)
 
 
 def _length(response: BaseHTTPResponse) -> int | None:

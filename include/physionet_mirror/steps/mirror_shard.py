@@ -14,12 +14,11 @@ from physionet_mirror.compare import Comparison, compare
 from physionet_mirror.errors import DestinationError, MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
+from physionet_mirror.mover import Mover
 from physionet_mirror.pace import Pace, recall
 from physionet_mirror.records import ShardResult, load, read_document
 from physionet_mirror.request import Level, Request
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.source.access_point import COPIES_A_CONNECTION, AccessPoint
-from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 from physionet_mirror.verified_cache import attempt_of
 
@@ -137,7 +136,7 @@ class Watch(Protocol):
 def stream_shard(
     shard: shards.Shard,
     request: Request,
-    source: PhysioNet | AccessPoint,
+    mover: Mover,
     bucket: Bucket,
     run: RunLayout,
     *,
@@ -152,7 +151,7 @@ def stream_shard(
     Args:
         shard: Whose images.
         request: What is asked for.
-        source: Where the images come from.
+        mover: How one file crosses from PhysioNet to the bucket; closed in the end.
         bucket: Destination.
         run: Where list, progress and result lie.
         connections: The most PhysioNet connections at once.
@@ -166,8 +165,7 @@ def stream_shard(
         MirrorError: What else `Transfer.run` raises.
     """
     images = _to_stream(shard, request, bucket, run, try_number)
-    if isinstance(source, AccessPoint):
-        connections *= COPIES_A_CONNECTION
+    connections *= mover.per_connection
     log.info(
         "%s (%s … %s): %s to fetch, %s already there, at most %d at once.",
         shard.name,
@@ -182,7 +180,7 @@ def stream_shard(
     earlier = load(bucket, run.result(shard.index), ShardResult) if try_number > 1 else None
 
     def told(tally: Mapping[str, Any]) -> dict[str, Any]:
-        now = ShardResult.from_json({**this, **tally, "handshakes": source.stats.handshakes})
+        now = ShardResult.from_json({**this, **tally, "handshakes": mover.stats.handshakes})
         return now.after(earlier).to_json()
 
     def publish(tally: Mapping[str, Any]) -> None:
@@ -199,7 +197,7 @@ def stream_shard(
     pace = Pace(
         connections,
         **recall(read_document(bucket, run.pace), connections),
-        received=lambda: source.stats.received,
+        received=lambda: mover.stats.received,
         on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
     )
     alarm: threading.Timer | None = None
@@ -213,12 +211,9 @@ def stream_shard(
             alarm.start()
     transfer = Transfer(
         images,
-        source=source,
-        bucket=bucket,
-        dataset=request.dataset,
+        mover=mover,
         pace=pace,
         total=shard.images,
-        storage_class=request.storage_class,
         publish=publish,
         on_stored=watch.image if watch is not None else lambda _: None,
         stop=stop.event,
@@ -226,7 +221,7 @@ def stream_shard(
     try:
         tally = transfer.run()
     finally:
-        source.close()
+        mover.close()
         if alarm is not None:
             alarm.cancel()
     log.info(
@@ -237,6 +232,6 @@ def stream_shard(
         words.size(tally.bytes),
         tally.seconds,
         tally.retries,
-        source.stats.handshakes,
+        mover.stats.handshakes,
     )
     return told(tally.as_dict())

@@ -14,8 +14,16 @@ from moto.server import ThreadedMotoServer
 
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
-from physionet_mirror.errors import AccessRefused, BucketRefused, Corrupt, ImagesFailed, InputError, NotFound
+from physionet_mirror.errors import (
+    AccessRefused,
+    BucketRefused,
+    Corrupt,
+    ImagesFailed,
+    InputError,
+    NotFound,
+)
 from physionet_mirror.files import File
+from physionet_mirror.mover import ALONE
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.shards import decode
@@ -71,18 +79,18 @@ def buckets(
     return source, Bucket.open(session, names[1], "mine", endpoint_url=endpoint)
 
 
-def copy(images: list[File], source: AccessPoint, bucket: Bucket, **options: Any) -> Transfer:
+def copy(images: list[File], source: AccessPoint, **options: Any) -> Transfer:
     pace = Pace(16, received=lambda: source.stats.received)
-    return Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace, backoff=0.01, **options)
+    return Transfer(images, mover=source, pace=pace, backoff=0.01, **options)
 
 
 def test_images_are_copied_and_proven_without_passing_through_here(
     buckets: tuple[Bucket, Bucket], images: list[File]
 ) -> None:
     origin, bucket = buckets
-    source = AccessPoint(origin, bucket)
-    source.check_access(MIMIC_CXR_JPG)
-    tally = copy(images, source, bucket).run()
+    source = AccessPoint(origin, bucket, MIMIC_CXR_JPG)
+    source.check()
+    tally = copy(images, source).run()
     assert (tally.stored, tally.state) == (len(images), "done")
     assert {entry.path for entry in bucket.list()} == {image.path for image in images}
     assert all(hashlib.sha256(bucket.read(image.path)).hexdigest() == image.sha256 for image in images)
@@ -100,7 +108,9 @@ def test_the_storage_class_is_the_destinations(endpoint: str, bucket_name: str) 
     origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     client.put_object(Bucket=bucket_name, Key=origin.key("files/a.jpg"), Body=b"a", Tagging="owner=physionet")
-    AccessPoint(origin, bucket, "STANDARD_IA").open(MIMIC_CXR_JPG, "files/a.jpg", hashlib.sha256(b"a").hexdigest())
+    AccessPoint(origin, bucket, MIMIC_CXR_JPG, "STANDARD_IA").fetch(
+        File("files/a.jpg", hashlib.sha256(b"a").hexdigest()), ALONE
+    )
     stored = bucket.head("files/a.jpg")
     assert stored is not None
     assert (stored.storage_class, stored.sha256) == ("STANDARD_IA", hashlib.sha256(b"a").hexdigest())
@@ -115,7 +125,7 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket
     origin.put(SUMS, b"sums", content_type="text/plain")  # without which nobody is served there
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
     wanted = [File("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), File("files/b.jpg", "0" * 64)]
-    transfer = copy(wanted, AccessPoint(origin, bucket), bucket)
+    transfer = copy(wanted, AccessPoint(origin, bucket, MIMIC_CXR_JPG))
     with pytest.raises(ImagesFailed):
         transfer.run()
     assert {(failure.path, failure.reason) for failure in transfer.tally.failed} == {
@@ -137,7 +147,7 @@ WHOLE = hashlib.sha256(b"whole").hexdigest()
 
 
 def bring(two: tuple[Bucket, Bucket]) -> None:
-    AccessPoint(*two).open(MIMIC_CXR_JPG, "files/a.jpg", WHOLE)
+    AccessPoint(*two, MIMIC_CXR_JPG).fetch(File("files/a.jpg", WHOLE), ALONE)
 
 
 def everything(bucket: Bucket) -> dict[str, bytes]:
@@ -245,13 +255,13 @@ def test_who_has_no_cloud_access_is_told_how_to_get_it(s3_server: stack.S3Server
     stranger = boto3.Session("stranger1", "strangersecret", region_name="us-east-1")
     origin = Bucket.open(stranger, bucket_name, NAME, endpoint_url=s3_server.endpoint)
     with pytest.raises(AccessRefused, match=r"physionet\.org/settings/cloud"):
-        AccessPoint(origin, origin).check_access(MIMIC_CXR_JPG)
+        AccessPoint(origin, origin, MIMIC_CXR_JPG).check()
 
 
 def test_a_wrong_access_point_is_named(buckets: tuple[Bucket, Bucket]) -> None:
     _, empty = buckets
     with pytest.raises(NotFound, match="physionet_access_point"):
-        AccessPoint(empty, empty).check_access(MIMIC_CXR_JPG)
+        AccessPoint(empty, empty, MIMIC_CXR_JPG).check()
 
 
 def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, bucket_name: str, monkeypatch: Any) -> None:
@@ -262,7 +272,7 @@ def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, buck
     data = bytes(range(256)) * 40_000  # 10 MB: two parts of boto3's own transfer
     origin.upload("big.bin", [data], part_size=32 << 20)
     monkeypatch.setattr("physionet_mirror.s3.bucket._ONE_COPY", 1 << 20)
-    copied = AccessPoint(origin, bucket).open(MIMIC_CXR_JPG, "big.bin", hashlib.sha256(data).hexdigest())
+    copied = AccessPoint(origin, bucket, MIMIC_CXR_JPG).fetch(File("big.bin", hashlib.sha256(data).hexdigest()), ALONE)
     assert copied.size == len(data)
     assert bucket.read("big.bin") == data
 

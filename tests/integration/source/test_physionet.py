@@ -33,6 +33,7 @@ from physionet_mirror.errors import (
 from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
 
@@ -407,7 +408,7 @@ def test_a_big_image_goes_through_the_same_transfer(big, reader, s3_server, buck
         source = PhysioNet(server.url, *reader, read_timeout=2)
         pace = Pace(4, received=lambda: source.stats.received)
         image = File("archive.zip", digest)
-        tally = Transfer([image], source=source, bucket=bucket, dataset=MIMIC_CXR_JPG, pace=pace).run()
+        tally = Transfer([image], mover=Download(source, MIMIC_CXR_JPG, bucket), pace=pace).run()
     assert (tally.stored, tally.bytes) == (1, BIG_FILE)
     assert bucket.head("archive.zip").content_type == "image/jpeg"
 
@@ -432,7 +433,7 @@ def test_mimic_cxr_goes_through_the_same_engine(source, tiny_dataset, boto_sessi
 
     images = [File(path, published[path]) for path in wanted]
     pace = Pace(4, received=lambda: source.stats.received)
-    tally = Transfer(images, source=source, bucket=bucket, dataset=MIMIC_CXR, pace=pace).run()
+    tally = Transfer(images, mover=Download(source, MIMIC_CXR, bucket), pace=pace).run()
     assert tally.stored == len(images)
     stored = bucket.head(wanted[0])
     assert (stored.sha256, stored.content_type) == (published[wanted[0]], "application/dicom")

@@ -1,0 +1,71 @@
+"""The mover that downloads: website → memory → SHA-256 → PUT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
+
+from physionet_mirror.dataset import Dataset
+from physionet_mirror.errors import NotTheFile
+from physionet_mirror.files import File
+from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.physionet import BIG, PhysioNet
+
+
+class Download:
+    """Files of a dataset version from PhysioNet's website; a `Mover`.
+
+    A file too big for memory is uploaded while it comes, and becomes visible only once it is proven.
+
+    Args:
+        source: PhysioNet, logged in.
+        dataset: Whose files.
+        bucket: Where they go.
+        storage_class: S3 storage class.
+    """
+
+    per_connection = 1
+
+    def __init__(self, source: PhysioNet, dataset: Dataset, bucket: Bucket, storage_class: str = "STANDARD") -> None:
+        self._source, self._dataset, self._bucket, self._storage_class = source, dataset, bucket, storage_class
+
+    def __repr__(self) -> str:
+        return f"<Download {self._dataset.name} from {self._source!r}>"
+
+    @property
+    def stats(self) -> SourceStats:
+        """The source's."""
+        return self._source.stats
+
+    def check(self) -> None:
+        """Ask for the checksum file; raises as `PhysioNet.check_access`."""
+        self._source.check_access(self._dataset)
+
+    def fetch(self, file: File, turn: Turn) -> Fetched:
+        """One file; raises as `PhysioNet.open`, and a big one as `Bucket.upload`."""
+        path, kind, storage_class = file.path, self._dataset.image_type, self._storage_class
+        with closing(self._source.open(self._dataset, path, file.sha256, turn)) as incoming:
+            if incoming.size is not None and incoming.size > BIG:
+                return Fetched(self._bucket.upload(path, incoming, content_type=kind, storage_class=storage_class))
+            data = b"".join(incoming) if incoming.size is not None else _in_memory(path, incoming)
+        put = partial(self._bucket.put, path, data, content_type=kind, storage_class=storage_class, sha256=file.sha256)
+        return Fetched(len(data), put)
+
+    def close(self) -> None:
+        """Close the source's connections."""
+        self._source.close()
+
+
+def _in_memory(path: str, chunks: Iterable[bytes]) -> bytes:
+    """A file whose size was not announced, up to what may be held in memory: it might never end."""
+    data = bytearray()
+    for chunk in chunks:
+        data += chunk
+        if len(data) > BIG:
+            raise NotTheFile(
+                f"{path} came without a size and goes on after {BIG >> 20} MiB. Nothing of it was kept. PhysioNet announces "
+                "the size of every file: find out what proxy stands between, or whether PhysioNet is in maintenance."
+            )
+    return bytes(data)
