@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from demo import stack
+from physionet_mirror import words
 
 if TYPE_CHECKING:
     from physionet_mirror.layout import RunLayout
@@ -156,7 +157,7 @@ def _progress(bucket: Bucket, run: RunLayout) -> dict[str, Any]:
         "description": f"streaming, {connections} connections" if at_work else "shards and verification",
         "total": plan["selection"]["images"],
         "completed": sum(result["images"] - result["todo"] + result["stored"] for result in results if result),
-        "text": f"{stored} images, {size / 1e6:.1f} MB" if results else "",
+        "text": f"{stored} images, {words.size(size)}" if results else "",
     }
 
 
@@ -172,7 +173,7 @@ def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunL
         for name in ("selected", "present", "verified", "missing", "wrong", "empty"):
             bad = result[name] and name in ("missing", "wrong", "empty")
             table.add_row(name, f"[red]{result[name]:,}[/]" if bad else f"{result[name]:,}")
-        table.add_row("size", f"{result['bytes'] / 1e6:,.1f} MB")
+        table.add_row("size", words.size(result["bytes"]))
         table.add_row("fetched by this run", f"{transfer['images']:,}")
         console.print(table)
         if result["passed"] and not transfer["images"]:

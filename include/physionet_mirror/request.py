@@ -1,4 +1,4 @@
-"""What was asked for: the params of a run, validated before any work starts."""
+"""What was asked for: the params of a run, their defaults and bounds, validated before any work starts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ Source = Literal["physionet", "s3"]
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 SOURCES: tuple[Source, ...] = get_args(Source)
+SELECTS = ("sample", "all")
+SAMPLE_BY = ("image", "study", "patient")
+"""What can be sampled."""
+
 STORAGE_CLASSES = (
     "STANDARD",
     "STANDARD_IA",
@@ -47,6 +51,9 @@ SHARD_SIZE = 1, 10_000
 SLICES = 1, 1000
 """Parts of a dataset, one a night."""
 
+NIGHTS = 30
+"""Default of ``slices`` where there is a slice a night: 12,570 images, about 20 GB."""
+
 APPROVE_ABOVE_GB = 0, 1_000_000
 """GB from which a person is asked; the most is a petabyte, 200 times the largest dataset of PhysioNet."""
 
@@ -61,7 +68,7 @@ _UNSPEAKABLE = re.compile(r"[\x00-\x1f\x7f]|\{\{|\{%")
 
 @dataclass(frozen=True)
 class Selection:
-    """What a person asks for; an empty filter means any.
+    """Which images a person asks for; an empty filter means any. The defaults are those of the trigger form.
 
     Attributes:
         select: ``sample`` or ``all``.
@@ -91,7 +98,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Request:
-    """A validated wish.
+    """What a run is asked to do, validated. The defaults are those of the trigger form.
 
     Attributes:
         bucket: Destination bucket.
@@ -141,8 +148,8 @@ class Request:
             return value
 
         storage_class, verify = (
-            choice("storage_class", "STANDARD", STORAGE_CLASSES),
-            choice("verify", "checksum", LEVELS),
+            choice("storage_class", cls.storage_class, STORAGE_CLASSES),
+            choice("verify", cls.verify, LEVELS),
         )
         if verify == "content" and storage_class in ARCHIVED:
             raise InputError(
@@ -150,16 +157,16 @@ class Request:
                 "it is restored. Nothing was done. Choose verify=checksum, which asks S3 for the checksum that it holds, or "
                 "another storage class: GLACIER_IR is read at once."
             )
-        dataset = DATASETS[choice("dataset", MIMIC_CXR_JPG.name, tuple(DATASETS))]
+        dataset = DATASETS[choice("dataset", cls.dataset.name, tuple(DATASETS))]
         shard_size = params.get("shard_size")
         return cls(
             bucket=checked_bucket(params.get("bucket")),
             prefix=checked_prefix(params.get("prefix", dataset.name)),
             selection=Selection(
-                select=choice("select", "sample", ("sample", "all")),
-                sample_size=_whole("sample_size", params.get("sample_size", 1000), *SAMPLE_SIZE),
-                sample_by=choice("sample_by", "image", ("image", "study", "patient")),
-                seed=_whole("seed", params.get("seed", 42), *SEED),
+                select=choice("select", Selection.select, SELECTS),
+                sample_size=_whole("sample_size", params.get("sample_size", Selection.sample_size), *SAMPLE_SIZE),
+                sample_by=choice("sample_by", Selection.sample_by, SAMPLE_BY),
+                seed=_whole("seed", params.get("seed", Selection.seed), *SEED),
                 views=_texts("views", params),
                 splits=_texts("splits", params),
                 labels=_texts("labels", params),
@@ -168,12 +175,14 @@ class Request:
             ),
             file_list=checked_uri("file_list", params.get("file_list")),
             shard_size=None if shard_size in (None, "") else _whole("shard_size", shard_size, *SHARD_SIZE),
-            connections=_whole("connections", params.get("connections", 8), *CONNECTIONS),
+            connections=_whole("connections", params.get("connections", cls.connections), *CONNECTIONS),
             storage_class=storage_class,
             verify=verify,
-            source=choice("source", "physionet", SOURCES),
-            approve_above_gb=_gigabytes("approve_above_gb", params.get("approve_above_gb"), 50.0, *APPROVE_ABOVE_GB),
-            dry_run=bool(params.get("dry_run", False)),
+            source=choice("source", cls.source, SOURCES),
+            approve_above_gb=_gigabytes(
+                "approve_above_gb", params.get("approve_above_gb"), cls.approve_above_gb, *APPROVE_ABOVE_GB
+            ),
+            dry_run=bool(params.get("dry_run", cls.dry_run)),
             slices=None if params.get("slices") is None else _whole("slices", params["slices"], *SLICES),
             stop_after=_stop_after(params.get("stop_after")),
             dataset=dataset,

@@ -9,6 +9,7 @@ from airflow.sdk import BaseOperator
 from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.operators import AskOperator
 from physionet_airflow.run import Run, engine_errors, result_of
+from physionet_mirror.words import size
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,7 +60,7 @@ class ApproveDeletionOperator(AskOperator):
         kinds = "".join(f"| {kind} | {count:,} |\n" for kind, count in found["by_kind"].items())
         versions = ", old versions and delete markers included" if found["versions"] else ""
         return (
-            f"**{found['objects']:,} objects, {found['bytes'] / 1e9:,.2f} GB** below `{found['destination']}/` will be deleted"
+            f"**{found['objects']:,} objects, {size(found['bytes'])}** below `{found['destination']}/` will be deleted"
             f"{versions}. This cannot be undone; PhysioNet has the images still.\n\n| | |\n|---|---|\n{kinds}\n"
             f"Which ones: `{found['listing']}`. Reports of earlier runs are kept.\n\n"
             "**Approve** deletes exactly these. **Reject** ends the run; nothing is deleted."
@@ -95,6 +96,6 @@ class DeleteListedOperator(BaseOperator):
             run = Run.of(context, self.aws_conn_id)
             done = cleanup.delete_listed(run.bucket, run.layout)
         self.log.info(
-            "%s objects deleted, %.2f GB. The list: %s", f"{done['deleted']:,}", done["bytes"] / 1e9, found["listing"]
+            "%s objects deleted, %s. The list: %s", f"{done['deleted']:,}", size(done["bytes"]), found["listing"]
         )
         return done

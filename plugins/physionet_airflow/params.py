@@ -11,17 +11,24 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SPLITS
+from physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, SPLITS
 from physionet_mirror.request import (
     APPROVE_ABOVE_GB,
     CONNECTIONS,
     FRONTAL,
     LATERAL,
+    LEVELS,
+    NIGHTS,
     NO_VIEW,
+    SAMPLE_BY,
     SAMPLE_SIZE,
     SEED,
+    SELECTS,
     SHARD_SIZE,
     SLICES,
+    SOURCES,
+    Request,
+    Selection,
 )
 
 BUCKET_VARIABLE = "MIMIC_CXR_BUCKET"
@@ -40,6 +47,12 @@ STORAGE_CLASSES = {
     "DEEP_ARCHIVE": "DEEP_ARCHIVE: must be restored before it can be read",
 }
 """S3 storage classes and what the form calls them."""
+
+_LEVELS = {
+    "count": "count: the object is there, above zero bytes",
+    "checksum": "checksum: and S3's SHA-256 equals PhysioNet's",
+    "content": "content: and the bytes read back hash to it",
+}
 
 PLAN_PAGE = "plugin/physionet/physionet/plan"
 """Address of the page's plan view in Airflow's UI, from Airflow's root (docs/page.md)."""
@@ -63,9 +76,9 @@ def mirror_params() -> dict[str, Param]:
     return {
         **where_params(),
         "select": Param(
-            "sample",
+            Selection.select,
             type="string",
-            enum=["sample", "all"],
+            enum=list(SELECTS),
             values_display={"sample": "A sample", "all": "Everything that the filters leave"},
             title="Select",
             # The form shows Markdown only where there is no plain description.
@@ -74,7 +87,7 @@ def mirror_params() -> dict[str, Param]:
             section=_WHICH,
         ),
         "sample_size": Param(
-            1000,
+            Selection.sample_size,
             type="integer",
             **_within(SAMPLE_SIZE),
             title="Sample size",
@@ -82,15 +95,15 @@ def mirror_params() -> dict[str, Param]:
             section=_WHICH,
         ),
         "sample_by": Param(
-            "image",
+            Selection.sample_by,
             type="string",
-            enum=["image", "study", "patient"],
+            enum=list(SAMPLE_BY),
             title="Sample by",
             description="What is drawn: whole studies or patients stay together.",
             section=_WHICH,
         ),
         "seed": Param(
-            42,
+            Selection.seed,
             type="integer",
             **_within(SEED),
             title="Seed",
@@ -99,7 +112,7 @@ def mirror_params() -> dict[str, Param]:
         ),
         **filter_params(),
         "file_list": Param(
-            None,
+            Request.file_list,
             type=["string", "null"],
             pattern=r"^(s3://[^/\s]+/\S.*)?$",
             title="File list",
@@ -108,7 +121,7 @@ def mirror_params() -> dict[str, Param]:
         ),
         **transfer_params(),
         "shard_size": Param(
-            None,
+            Request.shard_size,
             type=["integer", "null"],
             **_within(SHARD_SIZE),
             title="Images a shard",
@@ -116,29 +129,25 @@ def mirror_params() -> dict[str, Param]:
             section=_HOW,
         ),
         "verify": Param(
-            "checksum",
+            Request.verify,
             type="string",
-            enum=["count", "checksum", "content"],
-            values_display={
-                "count": "count: the object is there, above zero bytes",
-                "checksum": "checksum: and S3's SHA-256 equals PhysioNet's",
-                "content": "content: and the bytes read back hash to it",
-            },
+            enum=list(LEVELS),
+            values_display=_LEVELS,
             title="Verification",
             description="What is proven of every selected image before the run is green.",
             section=_HOW,
         ),
         "source": Param(
-            "physionet",
+            Request.source,
             type="string",
-            enum=["physionet", "s3"],
+            enum=list(SOURCES),
             values_display={"physionet": "physionet.org over HTTPS", "s3": "PhysioNet's S3 access point"},
             title="Source",
             description="Download from PhysioNet, or copy inside S3 from its access point (needs cloud access there).",
             section=_HOW,
         ),
         "approve_above_gb": Param(
-            50,
+            Request.approve_above_gb,
             type="number",
             **_within(APPROVE_ABOVE_GB),
             **{"not": {"exclusiveMaximum": APPROVE_ABOVE_GB[0]}},  # NaN passes every bound, and so fails this one
@@ -147,7 +156,7 @@ def mirror_params() -> dict[str, Param]:
             section=_SAFE,
         ),
         "dry_run": Param(
-            False,
+            Request.dry_run,
             type="boolean",
             title="Dry run",
             description="Plan and estimate only: no image is fetched.",
@@ -176,7 +185,7 @@ def where_params(*, required: bool = True) -> dict[str, Param]:
     return {
         "bucket": Param(default, **bucket) if default or not required else Param(**bucket),
         "prefix": Param(
-            MIMIC_CXR_JPG.name,
+            Request.dataset.name,
             type="string",
             minLength=1,
             maxLength=500,
@@ -228,7 +237,7 @@ def transfer_params() -> dict[str, Param]:
     """How images are carried over."""
     return {
         "connections": Param(
-            8,
+            Request.connections,
             type="integer",
             **_within(CONNECTIONS),
             title="Connections",
@@ -236,7 +245,7 @@ def transfer_params() -> dict[str, Param]:
             section=_HOW,
         ),
         "storage_class": Param(
-            "STANDARD",
+            Request.storage_class,
             type="string",
             enum=list(STORAGE_CLASSES),
             values_display=STORAGE_CLASSES,
@@ -252,14 +261,10 @@ def audit_params() -> dict[str, Param]:
     return {
         **where_params(required=False),
         "level": Param(
-            "checksum",
+            Request.verify,
             type="string",
-            enum=["count", "checksum", "content"],
-            values_display={
-                "count": "count: the object is there, above zero bytes",
-                "checksum": "checksum: and S3's SHA-256 equals PhysioNet's",
-                "content": "content: and the bytes read back hash to it",
-            },
+            enum=list(LEVELS),
+            values_display=_LEVELS,
             title="Level",
             description="What is asked of every image.",
             section=_HOW,
@@ -305,7 +310,7 @@ def cleanup_params() -> dict[str, Param]:
             section=_WHICH,
         ),
         "dry_run": Param(
-            False,
+            Request.dry_run,
             type="boolean",
             title="Dry run",
             description="List and count only: nothing is asked and nothing is deleted.",
@@ -324,7 +329,7 @@ def backfill_params() -> dict[str, Param]:
         "verify": of_a_run["verify"],
         "source": of_a_run["source"],
         "slices": Param(
-            30,
+            NIGHTS,
             type="integer",
             **_within(SLICES),
             title="Slices",
@@ -332,7 +337,7 @@ def backfill_params() -> dict[str, Param]:
             section=_HOW,
         ),
         "stop_after": Param(
-            None,
+            Request.stop_after,
             type=["string", "null"],
             pattern=r"^(([01]?\d|2[0-3]):[0-5]\d|\d{1,3}(\.\d{1,9})?\s?h?)?$",
             examples=["06:30", "4.5"],

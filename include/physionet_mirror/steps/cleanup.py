@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from physionet_mirror import index, shards
+from physionet_mirror import index, shards, words
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
 from physionet_mirror.records import RunPlan, load
@@ -119,7 +119,7 @@ def write_listing(bucket: Bucket, run: RunLayout, doomed: Iterable[Doomed]) -> d
         versions += entry.version is not None
         lines.append(json.dumps([entry.path, entry.size, entry.version]))
     bucket.write(run.deleted, gzip.compress("\n".join(lines).encode()), content_type="application/gzip")
-    log.info("%s objects, %.2f GB: %s", f"{len(lines):,}", size / 1e9, dict(objects))
+    log.info("%s objects, %s: %s", f"{len(lines):,}", words.size(size), dict(objects))
     return {
         "objects": len(lines),
         "bytes": size,
