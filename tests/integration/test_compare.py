@@ -114,7 +114,7 @@ class TestDirectoryBucket:
                 assert not under or under.endswith("/")
                 return plain.list(under)
 
-        bucket = Directory(plain.client, plain._direct, "mine--use1-az4--x-s3", "mine")
+        bucket = Directory(plain.client, plain._signed, "mine--use1-az4--x-s3", "mine")
         bucket.head = plain.head  # type: ignore[method-assign]
         files = [File(f"files/p10/p{n:05}.jpg", "0" * 64) for n in range(100)]
         server.objects = {plain.key(file.path): b"x" for file in files[::2]}

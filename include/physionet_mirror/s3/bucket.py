@@ -1,7 +1,7 @@
 """The bucket: every read, write and listing below one key prefix, and nothing outside it.
 
-The requests that each image needs, PUT and HEAD, go through ``direct``; everything else is an ordinary boto3 call. All
-use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session (an S3Hook, for
+The requests that are made once a file (HEAD, GET into a buffer, PUT, COPY) are ``signed``'s; everything else is an ordinary
+boto3 call. All use the credentials, endpoint and TLS settings of one boto3 session, so whoever opened that session (an S3Hook, for
 instance) owns the connection.
 """
 
@@ -28,7 +28,8 @@ from botocore.config import Config
 
 from physionet_mirror.errors import DestinationError, InputError
 from physionet_mirror.s3 import replies
-from physionet_mirror.s3.signed import DirectRequests, trusted
+from physionet_mirror.s3.capabilities import Capabilities, takes_no_conditions, takes_no_such_request
+from physionet_mirror.s3.signed import SignedRequests, trusted
 from physionet_mirror.worker_settings import check_ca_bundle
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ PART_SIZE = 8 << 20
 _KEYS_A_LIST = 1000  # ListObjectsV2's page
 _KEYS_A_DELETE = 1000  # DeleteObjects' limit
 _ENCRYPTIONS = "AES256", "aws:kms", "aws:kms:dsse"
+_READ = 1 << 18  # bytes hashed at a time; hashlib lets other threads run meanwhile
 _ONE_COPY = 5 << 30  # CopyObject's limit, in bytes
 
 
@@ -82,6 +84,7 @@ class Bucket:
 
     Every ``path`` is relative to the prefix. All methods raise a :class:`DestinationError` (`DestinationUnavailable`
     only after the client's own retries), or :class:`InputError` where a setting keeps the request from being made.
+    Whoever slows down by himself (a `Pace`) asks with ``paced``: then S3's 503 is raised at once.
 
     Attributes:
         name: The bucket's name.
@@ -92,7 +95,7 @@ class Bucket:
     def __init__(
         self,
         client: S3Client,
-        direct: DirectRequests,
+        signed: SignedRequests,
         name: str,
         prefix: str,
         *,
@@ -104,11 +107,12 @@ class Bucket:
         self.name = name
         self.prefix = prefix.strip("/")
         self.requests: Counter[str] = Counter()
-        self._direct = direct
+        self._signed = signed
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
         self._region: str | None = client.meta.region_name
-        self._deletes_one_by_one = False
+        self._can = Capabilities()
+        self._kept = threading.local()  # .buffer, for what is read only to be hashed
         self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
         self._encryption = _encryption(kms_key, server_side_encryption)
 
@@ -170,10 +174,10 @@ class Bucket:
             )
         except (botocore.exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no address
             raise replies.meaning(error, f"s3://{name}", "a client", name, session.region_name) from None
-        direct = DirectRequests(session, client, name, verify=verify)
+        signed = SignedRequests(session, client, name, verify=verify)
         return cls(
             client,
-            direct,
+            signed,
             name,
             prefix,
             kms_key=kms_key,
@@ -243,10 +247,10 @@ class Bucket:
                 return
             ask["ContinuationToken"] = page["NextContinuationToken"]
 
-    def head(self, path: str) -> Stored | None:
+    def head(self, path: str, *, paced: bool = False) -> Stored | None:
         """Size, ETag and checksum of one object, or None where there is none."""
         with self._asking("HEAD", path):
-            headers = self._direct.head(self.key(path), **self._owner)
+            headers = self._signed.head(self.key(path), paced=paced, **self._owner)
         if headers is None:
             return None
         digest = headers.get("x-amz-checksum-sha256", "")
@@ -261,6 +265,50 @@ class Bucket:
             headers.get("content-type", "application/octet-stream"),
             parsedate_to_datetime(headers["last-modified"]),
         )
+
+    def get_into(
+        self, path: str, buffer: bytearray | memoryview, *, etag: str | None = None, paced: bool = False
+    ) -> memoryview:
+        """One whole object into a buffer that the caller keeps; the part of it that the object fills.
+
+        Args:
+            path: Which.
+            buffer: At least as large as the object.
+            etag: Only the object that has this ETag.
+            paced: See the class.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            DestinationError: It is larger than the buffer, or another one now (PreconditionFailed).
+            DestinationUnavailable: It did not come whole; a body that breaks off is not asked for again here.
+        """
+        view = memoryview(buffer)
+        options = {"IfMatch": f'"{etag}"'} if etag else {}
+        with self._asking("GET", path), self._signed.get(self.key(path), paced=paced, **options, **self._owner) as body:
+            size = body.length if body.length is not None and body.length > len(view) else body.fill(view)
+            if size > len(view) or (
+                size == len(view) and body.length is None and body.read_into(memoryview(bytearray(1)))
+            ):
+                raise DestinationError(
+                    f"{self.uri(path)} is larger than the {len(view):,} bytes that were expected. Nothing of it was kept. Find "
+                    "out who replaced it."
+                )
+        return view[:size]
+
+    def sha256(self, path: str) -> str:
+        """The SHA-256 (hex) of an object's bytes, read back through one kept buffer a thread.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            DestinationUnavailable: It did not come whole.
+        """
+        if (buffer := getattr(self._kept, "buffer", None)) is None:
+            buffer = self._kept.buffer = memoryview(bytearray(_READ))
+        digest = hashlib.sha256()
+        with self._asking("GET", path), self._signed.get(self.key(path), **self._owner) as body:
+            while size := body.fill(buffer):
+                digest.update(buffer[:size])
+        return digest.hexdigest()
 
     def open_read(self, path: str, chunk: int = 1 << 20) -> Iterator[bytes]:
         """The object's bytes in chunks.
@@ -295,24 +343,32 @@ class Bucket:
     # -- what is written -------------------------------------------------------------------------------------------
 
     def put(
-        self, path: str, data: bytes, *, content_type: str, storage_class: str = "STANDARD", sha256: str | None = None
+        self,
+        path: str,
+        data: bytes | memoryview,
+        *,
+        content_type: str,
+        storage_class: str = "STANDARD",
+        sha256: str | None = None,
+        paced: bool = False,
     ) -> str:
-        """Store one file, atomically; the fast path of images. Returns the ETag.
+        """Store one file, atomically. Returns the ETag.
 
         Args:
             path: Where.
-            data: Its bytes.
+            data: Its bytes; they are sent from where they lie.
             content_type: Its media type.
             storage_class: S3 storage class.
             sha256: What the bytes must hash to (hex): S3 compares, refuses anything else, and keeps it as the object's
                 checksum. None = whatever they hash to.
+            paced: See the class.
         """
         options = {"ContentType": content_type, **self._encryption, **self._owner}
         if storage_class != "STANDARD":
             options["StorageClass"] = storage_class
         digest = hashlib.sha256(data).hexdigest() if sha256 is None else sha256
         with self._asking("PUT", path):
-            return self._direct.put(self.key(path), data, digest, **options).strip('"')
+            return self._signed.put(self.key(path), data, digest, paced=paced, **options).strip('"')
 
     def write(self, path: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Store a small object (state, reports, tables)."""
@@ -354,7 +410,7 @@ class Bucket:
                     "409",
                 }:
                     return False
-                if not _knows_no_conditions(error):
+                if not takes_no_conditions(error):
                     raise
         self.write(path, data, content_type=content_type)
         return True
@@ -422,12 +478,13 @@ class Bucket:
     def copy_from(
         self,
         source: Bucket,
-        there: Stored,
+        there: Stored | Listed,
         path: str | None = None,
         *,
         content_type: str,
         storage_class: str = "STANDARD",
         replace: bool = True,
+        paced: bool = False,
     ) -> Copy | None:
         """Copy an object of another bucket (or of this one) inside S3.
 
@@ -441,6 +498,7 @@ class Bucket:
             content_type: Its media type.
             storage_class: S3 storage class.
             replace: False = only where nothing stands. A server that takes no such condition replaces in any case.
+            paced: See the class.
 
         Returns:
             What was written, or None where something stood and was not to be replaced.
@@ -449,7 +507,6 @@ class Bucket:
             FileNotFoundError: There is no such object.
         """
         path = there.path if path is None else path
-        where: dict[str, Any] = {"Bucket": self.name, "Key": self.key(path)}
         origin: Any = {"Bucket": source.name, "Key": source.key(there.path)}
         how: dict[str, Any] = {
             "MetadataDirective": "REPLACE",
@@ -463,25 +520,35 @@ class Bucket:
         with self._asking("COPY", path):
             if there.size > _ONE_COPY:
                 # A checksum would be of the parts, which proves nothing, and not every S3 gives it.
-                self.client.copy(origin, **where, ExtraArgs=how, SourceClient=source.client)
+                self.client.copy(
+                    origin, Bucket=self.name, Key=self.key(path), ExtraArgs=how, SourceClient=source.client
+                )
             else:
-                how |= {"CopySource": origin, "CopySourceIfMatch": there.etag, "ChecksumAlgorithm": "SHA256", **where}
-                condition: dict[str, Any] = {} if replace else {"IfNoneMatch": "*"}
-                try:
-                    answer = self.client.copy_object(**how, **condition)
-                except botocore.exceptions.ClientError as error:
-                    if not condition:
-                        raise
-                    if _status(error) in {409, 412} and self.head(path) is not None:
-                        return None
-                    if _status(error) != 501:
-                        raise
-                    answer = self.client.copy_object(**how)
-                etag, digest = answer["CopyObjectResult"].get("ETag"), answer["CopyObjectResult"].get("ChecksumSHA256")
-        if etag is None:  # made in parts, or rclone's server, which leaves it out
-            copied = self.head(path)
-            etag = copied.etag if copied else ""
+                how |= {"CopySourceIfMatch": there.etag, "ChecksumAlgorithm": "SHA256"}
+                copied = self._copy(path, origin, how, replace=replace, paced=paced)
+                if copied is None:
+                    return None
+                etag, digest = copied.get("ETag"), copied.get("ChecksumSHA256")
+        if not etag:  # made in parts, or rclone's server, which leaves it out
+            stored = self.head(path, paced=paced)
+            etag = stored.etag if stored else ""
         return Copy(etag.strip('"'), b64decode(digest).hex() if digest else None)
+
+    def _copy(
+        self, path: str, origin: Mapping[str, str], how: Mapping[str, Any], *, replace: bool, paced: bool
+    ) -> Mapping[str, Any] | None:
+        """CopyObjectResult, or None where something stands that is not to be replaced."""
+        key = self.key(path)
+        if not replace and self._can.copies_if_absent:
+            try:
+                return self._signed.copy(key, origin, paced=paced, **how, IfNoneMatch="*")
+            except botocore.exceptions.ClientError as error:
+                if replies.status_of(error) in {"409", "412"} and self.head(path, paced=paced) is not None:
+                    return None
+                if replies.status_of(error) != "501":
+                    raise
+            self._can.copies_if_absent = False
+        return self._signed.copy(key, origin, paced=paced, **how)
 
     def delete_exactly(self, path: str, etag: str) -> bool:
         """Delete an object only while it is the one that has this ETag; whether it was.
@@ -496,9 +563,9 @@ class Bucket:
             try:
                 self.client.delete_object(**where, IfMatch=etag)
             except botocore.exceptions.ClientError as error:
-                if _status(error) in {404, 409, 412}:
+                if replies.status_of(error) in {"404", "409", "412"}:
                     return False
-                if _status(error) != 501:
+                if replies.status_of(error) != "501":
                     raise
                 self.client.delete_object(**where)
         return True
@@ -520,7 +587,7 @@ class Bucket:
     def _delete(self, objects: Iterable[ObjectIdentifierTypeDef]) -> None:
         remaining = iter(objects)
         while batch := list(islice(remaining, _KEYS_A_DELETE)):
-            if not self._deletes_one_by_one:
+            if self._can.deletes_many:
                 with self._asking("DELETE", f"{len(batch)} objects"):
                     try:
                         answer = self.client.delete_objects(
@@ -530,9 +597,9 @@ class Bucket:
                             **self._owner,
                         )
                     except botocore.exceptions.ClientError as error:
-                        if not _takes_no_such_request(error):
+                        if not takes_no_such_request(error):
                             raise
-                        self._deletes_one_by_one = True
+                        self._can.deletes_many = False
                     else:
                         if errors := answer.get("Errors"):
                             raise replies.not_deleted(errors, len(batch), f"s3://{self.name}")
@@ -606,39 +673,6 @@ def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict
             + ". Nothing was written. Correct it in the AWS connection's extra."
         )
     return {"ServerSideEncryption": how, **({"SSEKMSKeyId": kms_key} if kms_key else {})}
-
-
-def _status(error: botocore.exceptions.ClientError) -> int:
-    """The HTTP status of an answer, 0 where there was none."""
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
-
-
-def _takes_no_such_request(error: botocore.exceptions.ClientError) -> bool:
-    """Whether a store refuses the request as such (DeleteObjects without Content-MD5, for instance), not its sender."""
-    return replies.status_of(error) in {"400", "405", "411", "501"} and replies.code_of(error) in {
-        "",
-        "400",
-        "405",
-        "411",
-        "501",
-        "InvalidArgument",
-        "InvalidDigest",
-        "InvalidRequest",
-        "MethodNotAllowed",
-        "MissingContentLength",
-        "MissingContentMD5",
-        "NotImplemented",
-    }
-
-
-def _knows_no_conditions(error: botocore.exceptions.ClientError) -> bool:
-    """Whether a store says that it does not take If-Match or If-None-Match; being slow, or refusing us, is not that."""
-    if replies.code_of(error) in {"NotImplemented", "501"} or replies.status_of(error) == "501":
-        return True
-    said = " ".join(str(value) for value in error.response.get("Error", {}).values()).lower()
-    return replies.status_of(error) == "400" and any(
-        word in said for word in ("if-match", "if-none-match", "conditional")
-    )
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -36,7 +36,9 @@ BUSY = {
     "RequestLimitExceeded",
     "Throttling",
     "ThrottlingException",
+    "TooManyRequests",
     "TooManyRequestsException",
+    "429",
     "KMS.ThrottlingException",
 }
 """Codes that pass by themselves, whatever the status; so do all other answers of 5xx but NotImplemented."""
@@ -95,9 +97,9 @@ _REFUSALS: Mapping[str, str] = {
 }
 """What a code of S3 or STS says, and what to do. All of them stay until a person acts."""
 
-_CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
+CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "Forbidden", "Unauthorized", "401", "403"}
-_REGION = {
+REGION = {
     "PermanentRedirect",
     "TemporaryRedirect",
     "AuthorizationHeaderMalformed",
@@ -202,12 +204,12 @@ def _answered(error: exceptions.ClientError, where: str, what: str, bucket: str,
     asking = f"{code}, asking for {what}"
     if code == "InvalidObjectState":
         return archived(f"{where}/{what}")
-    if code in _CLOCK:
+    if code in CLOCK:
         return BucketRefused(
             f"S3 refuses {where} because this worker's clock is wrong{_skew(error)} ({asking}). {_STAYS} Have the worker set its "
             f"clock by NTP (chrony, systemd-timesyncd). {_THEN}"
         )
-    if code in _REGION:
+    if code in REGION:
         return BucketRefused(_other_region(error, where, asking, said, region))
     if code in _REFUSALS or code.startswith("KMS"):
         explained = _REFUSALS.get(

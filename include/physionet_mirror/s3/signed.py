@@ -1,41 +1,48 @@
-"""The two S3 requests that are made for every image, HEAD and PUT, past boto3 at a quarter of its CPU time.
+"""The S3 requests that are made once a file, HEAD, GET, PUT and COPY: signed by botocore, sent over kept sockets.
 
-The first one goes through boto3. It shows where the bucket's keys are and how they are signed for; from then on botocore
-signs, and the request is written to a socket that each thread keeps. Whatever is not a plain answer is asked again with
-boto3, which knows about retries, redirects and clocks.
+boto3 makes the first one, which shows the bucket's address and the region that it is signed for. From then on botocore
+signs and `wire` sends, at about a third of boto3's CPU time. An error that S3 explains in its answer is raised as boto3
+raises it. Whatever is not a plain answer (a broken connection, a redirect, a wrong clock, an answer without a code) is
+asked again through boto3, which also repeats what S3 is too busy for, unless the caller is ``paced``: whoever has a `Pace`
+wants to know at once that S3 asks for less.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import socket
 import ssl
 import threading
 from base64 import b64encode
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 from urllib.request import getproxies
+from xml.etree import ElementTree
 
 import boto3
 from botocore.auth import EMPTY_SHA256_HASH, S3SigV4Auth
 from botocore.awsrequest import AWSPreparedRequest, AWSRequest
 from botocore.credentials import ReadOnlyCredentials
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, ConnectionClosedError, IncompleteReadError, ReadTimeoutError
 from botocore.httpsession import get_cert_path
-from urllib3.util import wait_for_read
+from botocore.parsers import RestXMLParser
+from botocore.response import StreamingBody
 from urllib3.util.ssl_ import create_urllib3_context
 
-from physionet_mirror.s3.replies import code_of, status_of
+from physionet_mirror.s3.replies import BUSY, CLOCK, REGION, code_of, status_of
+from physionet_mirror.wire import Answer, Origin
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/([^/]+)/s3/")
-_IN_VAIN = 10  # times in a row that boto3 gets what was not to be had directly; then boto3 is asked alone
-_LONGEST = 1 << 16  # bytes of an answer's head
+_IN_VAIN = 10  # consecutive direct failures, each of which boto3 then got, after which only boto3 is used
+_LONGEST = 1 << 16  # bytes of an answer's body that is not an object
+_KEEP = 512  # idle connections: a server-side copy is little work, and hundreds are in flight
+_BOTO3S = CLOCK | REGION | {"SignatureDoesNotMatch"}
+"""Codes that boto3 may have an answer to."""
 _HEADERS = {
     "ContentType": "content-type",
     "StorageClass": "x-amz-storage-class",
@@ -44,14 +51,60 @@ _HEADERS = {
     "ExpectedBucketOwner": "x-amz-expected-bucket-owner",
     "ChecksumMode": "x-amz-checksum-mode",
     "ChecksumSHA256": "x-amz-checksum-sha256",
+    "ChecksumAlgorithm": "x-amz-checksum-algorithm",
+    "MetadataDirective": "x-amz-metadata-directive",
+    "TaggingDirective": "x-amz-tagging-directive",
+    "CopySource": "x-amz-copy-source",
+    "CopySourceIfMatch": "x-amz-copy-source-if-match",
+    "IfMatch": "if-match",
+    "IfNoneMatch": "if-none-match",
+    "Range": "range",
 }
 """The header of each of boto3's parameters that are used here."""
 
 
-class DirectRequests:
-    """HEAD and PUT of the objects of one bucket; safe to share between threads.
+class Body:
+    """An object's bytes on their way.
 
-    Both raise ClientError and BotoCoreError as boto3 does.
+    Raises ReadTimeoutError, ConnectionClosedError and IncompleteReadError as boto3 does, where they do not come whole.
+
+    Attributes:
+        length: How many come, or None where the server does not say.
+    """
+
+    def __init__(self, source: Answer | StreamingBody, length: int | None, url: str) -> None:
+        self._source, self._url = source, url
+        self.length = length
+        self._received = 0
+
+    def read_into(self, view: memoryview) -> int:
+        """Some bytes into ``view``; 0 at the end."""
+        try:
+            source: Any = self._source
+            received: int = source.read_into(view) if isinstance(source, Answer) else source.readinto(view)
+        except TimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=self._url, error=error) from None
+        except OSError as error:
+            raise ConnectionClosedError(endpoint_url=self._url, error=error) from None
+        self._received += received
+        broken = isinstance(self._source, Answer) and not self._source.complete
+        if not received and len(view) and (broken or (self.length or 0) > self._received):
+            raise IncompleteReadError(actual_bytes=self._received, expected_bytes=self.length or 0)
+        return received
+
+    def fill(self, view: memoryview) -> int:
+        """As many bytes into ``view`` as it holds, or as there are; how many."""
+        at = 0
+        while at < len(view) and (received := self.read_into(view[at:])):
+            at += received
+        return at
+
+
+class SignedRequests:
+    """HEAD, GET, PUT and COPY of the objects of one bucket; safe to share between threads.
+
+    All raise ClientError and BotoCoreError as boto3 does, and take boto3's parameters as ``options``. With ``paced``, an
+    answer that S3 is too busy (503 SlowDown, for instance) is raised at once instead of being repeated.
 
     Args:
         session: Owner of the credentials, which may change from request to request.
@@ -67,33 +120,33 @@ class DirectRequests:
         self._client = client
         self._bucket = bucket
         self._verify = verify
-        self._wire: _Wire | None = None
+        self._signer: _SignedOrigin | None = None
         self._in_vain = 0
         self._asked = threading.local()  # of this thread: .sent, address and signature of what boto3 has just sent;
-        #                                  .in_vain, the count when it began to ask
-        for operation in ("HeadObject", "PutObject"):
+        #                                  .in_vain, the count when it began to ask; .status, what it was answered
+        for operation in ("HeadObject", "GetObject", "PutObject", "CopyObject"):
             client.meta.events.register(f"before-send.s3.{operation}", self._remember)
 
-    def head(self, key: str, **options: str) -> Mapping[str, str] | None:
+    def head(self, key: str, *, paced: bool = False, **options: str) -> Mapping[str, str] | None:
         """Headers of an object by their names in lower case, checksum included, or None where there is no such object.
 
         Args:
             key: The object's key.
+            paced: See the class.
             options: ExpectedBucketOwner, as boto3's ``head_object`` takes it.
         """
         asked: dict[str, Any] = {**options, "ChecksumMode": "ENABLED"}
-        status, headers = self._ask("HEAD", key, asked)
-        if status in {200, 404}:
-            self._in_vain = 0
-            return headers if status == 200 else None
+        answer = self._ask("HeadObject", "HEAD", key, asked, paced=paced)
+        if answer is not None:
+            return answer.headers if answer.status == 200 else None
         try:
-            answer = self._client.head_object(Bucket=self._bucket, Key=key, **asked)
+            found = self._client.head_object(Bucket=self._bucket, Key=key, **asked)
         except ClientError as error:
             if status_of(error) == "404":
                 return None
             raise self._explained(error, key, options) from None
-        self._learn(key, status)
-        return answer["ResponseMetadata"]["HTTPHeaders"]
+        self._learn(key)
+        return found["ResponseMetadata"]["HTTPHeaders"]
 
     def _explained(self, error: ClientError, key: str, options: Mapping[str, str]) -> ClientError:
         """A refused HEAD has no body, so it does not say why: a GET of one byte does."""
@@ -107,45 +160,141 @@ class DirectRequests:
                 return explained
         return error
 
-    def put(self, key: str, data: bytes, sha256: str, **options: str) -> str:
+    @contextmanager
+    def get(self, key: str, *, paced: bool = False, **options: str) -> Iterator[Body]:
+        """An object's bytes, to be read before the context ends.
+
+        Args:
+            key: The object's key.
+            paced: See the class.
+            options: Range, IfMatch, ExpectedBucketOwner, as boto3's ``get_object`` takes them.
+        """
+        answer = self._ask("GetObject", "GET", key, options, paced=paced)
+        if answer is not None:
+            with answer:
+                yield Body(answer, answer.length, self._client.meta.endpoint_url)
+            return
+        asked: dict[str, Any] = dict(options)
+        found = self._client.get_object(Bucket=self._bucket, Key=key, **asked)
+        self._learn(key)
+        with found["Body"] as body:
+            yield Body(body, found.get("ContentLength"), self._client.meta.endpoint_url)
+
+    def put(self, key: str, data: bytes | memoryview, sha256: str, *, paced: bool = False, **options: str) -> str:
         """Store an object; returns its ETag.
 
         Args:
             key: The object's key.
-            data: Its bytes.
+            data: Its bytes; they are sent from where they lie.
             sha256: Their SHA-256 (hex), which S3 compares with the bytes that arrive and keeps.
+            paced: See the class.
             options: ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId, ExpectedBucketOwner, as boto3's
                 ``put_object`` takes them.
         """
         checksum = b64encode(bytes.fromhex(sha256)).decode()
         asked: dict[str, Any] = {**options, "ChecksumSHA256": checksum}
-        status, headers = self._ask("PUT", key, asked, data, sha256)
-        if status == 200 and "etag" in headers:
-            self._in_vain = 0
-            return headers["etag"]
-        answer = self._client.put_object(Bucket=self._bucket, Key=key, Body=data, **asked)
-        self._learn(key, status)
-        return answer["ETag"]
+        answer = self._ask("PutObject", "PUT", key, asked, data, sha256, paced=paced)
+        if answer is not None:
+            with answer:
+                answer.complete or answer.read(_LONGEST)
+            if "etag" in answer.headers:
+                return answer.headers["etag"]
+        body = data if isinstance(data, bytes) else bytes(data)
+        etag = self._client.put_object(Bucket=self._bucket, Key=key, Body=body, **asked)["ETag"]
+        self._learn(key)
+        return etag
+
+    def copy(self, key: str, origin: Mapping[str, str], *, paced: bool = False, **options: str) -> Mapping[str, Any]:
+        """Copy an object inside S3, up to 5 GB; returns ``CopyObjectResult``: ETag and ChecksumSHA256.
+
+        Args:
+            key: The copy's key.
+            origin: ``Bucket`` (a name, or an access point's ARN) and ``Key`` of what is copied.
+            paced: See the class.
+            options: CopySourceIfMatch, IfNoneMatch, ContentType, …, as boto3's ``copy_object`` takes them.
+        """
+        source = f"{origin['Bucket']}{'/object' if origin['Bucket'].startswith('arn:') else ''}/{origin['Key']}"
+        asked = {**options, "CopySource": quote(source, safe="-._~/")}
+        answer = self._ask("CopyObject", "PUT", key, asked, paced=paced)
+        if answer is not None and (found := self._copied(answer, paced)) is not None:
+            return found
+        parameters: Any = {**options, "CopySource": dict(origin)}
+        result: Mapping[str, Any] = self._client.copy_object(Bucket=self._bucket, Key=key, **parameters)[
+            "CopyObjectResult"
+        ]
+        self._learn(key)
+        return result
+
+    def _copied(self, answer: Answer, paced: bool) -> Mapping[str, str] | None:
+        """What a COPY has written. S3 answers 200 before it is done: the body may still be an error."""
+        try:
+            with answer:
+                body = answer.read(_LONGEST)
+                complete = answer.complete
+            root = ElementTree.fromstring(body)  # noqa: S314 - of this size, and expat bounds what entities grow to
+        except (OSError, ElementTree.ParseError):
+            return None
+        if not complete:
+            return None
+        fields = {child.tag.rpartition("}")[2]: child.text or "" for child in root}
+        if root.tag.rpartition("}")[2] == "CopyObjectResult":
+            return fields
+        if (error := _error("CopyObject", 500, answer.headers, body)) and _is_final(error, paced):
+            raise error
+        self._asked.status = 500
+        return None
+
+    # -- directly, or not ------------------------------------------------------------------------------------------
 
     def _ask(
-        self, method: str, key: str, options: Mapping[str, str], data: bytes = b"", sha256: str = EMPTY_SHA256_HASH
-    ) -> tuple[int, Mapping[str, str]]:
-        """HTTP status and headers; the status is 0 where there was no plain answer."""
-        self._asked.in_vain = self._in_vain
-        wire = self._wire
-        if wire is None or self._in_vain >= _IN_VAIN:
-            return 0, {}
-        return wire.ask(method, key, {_HEADERS[name]: value for name, value in options.items()}, data, sha256)
+        self,
+        operation: str,
+        method: str,
+        key: str,
+        options: Mapping[str, str],
+        data: bytes | memoryview = b"",
+        sha256: str = EMPTY_SHA256_HASH,
+        *,
+        paced: bool,
+    ) -> Answer | None:
+        """A plain answer: the one that was asked for, or to a HEAD that there is no such object. None = ask boto3.
+
+        Raises:
+            ClientError: S3 has said itself why not.
+        """
+        self._asked.in_vain, self._asked.status = self._in_vain, 0
+        signer = self._signer
+        if signer is None or self._in_vain >= _IN_VAIN:
+            return None
+        try:
+            answer = signer.send(method, key, {_HEADERS[name]: value for name, value in options.items()}, data, sha256)
+            if answer is None:
+                return None
+            if answer.status in (200, 206) or (answer.status == 404 and method == "HEAD"):
+                self._in_vain = 0
+                return answer
+            with answer:
+                body = answer.read(_LONGEST) if not answer.complete else b""
+        except (OSError, ValueError):
+            return None
+        self._asked.status = answer.status
+        error = _error(operation, answer.status, answer.headers, body)
+        if error is not None and _is_final(error, paced):
+            self._in_vain = 0
+            raise error
+        return None
 
     def _remember(self, request: AWSPreparedRequest, **_: object) -> None:
         self._asked.sent = request.url, request.headers.get("Authorization", b"")
 
-    def _learn(self, key: str, status: int) -> None:
-        """Boto3 got an answer: go its way from now on, unless that takes more than a signature (a proxy, for instance)."""
+    def _learn(self, key: str) -> None:
+        """boto3 got an answer: reuse its address and region, unless that takes more than a signature (a proxy, for instance)."""
         url, signature = getattr(self._asked, "sent", ("", b""))
         self._asked.sent = "", b""
-        if self._wire is not None:
-            if status < 500:  # requests that were under way together, as in a blip of the network, count as one
+        if self._signer is not None:
+            if (
+                self._asked.status < 500
+            ):  # requests that were under way together, as in a blip of the network, count as one
                 self._in_vain = max(self._in_vain, self._asked.in_vain + 1)
             return
         config: Any = self._client.meta.config  # its attributes are made at run time
@@ -153,10 +302,34 @@ class DirectRequests:
         path = _quoted(key)
         detour = config.client_cert or config.proxies or getproxies().keys() & {urlsplit(url).scheme, "all"}
         if signed and not detour and url.endswith(path):
-            timeouts = config.connect_timeout, config.read_timeout
-            self._wire = _Wire(
-                self._session, url.removesuffix(path), signed[1], trusted(self._session, self._verify)[0], timeouts
+            origin = Origin(
+                url,
+                tls=_tls(trusted(self._session, self._verify)[0]) if url.startswith("https:") else None,
+                connect_timeout=config.connect_timeout,
+                read_timeout=config.read_timeout,
+                keep=_KEEP,
             )
+            self._signer = _SignedOrigin(self._session, origin, url.removesuffix(path), signed[1])
+
+
+def _error(operation: str, status: int, headers: Mapping[str, str], body: bytes) -> ClientError | None:
+    """S3's refusal as boto3 raises it, or None where the answer is none."""
+    if status < 300:
+        return None
+    parser: Any = RestXMLParser()
+    try:
+        parsed = parser.parse({"status_code": max(status, 301), "headers": dict(headers), "body": body}, None)
+    except Exception:  # noqa: BLE001 - botocore's parser raises what it likes of what is no XML
+        return None
+    return ClientError(parsed, operation)
+
+
+def _is_final(error: ClientError, paced: bool) -> bool:
+    """Whether boto3 would come to nothing else."""
+    code, status = code_of(error), status_of(error)
+    if code in BUSY or (status.startswith("5") and status != "501"):
+        return paced
+    return not code.isdecimal() and code not in _BOTO3S
 
 
 def trusted(session: boto3.Session, verify: bool | str | None) -> tuple[bool | str, str]:
@@ -184,105 +357,35 @@ class _Signer(S3SigV4Auth):
         return self._sha256
 
 
-class _Wire:
-    """Signed requests to one bucket, whose keys begin at ``url``, over a connection for each thread.
+class _SignedOrigin:
+    """Signed requests to one bucket, whose keys begin at ``url``."""
 
-    ``timeouts`` are seconds for a connect, and for a send or a read.
-    """
+    def __init__(self, session: boto3.Session, origin: Origin, url: str, region: str) -> None:
+        self._session, self._origin, self._url, self._region = session, origin, url, region
+        self._path = urlsplit(url).path
 
-    def __init__(
-        self, session: boto3.Session, url: str, region: str, trusted: Any, timeouts: tuple[float, float]
-    ) -> None:
-        self._session, self._url, self._region = session, url, region
-        self._connect_timeout, self._read_timeout = timeouts
-        at = urlsplit(url)
-        usual = 443 if at.scheme == "https" else 80
-        self._address = at.hostname or "", at.port or usual
-        self._host = at.netloc.rpartition("@")[2].removesuffix(f":{usual}")
-        self._path = at.path
-        self._tls = None
-        if at.scheme == "https":
-            self._tls = create_urllib3_context()  # as boto3 does
-            if trusted is False:
-                self._tls.check_hostname, self._tls.verify_mode = False, ssl.CERT_NONE
-            else:
-                self._tls.load_verify_locations(get_cert_path(trusted))
-        self._kept = threading.local()  # .connection, while no answer is owed on it
-
-    def ask(
-        self, method: str, key: str, headers: Mapping[str, str], data: bytes, sha256: str
-    ) -> tuple[int, Mapping[str, str]]:
-        """HTTP status and headers; the status is 0 where there was no answer."""
+    def send(
+        self, method: str, key: str, headers: Mapping[str, str], data: bytes | memoryview, sha256: str
+    ) -> Answer | None:
+        """An answer, or None without credentials; raises what ``Origin.exchange`` does."""
         credentials = self._session.get_credentials()
         if credentials is None:
-            return 0, {}
+            return None
         path = _quoted(key)
-        request = AWSRequest(method, self._url + path, headers={"Host": self._host, **headers})
+        request = AWSRequest(method, self._url + path, headers={"Host": self._origin.host, **headers})
         _Signer(credentials.get_frozen_credentials(), self._region, sha256).add_auth(request)
-        lines = [f"{method} {self._path}{path} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in request.headers.items()]
-        if method == "PUT":
-            lines.append(f"Content-Length: {len(data)}")
-        if any("\r" in line or "\n" in line for line in lines):
-            return 0, {}
-        try:
-            connection = self._take()
-        except OSError:
-            return 0, {}
-        reusable = False
-        try:
-            status, (first, *fields), rest = _exchange(connection, "\r\n".join([*lines, "\r\n"]).encode(), data)
-            answer = {name.lower(): value.strip() for name, _, value in (field.partition(":") for field in fields)}
-            bare = not rest and (method == "HEAD" or answer.get("content-length") == "0")
-            reusable = bare and first.startswith("HTTP/1.1") and answer.get("connection", "").lower() != "close"
-            return status, answer
-        except (OSError, ValueError, IndexError):
-            return 0, {}
-        finally:  # also when something interrupts: the next request must not read this one's answer
-            if reusable:
-                self._kept.connection = connection
-            else:
-                with suppress(OSError):
-                    connection.close()
-
-    def _take(self) -> socket.socket:
-        """This thread's connection, out of its place; a new one where there is none that works."""
-        kept: socket.socket | None = getattr(self._kept, "connection", None)
-        self._kept.connection = None
-        if kept is not None:
-            if not wait_for_read(kept, timeout=0):
-                return kept
-            kept.close()  # it was closed at the other end while it lay idle
-        made = socket.create_connection(self._address, timeout=self._connect_timeout)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._tls:
-            made = self._tls.wrap_socket(made, server_hostname=self._address[0])
-        made.settimeout(self._read_timeout)
-        return made
+        signed = [(name, value) for name, value in request.headers.items() if name != "Host"]
+        return self._origin.exchange(method, self._path + path, signed, data)
 
 
-def _exchange(connection: socket.socket, head: bytes, data: bytes) -> tuple[int, list[str], bytes]:
-    """Send a request; its answer's status, the lines of the answer's head, and what came behind them so far.
-
-    Raises:
-        OSError, ValueError, IndexError: There was no answer, or none of HTTP/1.
-    """
-    connection.sendall(head)
-    if data:
-        connection.sendall(data)
-    answer = b""
-    while True:
-        while (end := answer.find(b"\r\n\r\n")) < 0:
-            received = connection.recv(16384)
-            if not received or len(answer) > _LONGEST:
-                raise ConnectionError
-            answer += received
-        lines, answer = answer[:end].decode("latin-1").split("\r\n"), answer[end + 4 :]
-        if not lines[0].startswith("HTTP/1."):
-            raise ValueError
-        status = int(lines[0].split(" ", 2)[1])
-        if not 100 <= status < 200:  # that is a word beforehand; the answer follows
-            return status, lines, answer
+def _tls(trusted: bool | str) -> ssl.SSLContext:
+    context = create_urllib3_context()  # as boto3 does
+    if trusted is False:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    else:
+        bundle: Any = trusted  # True = botocore's own
+        context.load_verify_locations(get_cert_path(bundle))
+    return context
 
 
 def _quoted(key: str) -> str:
