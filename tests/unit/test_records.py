@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from physionet_mirror import index, records
+from physionet_mirror import records
 from physionet_mirror.files import File
-from physionet_mirror.layout import INDEX, LEFT, RunLayout
 from physionet_mirror.records import Failure, RunPlan, RunReport, ShardResult, SumsSeen
 from physionet_mirror.shards import Shard, encode
 from physionet_mirror.steps import plan
 from physionet_mirror.throughput import stretches, use
+from tests.unit.made_up import OneFile
 
 SHARD = Shard(0, 3, "files/a.jpg", "files/c.jpg", "_mirror/runs/r/shards/0000.sha256", 3)
 JSON = st.recursive(
@@ -43,22 +40,6 @@ RESULT = ShardResult(
     faults={"stalled": 2},
     series=[(30.0, 40, 40_000, 4), (60.0, 46, 46_000, 4)],
 )
-
-
-class OneFile:
-    """A bucket that holds these bytes wherever it is asked."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def uri(self, path: str) -> str:
-        return f"s3://b/{path}"
-
-    def read(self, _: str) -> bytes:
-        return self.data
-
-    def read_json(self, _: str) -> Any:
-        return json.loads(self.data) if self.data else None
 
 
 DOCUMENTS = [
@@ -167,32 +148,7 @@ def test_many_tries_lose_no_image_and_stay_small(steps: list[float], tries: int)
     assert [point[0] for point in whole.series] == sorted(point[0] for point in whole.series)
 
 
-# -- tables and lists --------------------------------------------------------------------------------------------------
-
-
-def an_index() -> bytes:
-    paths = [f"files/p10/p1000000{n % 10}/s5000000{n}/{n:08x}.jpg" for n in range(200)]
-    columns = {
-        "path": paths,
-        "bytes": list(range(200)),
-        "sha256": [f"{n:064x}" for n in range(200)],
-        "level": ["count"] * 200,
-    }
-    out = io.BytesIO()
-    pq.write_table(pa.table(columns), out, compression="zstd", write_page_checksum=True)
-    return out.getvalue()
-
-
-@settings(max_examples=400, deadline=None)
-@given(st.data())
-def test_an_index_with_flipped_bytes_is_read_right_or_not_at_all(data: st.DataObject) -> None:
-    good = an_index()
-    spoilt = bytearray(good)
-    for at in data.draw(st.sets(st.integers(0, len(good) - 1), min_size=1, max_size=4)):
-        spoilt[at] ^= data.draw(st.integers(1, 255))
-    found = index.read(OneFile(bytes(spoilt)), ["path", "bytes", "sha256"])  # type: ignore[arg-type]
-    if found is not None and found.num_rows == 200:
-        assert set(found["path"].to_pylist()) == set(pq.read_table(io.BytesIO(good))["path"].to_pylist())
+# -- lists -------------------------------------------------------------------------------------------------------------
 
 
 @given(st.data())
@@ -202,21 +158,3 @@ def test_a_damaged_list_of_leftovers_keeps_its_other_lines(data: st.DataObject) 
     spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= data.draw(st.integers(1, 255))
     left = plan.read_left(OneFile(bytes(spoilt)))  # type: ignore[arg-type]
     assert len({image.path for image in left} & {image.path for image in images}) >= 18
-
-
-@given(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"), min_size=1))
-def test_folders_of_runs_never_collide(one: str, other: str) -> None:
-    layouts = [RunLayout(run, dag) for run in (one, other) for dag in ("mimic_cxr_jpg", "mimic_cxr_audit", one, other)]
-    distinct = {(layout.run_id, layout.dag_id) for layout in layouts}
-    assert len({layout.root for layout in layouts}) == len(distinct)
-    for layout in layouts:
-        assert layout.root.count("/") == 3
-        found = RunLayout.of_folder(layout.folder)
-        assert (found.run_id, found.dag_id) == (layout.run_id, layout.dag_id)
-
-
-def test_an_ordinary_run_keeps_the_folder_of_the_contract() -> None:
-    run_id = "manual__2026-03-01T22:00:00.123456+00:00"
-    assert RunLayout(run_id).plan == f"_mirror/runs/{run_id}/plan.json"
-    assert RunLayout(run_id, "my_dag").root == f"_mirror/runs/my_dag@{run_id}/"
-    assert (INDEX, LEFT) == ("_mirror/index.parquet", "_mirror/left.sha256")

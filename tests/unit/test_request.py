@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
@@ -269,3 +272,69 @@ def test_what_s3_does_not_give_back_is_not_to_be_read_back(storage_class):
             Request.from_params({**params, "verify": "content"})
     else:
         assert Request.from_params({**params, "verify": "content"}).verify == "content"
+
+
+# -- a backfill's end --------------------------------------------------------------------------------------------------
+
+
+TWO = datetime(2025, 3, 1, 2, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("06:30", time(6, 30)),
+        ("6:30", time(6, 30)),
+        ("00:00", time(0, 0)),
+        ("23:59", time(23, 59)),
+        (" 06:30 ", time(6, 30)),
+        ("4.5", timedelta(hours=4.5)),
+        ("4", timedelta(hours=4)),
+        (4.5, timedelta(hours=4.5)),
+        ("4h", timedelta(hours=4)),
+        ("4.5 h", timedelta(hours=4.5)),
+        ("12 hours", timedelta(hours=12)),
+        ("0.001", timedelta(hours=0.001)),
+        (None, None),
+        ("", None),
+    ],
+)
+def test_stop_after_is_a_time_of_day_or_hours(text: Any, meant: time | timedelta | None) -> None:
+    assert ask(stop_after=text).stop_after == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["24:00", "6:60", "06:30:00", "-1", "0", "0.0 h", "half", "4 min", "1000", "6.30 am", True]
+)
+def test_anything_else_is_refused_by_name(text: Any) -> None:
+    with pytest.raises(InputError, match=r"^stop_after: .* Nothing was done"):
+        ask(stop_after=text)
+
+
+@pytest.mark.parametrize(
+    ("stop_after", "started", "stops"),
+    [
+        ("06:30", TWO, TWO.replace(hour=6, minute=30)),
+        ("06:30", TWO.replace(hour=6, minute=30), datetime(2025, 3, 2, 6, 30, tzinfo=UTC)),
+        ("06:30", TWO.replace(hour=22), datetime(2025, 3, 2, 6, 30, tzinfo=UTC)),
+        ("00:15", datetime(2025, 12, 31, 23, 50, tzinfo=UTC), datetime(2026, 1, 1, 0, 15, tzinfo=UTC)),
+        ("4.5", TWO, TWO.replace(hour=6, minute=30)),
+        ("30 h", TWO, datetime(2025, 3, 2, 8, tzinfo=UTC)),
+        (None, TWO, None),
+    ],
+)
+def test_the_end_is_the_next_such_time_or_so_many_hours_on(
+    stop_after: str | None, started: datetime, stops: datetime | None
+) -> None:
+    assert ask(stop_after=stop_after).stops_at(started) == stops
+
+
+def test_a_time_of_day_is_utc_wherever_the_worker_is() -> None:
+    evening = datetime(2025, 3, 1, 20, tzinfo=ZoneInfo("America/New_York"))  # 01:00 UTC of the next day
+    assert ask(stop_after="06:30").stops_at(evening) == datetime(2025, 3, 2, 6, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("slices", [0, -1, 1001, "many", 2.5, True])
+def test_slices_that_cannot_be(slices: Any) -> None:
+    with pytest.raises(InputError, match=r"^slices: "):
+        ask(slices=slices)

@@ -1,6 +1,7 @@
 """Shards: contiguous, disjoint, complete; and their files, of which no damage goes unnoticed."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +27,7 @@ from physionet_mirror.shards import (
     seal,
     size_for,
     slice_of,
+    slice_of_day,
 )
 
 LAYOUT = RunLayout("r")
@@ -258,3 +260,35 @@ def test_lists_of_earlier_versions_are_read_where_nothing_depends_on_it() -> Non
 )
 def test_names_tell_shards_apart(first: str, last: str, count: int, name: str) -> None:
     assert Shard(0, count, first, last, "s", count).name == name
+
+
+# --- which day of a backfill owns which slice -------------------------------------------------------------------------
+
+
+@given(st.integers(0, 400_000), st.integers(1, 1000))
+def test_slices_partition_the_images_in_order_and_evenly(images: int, slices: int) -> None:
+    parts = [slice_of(images, index, slices) for index in range(slices)]
+    assert (parts[0].start, parts[-1].stop) == (0, images)
+    assert all(a.stop == b.start for a, b in pairwise(parts))
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("index", "slices"), [(-1, 3), (3, 3), (0, 0)])
+def test_a_slice_that_is_none(index: int, slices: int) -> None:
+    with pytest.raises(InputError, match="no slice"):
+        slice_of(100, index, slices)
+
+
+@given(st.integers(-1000, 5000), st.integers(1, 1000))
+def test_any_so_many_consecutive_days_own_every_slice_once(first: int, slices: int) -> None:
+    start = datetime(2025, 1, 1, tzinfo=UTC)
+    days = [start + timedelta(days=first + n, hours=2) for n in range(slices)]
+    owned = [slice_of_day(day, start, slices) for day in days]
+    assert sorted(owned) == list(range(slices))
+    assert slice_of_day(days[-1] + timedelta(days=1), start, slices) == owned[0]
+
+
+def test_the_first_night_owns_the_first_slice() -> None:
+    start = datetime(2025, 1, 1, tzinfo=UTC)
+    assert [slice_of_day(start + timedelta(days=n, hours=2), start, 30) for n in (0, 1, 29, 30)] == [0, 1, 29, 0]
