@@ -49,12 +49,18 @@ $(PY):
 
 # uv installs in seconds what takes pip minutes; pip stays the fallback, as its settings (a company mirror, a
 # certificate) are more often in place.
-$(READY): requirements.txt requirements-dev.txt constraints.txt | $(PY)
+#
+# The project itself is installed too, as a link to this folder (editable): Airflow finds the connection type only by an
+# entry point, and nothing has to be installed anew after a change of code.
+VERSION_FILE := include/physionet_mirror/__init__.py
+$(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml $(VERSION_FILE) | $(PY)
 	@echo "Installing Airflow and the project's libraries into $(VENV)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) \
 		&& $(PY) -m uv pip install --quiet --python $(PY) -r requirements-dev.txt -c constraints.txt \
 		|| { echo "uv could not install them; falling back to pip, which takes a few minutes" >&2; \
 			$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt; }
+	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable . \
+		|| $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
 
 .PHONY: lock
@@ -93,6 +99,25 @@ logs: ## follow the compose stack's logs
 .PHONY: test
 test: $(READY) ## unit, integration and DAG tests
 	$(PYTEST) -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not browser and not compose"
+
+VERSION ?= 3.1.8
+OTHER := .state/airflow-$(VERSION)
+# The sets in tests/airflow/ are frozen: Airflow releases before the newest one break with libraries of today.
+FROZEN = $(or $(wildcard tests/airflow/$(VERSION).txt),constraints.txt)
+.PHONY: test-airflow
+test-airflow: $(OTHER)/.ready ## the DAG and page tests in another Airflow: VERSION=3.1.8, 3.2.2 or 3.3.2
+	$(OTHER)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		-m "not slow and not browser and not compose" $(AIRFLOW_TESTS)
+
+AIRFLOW_TESTS ?= tests/dags tests/unit/test_retry.py tests/unit/test_metrics.py tests/unit/test_hook.py tests/integration/test_page.py
+.PRECIOUS: .state/airflow-%/.ready
+.state/airflow-%/.ready: requirements.txt tests/airflow/tools.txt $(wildcard tests/airflow/*.txt) constraints.txt pyproject.toml $(VERSION_FILE) | $(READY)
+	@echo "Installing Airflow $* into .state/airflow-$*"
+	@$(PY) -m uv venv --quiet --clear --python $(PY) .state/airflow-$*
+	@$(PY) -m uv pip install --quiet --python .state/airflow-$*/bin/python apache-airflow==$* -r requirements.txt \
+		-r tests/airflow/tools.txt -c $(FROZEN)
+	@$(PY) -m uv pip install --quiet --python .state/airflow-$*/bin/python --no-deps --editable .
+	@touch $@
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## kills, faults, overlaps: the slow tests

@@ -28,8 +28,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from airflow.sdk import DAG, CronDataIntervalTimetable
+from airflow.sdk import DAG
 
+from physionet_airflow.compat import CronDataIntervalTimetable
 from physionet_airflow.mirror import mirror_shards
 from physionet_airflow.operators import FetchMetadataOperator, PlanShardsOperator, VerifyOperator
 from physionet_airflow.params import backfill_params

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 """The project's folder."""
-PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "include")])
-"""What Airflow needs beside the dags and plugins folders."""
+PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "include"), str(ROOT / "plugins")])
+"""This folder's own code, before what is installed: ``make`` installs the project editable, for its entry points."""
 POOL = "physionet"
 STREAMS = 4
 """Shards streamed at once, and slots of the pool."""

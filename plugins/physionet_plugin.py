@@ -1,46 +1,6 @@
-"""Tells Airflow of the page and of the links on tasks; see physionet_airflow/page and docs/page.md."""
+"""The plugin for an Airflow that reads this folder. Where the package is installed too, its entry point has told of it."""
 
-from __future__ import annotations
+from importlib.metadata import entry_points
 
-from typing import Any, ClassVar
-
-from airflow.plugins_manager import AirflowPlugin
-
-from physionet_airflow.links import LINKS
-
-
-class LazyPage:
-    """The page's web application, built when it is first asked for.
-
-    Every Airflow process loads this plugin; only the API server needs FastAPI's routes and all that they import.
-    """
-
-    def __init__(self) -> None:
-        self._app: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._app is None:
-            from physionet_airflow.page.app import make_app
-
-            self._app = make_app()
-        await self._app(scope, receive, send)
-
-
-class PhysioNetPlugin(AirflowPlugin):
-    """The mirror at a glance: overview, live run and planning, as a nav entry, and as buttons on our tasks.
-
-    Not as tabs of DAG and run: Airflow's UI puts a plugin's tabs on every DAG of the installation (up to 3.3).
-    """
-
-    name = "physionet"
-    fastapi_apps: ClassVar[list[Any]] = [{"app": LazyPage(), "url_prefix": "/physionet", "name": "PhysioNet mirror"}]
-    external_views: ClassVar[list[Any]] = [
-        {
-            "name": "PhysioNet",
-            "url_route": "physionet",
-            "href": "physionet/",
-            "destination": "nav",
-            "icon": "physionet/static/icon.svg",
-        }
-    ]
-    operator_extra_links: ClassVar[list[Any]] = LINKS
+if not entry_points(group="airflow.plugins", name="physionet"):
+    from physionet_airflow.plugin import PhysioNetPlugin  # noqa: F401

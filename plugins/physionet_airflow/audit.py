@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from physionet_airflow.bucket import AWS_CONN_ID
+from physionet_airflow.compat import AirflowFailException, AirflowSkipException
 from physionet_airflow.run import Run, engine_errors, result_of
 from physionet_mirror.errors import VerificationFailed
 

@@ -118,8 +118,8 @@ def open_access_point(
         InputError: There is none for this dataset version.
     """
     from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowNotFoundException
 
+    from physionet_airflow.compat import AirflowNotFoundException
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.source.access_point import AccessPoint, access_point_of
 

@@ -8,9 +8,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
-from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
+from physionet_airflow.compat import AirflowNotFoundException
 from physionet_mirror.errors import InputError, MirrorError
 
 if TYPE_CHECKING:

@@ -76,8 +76,8 @@ def _tag(reason: str) -> dict[str, str]:
 
 def _send(kind: str, name: str, value: float, tags: Mapping[str, str] | None = None) -> None:
     try:
-        from airflow.sdk.observability import stats
+        from physionet_airflow.compat import stats
 
-        getattr(stats, kind)(f"physionet.{name}", value, tags=dict(tags or {}))
+        getattr(stats(), kind)(f"physionet.{name}", value, tags=dict(tags or {}))
     except Exception:  # a figure that cannot be sent is no reason to stop the images
         log.debug("physionet.%s was not sent", name, exc_info=True)

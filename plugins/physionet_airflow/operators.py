@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import AssetAlias, BaseOperator
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+from physionet_airflow.compat import AirflowException, AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.metrics import ShardMetrics
 from physionet_airflow.run import Run, dataset_overrides, engine_errors, most_shards, no_result, result_of, streams

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.bases.xcom import BaseXCom
-from airflow.sdk.exceptions import AirflowFailException
 
 from physionet_airflow import metrics
 from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
+from physionet_airflow.compat import AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_mirror.errors import InputError, MirrorError
 

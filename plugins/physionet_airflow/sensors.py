@@ -6,9 +6,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
+from physionet_airflow.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.run import Run, dataset_overrides, engine_errors
 from physionet_mirror.errors import MirrorError

@@ -24,7 +24,7 @@ def waiting() -> str | None:
     """Run id of the run that waits for an answer."""
     with sqlite3.connect(database, timeout=30) as connection:
         found = connection.execute(
-            "select run_id from task_instance where dag_id = ? and task_id = ? and state = 'awaiting_input'",
+            "select run_id from task_instance where dag_id = ? and task_id = ? and state in ('awaiting_input', 'deferred')",
             (dag_id, task_id),
         ).fetchone()
     return found[0] if found else None

@@ -5,8 +5,12 @@ import sys
 import time
 
 import airflow.sdk
-from airflow.dag_processing.dagbag import DagBag
 from airflow.utils.file import list_py_file_paths
+
+try:
+    from airflow.dag_processing.dagbag import DagBag
+except ImportError:  # Airflow 3.1
+    from airflow.models.dagbag import DagBag
 
 began = time.monotonic()
 bag = DagBag(sys.argv[1])
@@ -31,7 +35,7 @@ dags = {
             task.task_id: {
                 "trigger_rule": task.trigger_rule.value,
                 "retries": task.retries,
-                "policy": task.retry_policy is not None,
+                "policy": getattr(task, "retry_policy", None) is not None,
                 "pool": task.pool,
                 "at_once": task.max_active_tis_per_dagrun,
                 "template_fields": list(task.template_fields),

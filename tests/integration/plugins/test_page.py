@@ -465,4 +465,4 @@ def test_the_provider_has_the_projects_version():
 
     from physionet_mirror import __version__
 
-    assert version("physionet-airflow") == __version__
+    assert version("physionet-mirror") == __version__

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from airflow.sdk.observability import stats
 
-from physionet_airflow import metrics
+from physionet_airflow import compat, metrics
 from physionet_mirror.errors import BucketUnsafe, CredentialsRefused, Throttled
 
 
@@ -26,9 +25,22 @@ class Recorder:
 
 
 @pytest.fixture
-def sent():
+def send_to(monkeypatch):
+    """A function that sets what makes Airflow's stats logger."""
+    if compat.AIRFLOW < (3, 3):
+        yield lambda factory: monkeypatch.setattr(compat, "stats", factory)
+        return
+    from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+    from airflow.sdk.observability import stats
+
+    yield lambda factory: stats.initialize(factory=factory, export_legacy_names=False)
+    stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
+
+
+@pytest.fixture
+def sent(send_to):
     recorder = Recorder()
-    stats.initialize(factory=lambda: recorder, export_legacy_names=False)
+    send_to(lambda: recorder)
     return recorder
 
 
@@ -88,18 +100,15 @@ def test_only_refusals_are_counted_as_such(sent, error, counted):
     assert sent.counters == ({("physionet.refused", counted): 1} if counted else {})
 
 
-def test_a_broken_backend_is_no_reason_to_stop():
+def test_a_broken_backend_is_no_reason_to_stop(send_to):
     def broken():
         raise RuntimeError("no route to StatsD")
 
-    stats.initialize(factory=broken, export_legacy_names=False)
+    send_to(broken)
     metrics.ShardMetrics(0).publish(tally(1))
     metrics.ShardMetrics(0).image(1.0)
 
 
-@pytest.fixture(autouse=True)
-def _none_afterwards():
-    yield
-    from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
-
-    stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
+@pytest.mark.parametrize("kind", ["incr", "gauge", "timing"])
+def test_this_airflow_takes_each_kind_of_figure(kind):
+    getattr(compat.stats(), kind)("physionet.test", 1, tags={"reason": "test"})

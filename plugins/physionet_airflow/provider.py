@@ -1,9 +1,7 @@
 """What Airflow asks a provider: here, the connection type ``physionet`` and its form.
 
-Airflow finds this through the folder ``physionet_airflow.dist-info`` beside ``include``: on ``PYTHONPATH``, a folder of
-that name makes a package known as installed. It stands here and not in the plugins because Airflow looks for providers
-before it knows its plugins. Without it everything works as well, with a connection of type ``http``; only the form with
-its Test button would be missing.
+Airflow finds this by the entry point ``apache_airflow_provider`` of the installed package, and only there. Where the
+folders are used without installing, a connection of type ``http`` does the same, without the form and its Test button.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ def provider_info() -> dict[str, Any]:
         return {"label": label, "description": description, "schema": {"type": [kind, "null"]}}
 
     return {
-        "package-name": "physionet-airflow",
+        "package-name": "physionet-mirror",
         "name": "PhysioNet",
         "description": "Credentialed datasets from https://physionet.org",
         "connection-types": [

@@ -1,0 +1,103 @@
+"""What differs between Airflow 3.1, 3.2 and 3.3; the other modules and the DAGs import these names from here.
+
+    AirflowException, …         in ``airflow.sdk`` since 3.2
+    CronDataIntervalTimetable   in ``airflow.sdk`` since 3.2
+    RETRY_BACKOFF               a factor since 3.2; 3.1 takes a bool, which doubles the delay each time
+    retry_policy                since 3.3; before, a task's own ``retry_delay`` holds for every error
+    stats                       functions of a module since 3.3; before, of a class
+
+Permanent errors do not depend on any of it: `run.engine_errors` fails the task at once in every version.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__
+
+if TYPE_CHECKING:
+    from airflow.sdk import CronDataIntervalTimetable
+    from airflow.sdk.definitions.retry_policy import RetryPolicy
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSensorTimeout,
+        AirflowSkipException,
+    )
+
+    from physionet_mirror.errors import MirrorError
+
+__all__ = [
+    "AIRFLOW",
+    "RETRY_BACKOFF",
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSensorTimeout",
+    "AirflowSkipException",
+    "CronDataIntervalTimetable",
+    "retry_policy",
+    "stats",
+]
+
+AIRFLOW = tuple(int(number) for number in __version__.split(".")[:2])
+"""The running Airflow's version, as ``(3, 3)``."""
+
+if not TYPE_CHECKING:
+    if AIRFLOW >= (3, 2):
+        from airflow.sdk import CronDataIntervalTimetable
+        from airflow.sdk.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowNotFoundException,
+            AirflowSensorTimeout,
+            AirflowSkipException,
+        )
+    else:
+        from airflow.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowNotFoundException,
+            AirflowSensorTimeout,
+            AirflowSkipException,
+        )
+        from airflow.timetables.interval import CronDataIntervalTimetable
+
+RETRY_BACKOFF: Any = 2 if AIRFLOW >= (3, 2) else True
+"""For ``retry_exponential_backoff``: double the delay after each try."""
+
+
+def retry_policy(errors: list[type[MirrorError]]) -> RetryPolicy | None:
+    """The retry policy that these errors carry; None where Airflow has no retry policies.
+
+    Args:
+        errors: Classes that are permanent or have a ``retry_delay``.
+    """
+    if AIRFLOW < (3, 3):
+        return None
+    from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
+
+    def rule(error: type[MirrorError]) -> RetryRule:
+        if error.permanent:
+            return RetryRule(
+                exception=error,
+                action=RetryAction.FAIL,
+                reason=f"{error.summary}. Trying again cannot help: this needs a person (see the text above).",
+            )
+        return RetryRule(
+            exception=error,
+            action=RetryAction.RETRY,
+            retry_delay=error.retry_delay,
+            reason=f"{error.summary}; trying again in {error.retry_delay}.",
+        )
+
+    return ExceptionRetryPolicy(rules=[rule(error) for error in errors])
+
+
+def stats() -> Any:
+    """Airflow's metrics: ``incr``, ``gauge`` and ``timing``. Imported when they are used, as it reads the configuration."""
+    if AIRFLOW >= (3, 3):
+        return import_module("airflow.sdk.observability.stats")
+    return import_module("airflow.sdk.observability.stats" if AIRFLOW >= (3, 2) else "airflow.stats").Stats
