@@ -3,7 +3,7 @@
     python -m bench [--short]            all parts but the soak
     python -m bench <part> … [--short]   these parts; their sections of bench/results.md are renewed
 
-Parts: streaming, password, planning, rerun, verification, airflow_share, pace, copies, scale_out; and soak. With --short each is
+Parts: streaming, lane, password, planning, rerun, verification, airflow_share, pace, copies, scale_out; and soak. With --short each is
 tried out on little, and nothing is written to bench/results.md: such figures say only that it works. Run it on a machine
 that does nothing else.
 """
@@ -105,6 +105,7 @@ def _scale_out(folder: Path, short: bool) -> tuple[str, list[Check]]:
 
 PARTS = {
     "streaming": Part("Streaming, unthrottled", _own("streaming")),
+    "lane": Part("The lane: TLS on both sides", _own("lane")),
     "password": Part("The password check", _own("password")),
     "planning": Part("Planning at full size", _planning),
     "rerun": Part("A re-run at full size", _own("rerun")),

@@ -9,7 +9,16 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG
@@ -36,7 +45,9 @@ http {{
 _FILES = """\
   log_format moment "$msec $status";
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}{tls};
+    location /source/ {{ alias {root}/; }}
+    location = /source/{slug}/{version} {{ return 404; }}
     location /files/ {{ alias {root}/; autoindex on; access_log {folder}/files.log moment buffer=16k flush=1s; }}
     location = /api/v1/projects/{slug}/versions/ {{
       default_type application/json;
@@ -51,7 +62,7 @@ _SINK = """\
   log_format put "$request_method $content_length";
   upstream yes {{ server 127.0.0.1:{yes}; keepalive 64; }}
   server {{
-    listen 127.0.0.1:{port};
+    listen 127.0.0.1:{port}{tls};
     client_max_body_size 64m; client_body_buffer_size 4m;
     proxy_http_version 1.1; proxy_set_header Connection "";
     location ~ \\.jpg$ {{
@@ -76,23 +87,75 @@ class Missing(RuntimeError):
     """A program that the benchmark needs is not installed; the message says how to get it."""
 
 
+@dataclass(frozen=True)
+class Tls:
+    """A certificate for 127.0.0.1.
+
+    Attributes:
+        ca: File of the authority that signed it, for clients to trust.
+        certificate: Its file.
+        key: File of its private key.
+    """
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    def trusted(self) -> dict[str, str]:
+        """The variables by which boto3, requests and programs in Go trust it."""
+        return dict.fromkeys(("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.ca))
+
+
+def certificate(folder: Path) -> Tls:
+    """A new authority and a certificate by it, for a day."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = datetime.now(UTC)
+    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "bench authority")])
+
+    def signed(subject: x509.Name, public: ec.EllipticCurvePublicKey, extension: x509.ExtensionType) -> bytes:
+        builder = x509.CertificateBuilder(issuer, subject, public, x509.random_serial_number())
+        builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(days=1))
+        return builder.add_extension(extension, critical=False).sign(authority, SHA256()).public_bytes(Encoding.PEM)
+
+    host = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    found = Tls(folder / "ca.pem", folder / "certificate.pem", folder / "key.pem")
+    found.ca.write_bytes(signed(issuer, authority.public_key(), x509.BasicConstraints(ca=True, path_length=None)))
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    found.certificate.write_bytes(signed(host, key.public_key(), names))
+    found.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return found
+
+
+def _listening(tls: Tls | None) -> tuple[str, str]:
+    """What follows the port in nginx' ``listen`` line, and the scheme."""
+    if tls is None:
+        return "", "http"
+    return f" ssl; ssl_certificate {tls.certificate}; ssl_certificate_key {tls.key}", "https"
+
+
 @contextmanager
-def files(folder: Path, root: Path) -> Iterator[str]:
-    """nginx over ``<root>/<slug>/<version>/``, as PhysioNet serves it, without a password; yields the address."""
+def files(folder: Path, root: Path, tls: Tls | None = None) -> Iterator[str]:
+    """nginx over ``<root>/<slug>/<version>/``, as PhysioNet serves it, without a password; yields the address.
+
+    The same files are objects of the bucket ``source``.
+    """
     port = stack.free_port()
     slug, version = MIMIC_CXR_JPG.slug, MIMIC_CXR_JPG.version
-    servers = _FILES.format(port=port, root=root, folder=folder, slug=slug, version=version)
+    listen, scheme = _listening(tls)
+    servers = _FILES.format(port=port, tls=listen, root=root, folder=folder, slug=slug, version=version)
     with _nginx(folder, servers, port):
-        yield f"http://127.0.0.1:{port}"
+        yield f"{scheme}://127.0.0.1:{port}"
 
 
 @contextmanager
-def sink(folder: Path, s3: stack.S3Server) -> Iterator[str]:
+def sink(folder: Path, s3: stack.S3Server, tls: Tls | None = None) -> Iterator[str]:
     """An S3 endpoint that takes images, counts them in ``sink.log`` and forgets them; yields its address."""
     port, yes = stack.free_port(), stack.free_port()
-    servers = _SINK.format(port=port, yes=yes, endpoint=s3.endpoint, folder=folder)
+    listen, scheme = _listening(tls)
+    servers = _SINK.format(port=port, tls=listen, yes=yes, endpoint=s3.endpoint, folder=folder)
     with _nginx(folder, servers, port):
-        yield f"http://127.0.0.1:{port}"
+        yield f"{scheme}://127.0.0.1:{port}"
 
 
 def taken(folder: Path) -> int:

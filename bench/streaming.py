@@ -22,10 +22,11 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import _servers, peers
 from bench._measure import (
@@ -44,6 +45,11 @@ from bench._measure import (
 )
 from bench.pace import make_images
 from demo import stack
+
+if TYPE_CHECKING:
+    from physionet_mirror.dataset import Dataset
+    from physionet_mirror.mover import Mover
+    from physionet_mirror.s3.bucket import Bucket
 
 CONNECTIONS = 16
 SIZES = {"300 KB": (1000, 300_000), "1.62 MB": (400, 1_620_000)}
@@ -193,8 +199,8 @@ def _long(folder: Path, s3: stack.S3Server, taker: str, count: int) -> dict[str,
 # -- the measured process ----------------------------------------------------------------------------------------------
 
 
-def _child(given: dict[str, Any]) -> None:
-    """What a stream task does, and nothing else."""
+def child(given: dict[str, Any], opened: Callable[[Bucket, Dataset], Mover]) -> None:
+    """What a stream task does with a mover, and nothing else; prints what it took."""
     import threading
 
     import boto3
@@ -203,8 +209,6 @@ def _child(given: dict[str, Any]) -> None:
     from physionet_mirror.request import Request
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.shards import Shard, decode, seal
-    from physionet_mirror.source.download import Download
-    from physionet_mirror.source.physionet import PhysioNet
     from physionet_mirror.steps.mirror_shard import Stop, stream_shard
 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
@@ -216,8 +220,7 @@ def _child(given: dict[str, Any]) -> None:
     shard = Shard(0, len(images), images[0].path, images[-1].path, layout.shard(0), len(images))
     bucket.write(layout.missing(0), seal(images), content_type="text/plain")
     del images, lines
-    source = PhysioNet(given["url"], *given["login"], connections=given["connections"])
-    mover = Download(source, request.dataset, bucket)
+    mover = opened(bucket, request.dataset)
     samples: list[tuple[float, float]] = []
     over = threading.Event()
 
@@ -235,8 +238,16 @@ def _child(given: dict[str, Any]) -> None:
     )
     cpu, seconds = time.process_time() - cpu, time.monotonic() - begun
     over.set()
-    figures = {"seconds": seconds, "cpu": cpu, "memory": peak_mb() - idle, "images": result["stored"]}
+    figures = {"begun": begun, "seconds": seconds, "cpu": cpu, "memory": peak_mb() - idle, "images": result["stored"]}
     print(json.dumps({**figures, "connections": result["connections"], "flat": samples}))
+
+
+def download(given: dict[str, Any], bucket: Bucket, dataset: Dataset) -> Mover:
+    """The mover from the website."""
+    from physionet_mirror.source.download import Download
+    from physionet_mirror.source.physionet import PhysioNet
+
+    return Download(PhysioNet(given["url"], *given["login"], connections=given["connections"]), dataset, bucket)
 
 
 # -- the result --------------------------------------------------------------------------------------------------------
@@ -303,7 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child:
-        _child(json.loads(os.environ["BENCH"]))
+        given = json.loads(os.environ["BENCH"])
+        child(given, partial(download, given))
         return
     result = run(options.folder.resolve(), short=options.short, clients=options.clients, rounds=options.rounds)
     print(table(result))

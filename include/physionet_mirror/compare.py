@@ -14,7 +14,6 @@ every few thousand objects: a comparison that is killed goes on where it stopped
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import random
@@ -374,11 +373,8 @@ class _Look:
 
 
 def sha256_of(bucket: Bucket, path: str) -> str:
-    """The SHA-256 (hex) of an object's bytes, read in chunks. Raises FileNotFoundError where there is no such object."""
-    digest = hashlib.sha256()
-    for chunk in bucket.open_read(path):
-        digest.update(chunk)
-    return digest.hexdigest()
+    """The SHA-256 (hex) of an object's bytes, read back. Raises FileNotFoundError where there is no such object."""
+    return bucket.sha256(path)
 
 
 # -- at once ---------------------------------------------------------------------------------------------------------
