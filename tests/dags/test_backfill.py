@@ -1,4 +1,4 @@
-"""Nights, tables alone, and copies inside S3, in a real Airflow: what docs/backfill.md tells a user to do."""
+"""Nights, tables alone, and copies inside S3, in a real Airflow, as the pages in docs/ tell a user to run them."""
 
 from __future__ import annotations
 

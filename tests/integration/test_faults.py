@@ -1,6 +1,6 @@
 """Everything that goes wrong on the wire, one by one: each ends with every byte right, or with the image named.
 
-The table in docs/faults.md lists these tests.
+The table in docs/guarantees.md lists these tests.
 """
 
 from __future__ import annotations
