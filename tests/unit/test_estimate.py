@@ -88,7 +88,7 @@ def task(after: float, seconds: int, connections: int, allowed: int) -> ShardRes
 def a_run(*tasks: ShardResult, connections: int = 8) -> dict[str, object]:
     """As a run reports it."""
     return {
-        "transfer": _transfer([ShardResult.from_json(each) for each in tasks]),
+        "transfer": _transfer(tasks),
         "params": {"connections": connections},
     }
 
