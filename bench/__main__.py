@@ -79,12 +79,6 @@ def _pace(folder: Path, short: bool) -> tuple[str, list[Check]]:
     return pace.table(result), checks
 
 
-def _copies(_: Path, short: bool) -> tuple[str, list[Check]]:
-    from bench import copies
-
-    return copies.table(copies.run(images=200 if short else 1000)), []
-
-
 def _scale_out(folder: Path, short: bool) -> tuple[str, list[Check]]:
     """In a process of its own: it moves into an environment that has Celery."""
     if shutil.which("redis-server") is None:
@@ -112,7 +106,7 @@ PARTS = {
     "verification": Part("Verification", _own("verification")),
     "airflow_share": Part("Airflow's share", _own("airflow_share")),
     "pace": Part("Pace, with PhysioNet as its users report it", _pace),
-    "copies": Part("Copies inside S3", _copies),
+    "copies": Part("Copies inside S3", _own("copies")),
     "scale_out": Part("Scale-out", _scale_out),
     "soak": Part("Soak", _own("soak")),
 }

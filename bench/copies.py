@@ -1,99 +1,114 @@
-"""Copies inside S3 (``source=s3``): copies a second and CPU a copy, and what that makes of 377,110 images.
+"""Copies inside S3: copies a second and CPU a copy of one worker, and what that makes of 377,110 images.
 
-    python -m bench.copies [--images 1000] [--at-once 16 64]
+    python -m bench copies [--short]
 
-Local servers stand in for S3: ``rclone serve s3``, which copies the file on its disk, and moto, which answers from memory.
-They share this machine's cores with the client, so copies a second are a lower bound and say little of AWS, whose answers
-take longer and whose servers are not here; CPU a copy is the client's own, and is what counts there: it says how many
-copies a second one core can ask for. Every copy is a HEAD and a COPY, as a shard makes them.
+A small server takes 150 ms for each answer, as S3 does for a copy, so that only some hundred in flight reach S3's rate. It
+shares the machine's cores with the client; its own CPU a copy is in the table. Each copy is one request, made only where
+nothing stands, and proven by the SHA-256 in its answer. *SlowDown* is the same with a server that refuses what comes above
+a rate (S3's is 3,500 a second and prefix; here it is what one worker reaches): the pace must settle close below it.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import os
+import json
 import resource
 import sys
-import tempfile
+import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import boto3
 
+from bench._copier import SIZE
+from bench._measure import Check, command_line, python
 from bench.planning import FULL_SIZE
 from demo import stack
-from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
+from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.errors import Corrupt, DestinationUnavailable, Throttled
 from physionet_mirror.files import File
+from physionet_mirror.mover import Fetched, SourceStats, Turn
 from physionet_mirror.pace import Pace
-from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.source.access_point import AccessPoint
+from physionet_mirror.s3.bucket import Bucket, Listed
 from physionet_mirror.transfer import Transfer
 
-SIZES = {"rclone": 300_000, "moto": 1_000}
-"""Bytes an image: moto keeps them in memory."""
-AT_ONCE = 16, 64
-"""Copies under way: a stream's share of 8 connections, and all of them in one process."""
+COPIES = 10_000
+AT_ONCE = 384
+DELAY = 0.15
+LIMIT = 1000
+"""Copies a second above which the second server says SlowDown."""
+SECONDS = 60
+"""For which the second server is kept busy."""
+RATE, CPU_MS, SETTLED = 2000, 0.6, 0.9
+DIGEST = sha256(b"an image").hexdigest()
 
 
-def run(images: int = 1000, at_once: Sequence[int] = AT_ONCE) -> dict[str, Any]:
-    """Measure and return ``{"images", "rows": [{"server", "at_once", "copies_s", "cpu_ms", "hours", "cpu_minutes"}]}``."""
-    rows = []
-    for server in SIZES:
-        with tempfile.TemporaryDirectory() as folder, _server(server, Path(folder)) as (session, endpoint):
-            rows += _measure(server, session, endpoint, images, at_once)
-    return {"images": images, "rows": rows}
+def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
+    """Measure: ``{"copies", "rows": [{"case", "at_once", "copies_s", "cpu_ms", "server_ms", "refused", "steady"}]}``."""
+    count = COPIES // 5 if short else COPIES
+    seconds = SECONDS // 4 if short else SECONDS
+    free = _measure(folder, "free", count, AT_ONCE, {})
+    slow = _measure(folder, "SlowDown", LIMIT * seconds, None, {"limit": LIMIT})
+    return {"copies": count, "rows": [free, slow]}
 
 
-def table(result: dict[str, Any]) -> str:
-    """The result as a Markdown table."""
-    lines = [
-        f"| copies inside S3, {result['images']:,} images | at once | copies/s | client CPU a copy, ms | "
-        f"{FULL_SIZE:,} images: wall time here, h | client CPU, min |",
-        "|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {row['server']} | {row['at_once']} | {row['copies_s']:.0f} | {row['cpu_ms']:.1f} | {row['hours']:.1f} | "
-        f"{row['cpu_minutes']:.0f} |"
-        for row in result["rows"]
-    ]
-    return "\n".join(lines)
+class _Copies:
+    """The mover of the measurement: one conditional copy a file."""
+
+    per_connection = 1
+
+    def __init__(self, source: Bucket, bucket: Bucket) -> None:
+        self._source, self._bucket = source, bucket
+        self.stats = SourceStats()
+
+    def check(self) -> None:
+        """The server is there."""
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def fetch(self, file: File, turn: Turn) -> Fetched:
+        """Copy it, and look at the checksum that S3 computed."""
+        there = Listed(file.path, SIZE, "there", datetime.min.replace(tzinfo=UTC))
+        try:
+            copy = self._bucket.copy_from(self._source, there, content_type="image/jpeg", replace=False, paced=True)
+        except DestinationUnavailable as error:
+            raise Throttled(str(error)) from None
+        turn.answered(serves=True)
+        if copy is None or copy.sha256 != file.sha256:
+            raise Corrupt(f"{file.path} was not copied.")
+        self.stats.received += SIZE
+        return Fetched(SIZE)
 
 
-def _measure(
-    server: str, session: boto3.Session, endpoint: str, count: int, at_once: Sequence[int]
-) -> Iterator[dict[str, Any]]:
-    client = session.client("s3", endpoint_url=endpoint)
-    client.create_bucket(Bucket="bench-source")
-    origin = Bucket.open(session, "bench-source", MIMIC_CXR_JPG.name, endpoint_url=endpoint)
-    data = os.urandom(SIZES[server])
-    images = [
-        File(f"files/p10/p10000000/s50000000/{n:08d}.jpg", hashlib.sha256(data).hexdigest()) for n in range(count)
-    ]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda image: origin.put(image.path, data, content_type="image/jpeg"), images))
-    origin.write(SUMS, b"")  # what a source is asked for when it seems to be down
-    for limit in at_once:
-        name = f"bench-copies-{limit}"
-        client.create_bucket(Bucket=name)
-        bucket = Bucket.open(session, name, MIMIC_CXR_JPG.name, endpoint_url=endpoint)
-        source = AccessPoint(origin, bucket, MIMIC_CXR_JPG)
-        pace = Pace(limit, start=limit, received=lambda source=source: source.stats.received)
-        before = _cpu()
-        tally = Transfer(images, mover=source, pace=pace).run()
-        cpu = _cpu() - before
-        if tally.stored != count or sum(1 for _ in bucket.list("files/")) != count:
-            raise RuntimeError(f"{server}: {tally.stored} of {count} images were copied")
-        yield {
-            "server": server,
-            "at_once": limit,
+def _measure(folder: Path, case: str, count: int, start: int | None, given: dict[str, float]) -> dict[str, Any]:
+    with _server(folder, given) as endpoint:
+        session = boto3.Session("benchaccess", "benchsecret", region_name=stack.REGION)
+        origin, bucket = (
+            Bucket.open(session, name, MIMIC_CXR_JPG.name, endpoint_url=endpoint) for name in ("source", "target")
+        )
+        files = [File(f"files/p10/p10000000/s50000000/{n:08d}.jpg", DIGEST) for n in range(count)]
+        mover = _Copies(origin, bucket)
+        pace = Pace(AT_ONCE, **({"start": start} if start else {}), received=lambda: mover.stats.received)
+        before, server = _cpu(), _counters(endpoint)["cpu"]
+        tally = Transfer(files, mover=mover, pace=pace).run()
+        cpu, counted = _cpu() - before, _counters(endpoint)
+        if tally.stored != count or counted["keys"] != count:
+            raise RuntimeError(f"{tally.stored} and {counted['keys']} of {count} were copied")
+        seconds = counted["seconds"][:-1] or counted["seconds"]
+        return {
+            "case": case,
+            "at_once": pace.slots,
+            "copies": count,
             "copies_s": count / tally.seconds,
+            "steady": median(seconds[len(seconds) // 2 :]),
+            "refused": counted["refused"],
             "cpu_ms": 1000 * cpu / count,
-            "hours": FULL_SIZE * tally.seconds / count / 3600,
-            "cpu_minutes": FULL_SIZE * cpu / count / 60,
+            "server_ms": 1000 * (counted["cpu"] - server) / count,
         }
 
 
@@ -102,27 +117,50 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def _counters(endpoint: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{endpoint}/_counters") as answer:
+        found: dict[str, Any] = json.load(answer)
+        return found
+
+
 @contextmanager
-def _server(kind: str, folder: Path) -> Iterator[tuple[boto3.Session, str]]:
-    """An S3 server in a process of its own."""
-    if kind == "rclone":
-        with stack.s3_server(folder / "s3") as server:
-            yield server.session(), server.endpoint
-        return
-    port = stack.free_port()
-    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
-    with stack.Service("moto", command, log=folder / "moto.log", env=stack.plain_environment()) as service:
-        service.wait_for(r"Running on http", 60)
-        yield boto3.Session("benchaccess", "benchsecret", region_name=stack.REGION), f"http://127.0.0.1:{port}"
+def _server(folder: Path, given: dict[str, float]) -> Iterator[str]:
+    more = [word for name, value in {"delay": DELAY, **given}.items() for word in (f"--{name}", str(value))]
+    command = [*python("bench._copier"), "--sha256", DIGEST, *more]
+    with stack.Service("copier", command, log=folder / "copier.log", env=stack.plain_environment()) as service:
+        yield json.loads(service.wait_for(r"\{.*\}", 30)[0])["url"]
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result as a Markdown table."""
+    lines = [
+        "| copies inside S3, 150 ms an answer | copies | in flight at the end | copies/s | median of the second half | "
+        f"refused | client CPU ms a copy | server CPU ms a copy | {FULL_SIZE:,} images, min |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['case']} | {row['copies']:,} | {row['at_once']} | {row['copies_s']:.0f} | {row['steady']:.0f} | "
+        f"{row['refused']:,} | {row['cpu_ms']:.2f} | {row['server_ms']:.2f} | {FULL_SIZE / row['copies_s'] / 60:.1f} |"
+        for row in result["rows"]
+    ]
+    return "\n".join(lines)
+
+
+def checks(result: dict[str, Any]) -> list[Check]:
+    """One worker's copies a second, their CPU, and where the pace settles."""
+    free, slow = result["rows"]
+    share = slow["steady"] / LIMIT
+    return [
+        Check("copies: a second, one worker", f"{free['copies_s']:.0f}", f"{RATE}", free["copies_s"] >= RATE),
+        Check("copies: client CPU ms a copy", f"{free['cpu_ms']:.2f}", f"{CPU_MS}", free["cpu_ms"] <= CPU_MS),
+        Check("copies: steady share of a rate with SlowDown above", f"{share:.0%}", f"{SETTLED:.0%}", share >= SETTLED),
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1000, help="default %(default)s")
-    parser.add_argument("--at-once", type=int, nargs="+", default=list(AT_ONCE), help="default %(default)s")
-    options = parser.parse_args(arguments)
-    print(table(run(options.images, options.at_once)))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    command_line(__doc__, "copies", run, table, checks, short="2,000 copies, and 15 s of SlowDown", arguments=given)
 
 
 if __name__ == "__main__":
