@@ -349,7 +349,7 @@ def progress(
         images_per_second=speed[0],
         bytes_per_second=speed[1],
         connections=sum(shard.connections for shard in shards),
-        seconds_left=left / speed[0] if running and speed[0] > 0 else None,
+        seconds_left=throughput.seconds_left(left, speed[0]) if running else None,
         seconds=updated - started,
         series=throughput.series(results, started, updated, shortest=SHORTEST_STRETCH),
         failures=_failures(results),

@@ -1,23 +1,25 @@
-"""How fast it went: the stream tasks' series laid over each other, and what follows from them.
+"""How fast it goes: the stream tasks' time series, summed, and the rates and times left that follow from them.
 
 A stream task publishes a series of (seconds since its start, images, bytes, connections in use), each for the stretch of
-time that ends there. Live page, report and estimate all look at them through this module.
+time that ends there. Log, live page, report and estimate read them through this module.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from physionet_mirror import words
 
 if TYPE_CHECKING:
     from physionet_mirror.records import ShardResult
 
 MOST_POINTS = 120
-"""Of a series; a run of 20 hours then has one for each ten minutes."""
+"""Points of a common series: one for each ten minutes of a run of 20 hours."""
 
 PAUSE = 120.0
-"""Seconds in which a task stores nothing, although it may: it waits. An image takes 37 s at the slowest that users report."""
+"""Seconds without a byte from which on a task was waiting. An image takes 37 s at the slowest that users report."""
 
 
 class Stretch(NamedTuple):
@@ -67,7 +69,7 @@ def spans(results: Iterable[ShardResult]) -> list[tuple[float, float]]:
 
 
 def series(results: Iterable[ShardResult], began: float, ended: float, *, shortest: float = 1.0) -> Sequence[Point]:
-    """The tasks' series laid over each other; what a task reports for a stretch is spread evenly over it.
+    """The sum of the tasks' series; what a task reports for a stretch of time is spread evenly over it.
 
     Args:
         results: What the tasks published.
@@ -108,6 +110,26 @@ def recent(results: Iterable[ShardResult], until: float, seconds: float) -> tupl
             sent += stretch.bytes * overlap / (stretch.ended - stretch.began)
     length = min(seconds, max(until - first, 1.0))
     return images / length, sent / length
+
+
+def seconds_left(images: float, images_per_second: float) -> float | None:
+    """How long so many images take at this rate; None where nothing comes."""
+    return images / images_per_second if images_per_second > 0 else None
+
+
+def progress_line(done: Mapping[str, Any]) -> str:
+    """A stream task's tally in one line for its log: how far, how fast in the last minute, how long still."""
+    seconds, series = max(done["seconds"], 1e-9), done["series"]
+    earlier = [point[0] for point in series if point[0] <= seconds - 60]
+    last_minute = series[len(earlier) :]
+    span = max(seconds - (earlier[-1] if earlier else 0.0), 1e-9)
+    rate, sent = (sum(point[column] for point in last_minute) / span for column in (1, 2))
+    left = seconds_left(done["todo"] - done["stored"] - len(done["failed"]), rate)
+    return (
+        f"{done['stored']:,}/{done['todo']:,} images  {rate:.1f} images/s  {words.size(sent)}/s  "
+        f"{done['connections']} connections  {len(done['failed'])} failed  "
+        f"{'waiting' if left is None else f'{words.about(left)} left'}"
+    )
 
 
 class Use(NamedTuple):

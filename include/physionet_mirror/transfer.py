@@ -43,7 +43,7 @@ from physionet_mirror.files import File
 from physionet_mirror.mover import Fetched, Mover
 from physionet_mirror.pace import Pace, Slot
 from physionet_mirror.records import Failure
-from physionet_mirror.throughput import MOST_POINTS
+from physionet_mirror.throughput import MOST_POINTS, progress_line
 
 log = logging.getLogger(__name__)
 
@@ -679,25 +679,3 @@ def _served_nobody(error: SourceError, seconds: float) -> SourceError:
         f"PhysioNet has served no file for {seconds:.0f} s. What is stored stays stored, and no image is given up: the shard is "
         f"tried again later. Its last answer: {error}"
     )
-
-
-def progress_line(done: dict[str, Any]) -> str:
-    """``done/total, images/s, MB/s, failures, time left`` of a tally's dict, for the log."""
-    seconds = max(done["seconds"], 1e-9)
-    series = done["series"]
-    earlier = [point for point in series if point[0] <= seconds - 60]
-    recent = series[len(earlier) :]
-    span = max(seconds - (earlier[-1][0] if earlier else 0.0), 1e-9)
-    images, received = sum(point[1] for point in recent), sum(point[2] for point in recent)
-    left = done["todo"] - done["stored"] - len(done["failed"])
-    eta = f"{_clock(left * span / images)} left" if images else "waiting"
-    return (
-        f"{done['stored']:,}/{done['todo']:,} images  {images / span:.1f} images/s  {received / span / 1e6:.1f} MB/s  "
-        f"{done['connections']} connections  {len(done['failed'])} failed  {eta}"
-    )
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -36,7 +36,8 @@ from physionet_mirror.errors import (
 from physionet_mirror.files import File
 from physionet_mirror.mover import Fetched, SourceStats, Turn
 from physionet_mirror.pace import Pace
-from physionet_mirror.transfer import Transfer, progress_line
+from physionet_mirror.throughput import progress_line
+from physionet_mirror.transfer import Transfer
 
 
 def content(path: str) -> bytes:
