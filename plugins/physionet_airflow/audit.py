@@ -15,7 +15,7 @@ from physionet_airflow.run import Run, engine_errors, result_of
 from physionet_mirror.errors import VerificationFailed
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import BaseOperatorLink, Context
 
 AUDIT = "audit"
 """Task id of the audit."""
@@ -68,7 +68,7 @@ class RepairOperator(TriggerDagRunOperator):
     """
 
     # The provider's link asks for the triggered run's id, and logs an error where none was triggered.
-    operator_extra_links = ()
+    operator_extra_links: list[BaseOperatorLink] = []  # noqa: RUF012  # as the base class declares it
 
     def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
         super().__init__(trigger_dag_id="mimic_cxr_jpg", **kwargs)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import task_group
 
 from physionet_airflow.operators import StreamShardOperator
-from physionet_airflow.run import pool, streams
+from physionet_airflow.run import SHARD_NAME, pool, streams
 from physionet_airflow.sensors import MissingSensor
 
 if TYPE_CHECKING:
-    from airflow.sdk import TaskGroup, XComArg
+    from collections.abc import Mapping
 
-_NAME = "{{ shard_name }}"  # set in the context by the task itself, see Airflow's map_index_template
+    from airflow.sdk import TaskGroup, XComArg
 
 
 def mirror_shards(shards: XComArg, *, runs_share_streams: bool = False) -> TaskGroup:
@@ -26,15 +26,17 @@ def mirror_shards(shards: XComArg, *, runs_share_streams: bool = False) -> TaskG
 
     @task_group(group_id="mirror_shard", tooltip="One shard: what is missing of it is streamed")
     def mirror_shard(shard: Any) -> None:
-        missing = MissingSensor(task_id="missing", task_display_name="missing?", shard=shard, map_index_template=_NAME)
+        missing = MissingSensor(
+            task_id="missing", task_display_name="missing?", shard=shard, map_index_template=SHARD_NAME
+        )
         StreamShardOperator(
             task_id="stream",
-            shard=missing.output,
-            map_index_template=_NAME,
+            shard=cast("Mapping[str, Any]", missing.output),  # the sensor's result, once the task runs
+            map_index_template=SHARD_NAME,
             pool=pool(),
             pool_slots=1,
             max_active_tis_per_dagrun=streams(),
             max_active_tis_per_dag=streams() if runs_share_streams else None,
         )
 
-    return mirror_shard.expand(shard=shards)
+    return cast("TaskGroup", mirror_shard.expand(shard=shards))

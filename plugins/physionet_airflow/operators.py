@@ -12,7 +12,16 @@ from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.compat import AirflowException, AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.metrics import ShardMetrics
-from physionet_airflow.run import Run, dataset_overrides, engine_errors, most_shards, no_result, result_of, streams
+from physionet_airflow.run import (
+    Run,
+    dataset_overrides,
+    engine_errors,
+    most_shards,
+    no_result,
+    result_of,
+    show_shard,
+    streams,
+)
 from physionet_mirror.errors import VerificationFailed
 
 if TYPE_CHECKING:
@@ -143,7 +152,9 @@ class PlanShardsOperator(BaseOperator):
         from physionet_mirror.shards import slice_of_day
 
         day = context["dag_run"].logical_date or context["dag_run"].run_after
-        part = slice_of_day(day, context["dag"].start_date, run.request.slices)
+        first = context["dag"].start_date
+        assert first is not None, "a DAG whose runs take slices has a start_date"
+        part = slice_of_day(day, first, run.request.slices)
         self.log.info("Part %d of %d, that of %s.", part + 1, run.request.slices, day.astimezone(UTC).date())
         return part
 
@@ -276,9 +287,9 @@ class StreamShardOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream until all is stored, or named."""
         if self.shard is None:
-            context["shard_name"] = "unknown"  # type: ignore[literal-required]
+            show_shard(context, "unknown")
             raise no_result("missing?")
-        context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
+        show_shard(context, self.shard["name"])
         from physionet_mirror.shards import Shard
         from physionet_mirror.steps import mirror_shard
 

@@ -67,8 +67,12 @@ _SUBJECT = {
 }
 
 
-def _within(bounds: tuple[int, int]) -> dict[str, int]:
+def _within(bounds: tuple[int, int]) -> dict[str, Any]:
     return {"minimum": bounds[0], "maximum": bounds[1]}
+
+
+_NOT_NAN: dict[str, Any] = {"not": {"exclusiveMaximum": APPROVE_ABOVE_GB[0]}}
+"""Refuses NaN: it passes every bound, and so this one too."""
 
 
 def mirror_params() -> dict[str, Param]:
@@ -150,7 +154,7 @@ def mirror_params() -> dict[str, Param]:
             Request.approve_above_gb,
             type="number",
             **_within(APPROVE_ABOVE_GB),
-            **{"not": {"exclusiveMaximum": APPROVE_ABOVE_GB[0]}},  # NaN passes every bound, and so fails this one
+            **_NOT_NAN,
             title="Ask above (GB)",
             description="A plan larger than this waits for a person's approval; 0 = never wait.",
             section=_SAFE,

@@ -5,7 +5,7 @@ Airflow finds it by the package's entry point, or through ``physionet_plugin.py`
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.plugins_manager import AirflowPlugin
 
@@ -29,6 +29,19 @@ class LazyPage:
         await self._app(scope, receive, send)
 
 
+APPS: list[Any] = [{"app": LazyPage(), "url_prefix": "/physionet", "name": "PhysioNet mirror"}]
+
+VIEWS: list[Any] = [
+    {
+        "name": "PhysioNet",
+        "url_route": "physionet",
+        "href": "physionet/",
+        "destination": "nav",
+        "icon": "physionet/static/icon.svg",
+    }
+]
+
+
 class PhysioNetPlugin(AirflowPlugin):
     """The mirror at a glance: overview, live run and planning, as a nav entry, and as buttons on our tasks.
 
@@ -36,14 +49,6 @@ class PhysioNetPlugin(AirflowPlugin):
     """
 
     name = "physionet"
-    fastapi_apps: ClassVar[list[Any]] = [{"app": LazyPage(), "url_prefix": "/physionet", "name": "PhysioNet mirror"}]
-    external_views: ClassVar[list[Any]] = [
-        {
-            "name": "PhysioNet",
-            "url_route": "physionet",
-            "href": "physionet/",
-            "destination": "nav",
-            "icon": "physionet/static/icon.svg",
-        }
-    ]
-    operator_extra_links: ClassVar[list[Any]] = LINKS
+    fastapi_apps = APPS
+    external_views = VIEWS
+    operator_extra_links = LINKS

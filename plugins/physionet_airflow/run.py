@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk.bases.xcom import BaseXCom
 
@@ -127,6 +127,15 @@ def dataset_overrides(context: Context, dataset: str | None, dataset_param: str 
     """
     name = context["params"][dataset_param] if dataset_param else dataset
     return {} if name is None else {"dataset": name, "prefix": name}
+
+
+SHARD_NAME = "{{ shard_name }}"
+"""The ``map_index_template`` of tasks that are mapped over shards; `show_shard` sets what it shows."""
+
+
+def show_shard(context: Context, name: str) -> None:
+    """Show the name in Airflow's UI, where a mapped task's index would stand."""
+    cast("dict[str, Any]", context)["shard_name"] = name  # Context is a TypedDict of Airflow's own keys
 
 
 def result_of(context: Context, task_id: str, key: str = BaseXCom.XCOM_RETURN_KEY) -> Any:

@@ -10,7 +10,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
 from physionet_airflow.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from physionet_airflow.hook import PhysioNetHook
-from physionet_airflow.run import Run, dataset_overrides, engine_errors
+from physionet_airflow.run import Run, dataset_overrides, engine_errors, show_shard
 from physionet_mirror.errors import MirrorError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class MissingSensor(BaseSensorOperator):
     @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once: there is always an answer."""
-        context["shard_name"] = self.shard["name"]  # type: ignore[literal-required]
+        show_shard(context, self.shard["name"])
         from physionet_mirror.shards import Shard
         from physionet_mirror.steps import mirror_shard
 

@@ -113,7 +113,7 @@ def dag_params(session: Session, dag_id: str) -> dict[str, dict[str, Any]]:
     dag = SerializedDagModel.get_dag(dag_id, session=session)
     if dag is None:
         return {}
-    specs = {name: param.dump() for name, param in dag.params.items()}
+    specs = {name: dag.params.get_param(name).dump() for name in dag.params}
     return {
         name: {"value": spec["value"], "description": spec["description"] or "", "schema": dict(spec["schema"])}
         for name, spec in specs.items()
