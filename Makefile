@@ -140,6 +140,7 @@ lint: $(READY) ## style, types, and imports that run one way: dags â†’ plugins â
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	PYTHONPATH=$(CURDIR)/plugins:$(PYTHONPATH) $(VENV)/bin/lint-imports --no-cache --no-logo
 
 .PHONY: audit
 audit: $(READY) ## known vulnerabilities of everything that is installed (asks PyPI)
