@@ -29,7 +29,7 @@ from physionet_mirror.errors import DestinationUnavailable
 from physionet_mirror.layout import INDEX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -104,13 +104,37 @@ def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
     looked_at = pa.array(
         [image.path for image in verdict.ok] + [problem.path for problem in verdict.problems], pa.string()
     )
+    return _rewrite(bucket, lambda: _merged(bucket, new, looked_at))
+
+
+def forget(bucket: Bucket, paths: Sequence[str]) -> None:
+    """Take these images out of ``_mirror/index.parquet``, as `update` does; where it is absent or damaged, nothing is done.
+
+    Raises:
+        DestinationUnavailable: As `update`.
+    """
+    gone = pa.array(paths, pa.string())
+
+    def without() -> pa.Table | None:
+        table = read(bucket)
+        if table is None or "path" not in table.column_names:
+            return None
+        return table.filter(pc.invert(pc.is_in(table["path"].cast(pa.string()), value_set=gone)))
+
+    _rewrite(bucket, without)
+
+
+def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
+    """Put what ``merge`` makes of the index in its place (None: nothing); returns the number of its rows."""
     seen, unavailable = set(), 0
     for number in range(_TRIES):
         if number:  # the other writers are at their merge now, or S3 is slow
             time.sleep(random.uniform(0, min(0.2 * 2**number, 5)))
         before = bucket.head(INDEX)
         seen.add(before and before.etag)
-        merged = _merged(bucket, new, looked_at) if before else new
+        merged = merge()
+        if merged is None:
+            return 0
         out = io.BytesIO()
         pq.write_table(merged, out, compression="zstd", write_page_checksum=True)
         now = bucket.head(INDEX)  # for a server that takes no conditions

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import shutil
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike, Profile, User
+from physionet_mirror import index, shards
+from physionet_mirror.compare import Verified
 from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
-from physionet_mirror.errors import InputError, MetadataError, MirrorError
-from physionet_mirror.layout import RunLayout
+from physionet_mirror.errors import InputError, MetadataError, MirrorError, ObjectLocked
+from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import audit, cleanup, fetch_metadata, mirror_shard, plan
+from physionet_mirror.verification import Verdict
 
 SPLIT = MIMIC_CXR_JPG.tables["split"]
 RUN = RunLayout("test__1")
@@ -277,6 +281,55 @@ def test_old_versions_and_delete_markers_go_too() -> None:
         "mine-not/files/a.jpg",
     }
     assert not left.get("DeleteMarkers")
+
+
+def test_a_damaged_manifest_or_index_does_not_end_a_clean_up(
+    physionet: Lookalike, reader: tuple[str, str], bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The list of the audit follows the deletion wherever it can be read, and nothing else is needed for that."""
+    fetch_metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
+    made = plan_of(bucket, request(bucket, select="sample", sample_size=3))
+    images = shards.read(bucket, made.shards[0])
+    for image in images:
+        bucket.write(image.path, b"x")
+    verdict = Verdict("count", [Verified(image.path, 1, "e", image.sha256) for image in images])
+    index.update(bucket, verdict, io.BytesIO(bucket.read(MANIFEST)))
+    cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "run", RUN.run_id))
+
+    bucket.write(MANIFEST, b"PAR1 no more")
+    assert cleanup.delete_listed(bucket, RUN)["deleted"] == len(images)
+    assert index.read(bucket, ["path"]).num_rows == 0
+    bucket.write(INDEX, b"PAR1 no more")
+    assert cleanup.delete_listed(bucket, RUN)["deleted"] == len(images)
+    assert "index.parquet is damaged" in caplog.text
+    assert bucket.read(INDEX) == b"PAR1 no more", "left for the next run to write anew"
+
+
+@pytest.mark.parametrize("lock", [{"legal hold": True}, {"retention": "GOVERNANCE"}], ids=str)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_a_locked_version_is_no_missing_right(lock: dict[str, Any], one_by_one: bool) -> None:
+    """S3 refuses both with AccessDenied; moto says no more than that."""
+    moto = pytest.importorskip("moto")
+    with moto.mock_aws():
+        session = boto3.Session("testing", "testing-secret", region_name="us-east-1")
+        client = session.client("s3")
+        client.create_bucket(Bucket="locked", ObjectLockEnabledForBucket=True)
+        bucket = Bucket.open(session, "locked", "mine")
+        for name in ("a", "b", "c"):
+            bucket.write(f"files/{name}.jpg", b"x")
+        where = {"Bucket": "locked", "Key": "mine/files/b.jpg"}
+        if "retention" in lock:
+            until = {"Mode": lock["retention"], "RetainUntilDate": datetime.now(UTC) + timedelta(days=1)}
+            client.put_object_retention(**where, Retention=until)
+        else:
+            client.put_object_legal_hold(**where, LegalHold={"Status": "ON"})
+        cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "prefix", None))
+        bucket._deletes_one_by_one = one_by_one
+        with pytest.raises(ObjectLocked, match=r"1 of 3 objects.*b\.jpg.*no right is missing") as error:
+            cleanup.delete_listed(bucket, RUN)
+        left = client.list_object_versions(Bucket="locked", Prefix="mine/files/")
+    assert error.value.permanent
+    assert [entry["Key"] for entry in left["Versions"]] == ["mine/files/b.jpg"], "the others are deleted"
 
 
 # -- the repair that an audit asks for ---------------------------------------------------------------------------------

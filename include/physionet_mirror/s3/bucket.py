@@ -602,17 +602,22 @@ class Bucket:
                         self._can.deletes_many = False
                     else:
                         if errors := answer.get("Errors"):
-                            raise replies.not_deleted(errors, len(batch), f"s3://{self.name}")
+                            raise self._not_deleted(errors, len(batch))
                         continue
             self._delete_one_by_one(batch)
 
     def _delete_one_by_one(self, batch: Sequence[ObjectIdentifierTypeDef]) -> None:
         """All that can be deleted is; the first error is raised then."""
 
-        def delete(which: ObjectIdentifierTypeDef) -> DestinationError | None:
+        def delete(which: ObjectIdentifierTypeDef) -> DestinationError | dict[str, Any] | None:
             try:
                 with self._asking("DELETE", which["Key"].removeprefix(self._root)):
-                    self.client.delete_object(Bucket=self.name, **which, **self._owner)  # type: ignore[misc]
+                    try:
+                        self.client.delete_object(Bucket=self.name, **which, **self._owner)  # type: ignore[misc]
+                    except botocore.exceptions.ClientError as error:
+                        if replies.code_of(error) not in replies.DENIED:
+                            raise
+                        return {**which, **error.response.get("Error", {})}
             except FileNotFoundError:  # that is what was wanted
                 return None
             except DestinationError as error:
@@ -621,8 +626,24 @@ class Bucket:
 
         with ThreadPoolExecutor(16, thread_name_prefix="delete") as pool:
             failed = [error for error in pool.map(delete, batch) if error]
-        if failed:
-            raise failed[0]
+        if errors := [error for error in failed if not isinstance(error, DestinationError)]:
+            raise self._not_deleted(errors, len(batch))
+        for error in failed:
+            raise error
+
+    def _not_deleted(self, errors: Sequence[Any], asked: int) -> DestinationError:
+        """The error of objects that S3 did not delete. It may refuse a locked version in the words of a missing right."""
+        first = errors[0]
+        is_locked = False
+        if first.get("Code") in replies.DENIED and first.get("VersionId"):
+            try:
+                there = self.client.head_object(
+                    Bucket=self.name, Key=first["Key"], VersionId=first["VersionId"], **self._owner
+                )
+                is_locked = "ObjectLockMode" in there or there.get("ObjectLockLegalHoldStatus") == "ON"
+            except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
+                pass  # then S3's own words must do
+        return replies.not_deleted(errors, asked, f"s3://{self.name}", is_locked=is_locked)
 
     def discard(self, paths: Iterable[str]) -> None:
         """Tidy up small files of ours: deleted where S3 lets us, else emptied, which readers take for absent.

@@ -98,7 +98,7 @@ _REFUSALS: Mapping[str, str] = {
 """What a code of S3 or STS says, and what to do. All of them stay until a person acts."""
 
 CLOCK = {"RequestTimeTooSkewed", "RequestExpired", "RequestInTheFuture"}
-_DENIED = {"AccessDenied", "AccessDeniedException", "Forbidden", "Unauthorized", "401", "403"}
+DENIED = {"AccessDenied", "AccessDeniedException", "Forbidden", "Unauthorized", "401", "403"}
 REGION = {
     "PermanentRedirect",
     "TemporaryRedirect",
@@ -223,7 +223,7 @@ def _answered(error: exceptions.ClientError, where: str, what: str, bucket: str,
             f"S3 could not serve {where} ({asking}), also after retries. {_STAYS} The task is retried by itself; if it goes on, "
             "check the endpoint and the network."
         )
-    if code in _DENIED or status in {"401", "403", "501"}:
+    if code in DENIED or status in {"401", "403", "501"}:
         hint = (
             "That policy may want an encryption header (`server_side_encryption` or `kms_key_id` in the AWS connection's extra), "
             "TLS, or another network. "
@@ -249,13 +249,16 @@ def archived(uri: str) -> ObjectArchived:
     )
 
 
-def not_deleted(errors: Sequence[Mapping[str, Any]], asked: int, where: str) -> DestinationError:
+def not_deleted(
+    errors: Sequence[Mapping[str, Any]], asked: int, where: str, *, is_locked: bool = False
+) -> DestinationError:
     """The error of a DeleteObjects answer that names what was not deleted.
 
     Args:
         errors: Its ``Errors``, not empty.
         asked: Objects that were to go.
         where: ``s3://bucket``.
+        is_locked: Whether the first of them is known to be under an Object Lock, whatever S3 says.
     """
     first = errors[0]
     code, said = str(first.get("Code", "")), redacted(str(first.get("Message") or ""))
@@ -263,13 +266,14 @@ def not_deleted(errors: Sequence[Mapping[str, Any]], asked: int, where: str) -> 
         f"S3 did not delete {len(errors)} of {asked} objects in {where}, the first one {first.get('Key')} ({code}). The others "
         "are deleted."
     )
-    if "object lock" in said.lower() or "legal hold" in said.lower() or code in {"ObjectLocked", "InvalidRetention"}:
-        return ObjectLocked(
-            f'{begun} S3 says: "{said}" An Object Lock (retention or legal hold) keeps them; no right is missing. Wait until '
-            f"the retention ends, or have the lock taken off, then clean up again: {_LOCK}"
-        )
     quoted = f' S3 says: "{said}"' if said else ""
-    kind = BucketRefused if code in _DENIED else DestinationError
+    words = said.lower()
+    if is_locked or "object lock" in words or "legal hold" in words or code in {"ObjectLocked", "InvalidRetention"}:
+        return ObjectLocked(
+            f"{begun}{quoted} An Object Lock (retention or legal hold) keeps them; no right is missing. Wait until the "
+            f"retention ends, or have the lock taken off, then clean up again: {_LOCK}"
+        )
+    kind = BucketRefused if code in DENIED else DestinationError
     return kind(f"{begun}{quoted} Have allowed what it names, and try again. {_POLICY}")
 
 

@@ -22,7 +22,6 @@ from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
 from physionet_mirror.records import RunPlan, load
 from physionet_mirror.s3 import replies
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.verification import Problem, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,8 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
         deleted += len(batch)
         if deleted % 20_000 < _A_REQUEST:
             log.info("%s of %s deleted.", f"{deleted:,}", f"{len(entries):,}")
-    _forget(bucket, [entry.path for entry in entries])
+    if images := [path for path in dict.fromkeys(entry.path for entry in entries) if path.startswith("files/")]:
+        index.forget(bucket, images)  # so that no audit misses them
     return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
 
 
@@ -196,14 +196,3 @@ class _refusals:  # noqa: N801
         if isinstance(error, ClientError | BotoCoreError):
             name = self._bucket.name
             raise replies.meaning(error, f"s3://{name}", self._right, name) from None
-
-
-def _forget(bucket: Bucket, paths: list[str]) -> None:
-    """Take deleted images out of the training index, so that no audit misses them."""
-    gone = [path for path in paths if path.startswith("files/")]
-    if not gone or bucket.head(INDEX) is None or bucket.head(MANIFEST) is None:
-        return
-    import io
-
-    verdict = Verdict(level="count", problems=[Problem(path, "missing") for path in dict.fromkeys(gone)])
-    index.update(bucket, verdict, io.BytesIO(bucket.read(MANIFEST)))
