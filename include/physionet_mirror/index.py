@@ -126,7 +126,7 @@ def forget(bucket: Bucket, paths: Sequence[str]) -> None:
 
 def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
     """Put what ``merge`` makes of the index in its place (None: nothing); returns the number of its rows."""
-    seen, unavailable = set(), 0
+    seen, unavailable, merged = set(), 0, None
     for number in range(_TRIES):
         if number:  # the other writers are at their merge now, or S3 is slow
             time.sleep(random.uniform(0, min(0.2 * 2**number, 5)))
@@ -148,7 +148,9 @@ def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
             if unavailable == _TRIES_OF_SLOW_S3:
                 raise
             log.warning("%s is not written yet, and tried again: %s", bucket.uri(INDEX), error)
-    if len(seen) == 1:  # nobody writes, and still its own ETag is not what this server wants to hear
+    if (
+        merged is not None and len(seen) == 1
+    ):  # nobody writes, and still its own ETag is not what this server wants to hear
         log.warning("This S3 server refuses If-Match without need; %s is written without it.", bucket.uri(INDEX))
         bucket.write(INDEX, out.getvalue(), content_type=_TYPE)
         return int(merged.num_rows)

@@ -195,6 +195,26 @@ def test_one_run_heals_what_is_there_with_other_bytes_and_no_checksum(mirror: Mi
     assert all(mirror.bucket.read(path) == data for path, data in mirror.files.items())
 
 
+@pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
+def test_an_archived_object_without_a_checksum_is_brought_again(mirror: Mirror, storage_class: str) -> None:
+    """Nothing can prove it, as it cannot be read back; with a checksum it would need no reading."""
+    proven, unproven = list(mirror.files)[3], list(mirror.files)[30]
+    for path, more in ((proven, {"ChecksumAlgorithm": "SHA256"}), (unproven, {})):
+        mirror.bucket.client.put_object(
+            Bucket=mirror.bucket.name,
+            Key=mirror.bucket.key(path),
+            Body=mirror.files[path],
+            StorageClass=storage_class,
+            **more,
+        )
+    found, verdict = mirror.find_and_stream()
+    assert [image.path for missing in found for image in missing.images] == [unproven]
+    assert sum(missing.wrong for missing in found) == 1
+    assert verdict.passed
+    assert mirror.bucket.read(unproven) == mirror.files[unproven]
+    assert mirror.bucket.head(proven).storage_class == storage_class, "left as it was"
+
+
 def test_a_shard_that_was_killed_while_it_read_back_goes_on(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SAVE_EVERY", 5)
     files = [File(path, hashlib.sha256(data).hexdigest()) for path, data in mirror.files.items()]

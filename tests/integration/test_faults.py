@@ -183,10 +183,8 @@ def test_a_fault_that_strikes_every_image_once(kind, mirror, physionet, images):
     assert mirror(_small(images)[:24]).error is None
 
 
-@pytest.mark.parametrize("as_date", [False, True])
-def test_retry_after_makes_everybody_pause(as_date, mirror, physionet, images):
-    """No request reaches the server between the refusal and the time it named, whichever thread was refused."""
-    few = _small(images)[:60]
+def _arrivals(physionet: Lookalike) -> list[float]:
+    """Grows by the time of each request."""
     arrivals: list[float] = []
     asked = physionet.counters.asked
 
@@ -195,6 +193,14 @@ def test_retry_after_makes_everybody_pause(as_date, mirror, physionet, images):
         asked(method, path, headers)
 
     physionet.counters.asked = noting  # type: ignore[method-assign]
+    return arrivals
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_makes_everybody_pause(as_date, mirror, physionet, images):
+    """No request reaches the server between the refusal and the time it named, whichever thread was refused."""
+    few = _small(images)[:60]
+    arrivals = _arrivals(physionet)
     physionet.faults.set(
         Fault(Kind.STATUS, status=503, retry_after=3, retry_after_as_date=as_date, paths=f"*/{few[20].path}")
     )
@@ -221,6 +227,31 @@ def test_an_image_above_1_mib_is_resumed(kind, mirror, physionet, images):
     assert all(seen.headers["if-range"].startswith('"') for seen in resumed), "only if it is still the same file"
     everything = len(_large(images)) * LARGE
     assert outcome.source.stats.received == everything, "no byte was fetched twice and kept"
+
+
+def test_a_resume_waits_without_a_slot(mirror, physionet, images):
+    """The one connection serves others meanwhile."""
+    large, *others = [_large(images)[0], *_small(images)[:10]]
+    physionet.faults.set(Fault(Kind.SHORT_BODY, paths=f"*/{large.path}", at=0.9))
+    outcome = mirror([large, *others], connections=1)
+    assert outcome.error is None
+    assert outcome.source.stats.resumed == 1
+    asked = [seen for seen in physionet.counters.seen if seen.path.endswith(".jpg")]
+    (first, last) = [n for n, seen in enumerate(asked) if seen.path.endswith(large.path)]
+    assert last > first + 1
+    assert physionet.counters.peak_connections == 1
+
+
+def test_a_refused_resume_makes_everybody_pause(mirror, physionet, images):
+    large, *others = [_large(images)[0], *_small(images)[:32]]
+    arrivals = _arrivals(physionet)
+    physionet.faults.set(
+        Fault(Kind.SHORT_BODY, paths=f"*/{large.path}"),
+        Fault(Kind.STATUS, status=503, retry_after=3, after=1, paths=f"*/{large.path}"),
+    )
+    physionet.profile = Profile(round_trip=0.1)
+    assert mirror([large, *others], connections=2).error is None
+    assert max(later - earlier for earlier, later in pairwise(arrivals)) >= 2.8
 
 
 # -- an image that cannot be had is named -------------------------------------------------------------------------------

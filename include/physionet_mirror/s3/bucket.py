@@ -628,8 +628,8 @@ class Bucket:
             failed = [error for error in pool.map(delete, batch) if error]
         if errors := [error for error in failed if not isinstance(error, DestinationError)]:
             raise self._not_deleted(errors, len(batch))
-        for error in failed:
-            raise error
+        if others := [error for error in failed if isinstance(error, DestinationError)]:
+            raise others[0]
 
     def _not_deleted(self, errors: Sequence[Any], asked: int) -> DestinationError:
         """The error of objects that S3 did not delete. It may refuse a locked version in the words of a missing right."""
@@ -640,7 +640,7 @@ class Bucket:
                 there = self.client.head_object(
                     Bucket=self.name, Key=first["Key"], VersionId=first["VersionId"], **self._owner
                 )
-                is_locked = "ObjectLockMode" in there or there.get("ObjectLockLegalHoldStatus") == "ON"
+                is_locked = bool(there.get("ObjectLockMode")) or there.get("ObjectLockLegalHoldStatus") == "ON"
             except (botocore.exceptions.ClientError, botocore.exceptions.BotoCoreError):
                 pass  # then S3's own words must do
         return replies.not_deleted(errors, asked, f"s3://{self.name}", is_locked=is_locked)

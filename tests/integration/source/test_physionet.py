@@ -28,6 +28,7 @@ from physionet_mirror.errors import (
     NotFound,
     SourceError,
     SourceUnavailable,
+    Throttled,
     Truncated,
 )
 from physionet_mirror.files import File
@@ -263,6 +264,49 @@ def test_it_is_resumed_several_times(one_large, reader):
     assert ranges[0] > 0
 
 
+class Waits:
+    """The turn of a transfer that says how long a resume is to wait, and does not wait."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, str]] = []
+
+    def answered(self, *, serves: bool) -> None:
+        pass
+
+    def wait(self, seconds: float, error: SourceError) -> None:
+        self.asked.append((seconds, error.reason))
+
+    def are_about(self, *seconds: float) -> bool:
+        return len(self.asked) == len(seconds) and all(
+            0.5 * most <= asked <= 1.5 * most for (asked, _), most in zip(self.asked, seconds, strict=True)
+        )
+
+
+def test_a_file_that_always_breaks_is_resumed_a_few_times_ever_later(one_large, reader):
+    server, _, path, digest = one_large
+    server.faults.set(Fault(Kind.SHORT_BODY, paths="*/large.bin", attempts=None, at=0.1))
+    source, waits = PhysioNet(server.url, *reader, read_timeout=1), Waits()
+    with pytest.raises(Truncated):
+        b"".join(source.open(MIMIC_CXR_JPG, path, digest, waits))
+    assert waits.are_about(1, 2, 4), waits.asked
+    assert server.counters.by_path[f"{MIMIC_CXR_JPG.name}/{path}"] == 1 + 3
+
+
+def test_a_server_that_is_too_busy_for_a_resume_is_left_alone(one_large, reader):
+    """Whoever began the download decides then, with what the server asked for."""
+    server, _, path, digest = one_large
+    server.faults.set(
+        Fault(Kind.SHORT_BODY, paths="*/large.bin"),
+        Fault(Kind.STATUS, paths="*/large.bin", status=429, retry_after=7, after=1, attempts=None),
+    )
+    source, waits = PhysioNet(server.url, *reader, read_timeout=1), Waits()
+    with pytest.raises(Throttled) as error:
+        b"".join(source.open(MIMIC_CXR_JPG, path, digest, waits))
+    assert error.value.retry_after == 7
+    assert len(waits.asked) == 1
+    assert server.counters.by_path[f"{MIMIC_CXR_JPG.name}/{path}"] == 2
+
+
 def test_one_that_changed_meanwhile_is_not_stitched_together(one_large, reader):
     server, file, path, digest = one_large
     server.faults.set(Fault(Kind.SHORT_BODY, paths="*/large.bin", at=0.5))
@@ -375,6 +419,48 @@ def test_a_big_file_streams_in_bounded_memory_through_interruptions(big, reader,
     stored = s3_server.folder / bucket_name / "p" / "archive.zip"
     with stored.open("rb") as opened:
         assert hashlib.file_digest(opened, "sha256").hexdigest() == digest
+
+
+def test_resumes_that_bring_something_do_not_count_against_a_big_file(big, reader):
+    root, digest = big
+    faults = [Fault(Kind.SHORT_BODY, paths="*/archive.zip", at=0.2, attempts=9)]  # more than may be in vain in a row
+    with Lookalike(root, users={reader[0]: User(reader[1])}, check_seconds=0, faults=faults) as server:
+        source, waits, found = PhysioNet(server.url, *reader, read_timeout=2), Waits(), hashlib.sha256()
+        for chunk in source.open(MIMIC_CXR_JPG, "archive.zip", digest, waits):
+            found.update(chunk)
+    assert found.hexdigest() == digest
+    assert waits.are_about(*[1] * 9), waits.asked
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_a_resume_of_a_big_file_waits_as_long_as_the_server_asks(big, reader, as_date):
+    root, digest = big
+    faults = [
+        Fault(Kind.SHORT_BODY, paths="*/archive.zip"),
+        Fault(Kind.STATUS, paths="*/archive.zip", retry_after=70, retry_after_as_date=as_date, after=1),
+    ]
+    with Lookalike(root, users={reader[0]: User(reader[1])}, check_seconds=0, faults=faults) as server:
+        source, waits, found = PhysioNet(server.url, *reader, read_timeout=2), Waits(), hashlib.sha256()
+        for chunk in source.open(MIMIC_CXR_JPG, "archive.zip", digest, waits):
+            found.update(chunk)
+    assert found.hexdigest() == digest
+    (_, broken), (seconds, refused) = waits.asked
+    assert (broken, refused) == ("truncated", "throttled")
+    assert 68 <= seconds <= 70
+
+
+def test_a_resume_is_not_put_off_for_hours(big, reader):
+    root, digest = big
+    faults = [
+        Fault(Kind.SHORT_BODY, paths="*/archive.zip"),
+        Fault(Kind.STATUS, paths="*/archive.zip", retry_after=7200, after=1),
+    ]
+    with Lookalike(root, users={reader[0]: User(reader[1])}, check_seconds=0, faults=faults) as server:
+        source, waits = PhysioNet(server.url, *reader, read_timeout=2), Waits()
+        with pytest.raises(Throttled):
+            for _ in source.open(MIMIC_CXR_JPG, "archive.zip", digest, waits):
+                pass
+    assert len(waits.asked) == 1
 
 
 def test_an_outage_amid_a_big_file_is_waited_for(big, reader, tmp_path):
