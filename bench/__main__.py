@@ -3,9 +3,10 @@
     python -m bench [--short]            all parts but the soak
     python -m bench <part> … [--short]   these parts; their sections of bench/results.md are renewed
 
-Parts: streaming, lane, password, planning, rerun, verification, airflow_share, pace, copies, scale_out; and soak. With --short each is
-tried out on little, and nothing is written to bench/results.md: such figures say only that it works. Run it on a machine
-that does nothing else.
+Against other clients, or what the servers can give: streaming, lane, password, rerun, verification, pace, copies. The
+project by itself, in bench/own/: planning, airflow_share, scale_out and soak. With --short each part runs on little data
+and nothing is written to bench/results.md: such figures only show that the part works. Run it on a machine that does
+nothing else.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Part:
     run: Callable[[Path, bool], tuple[str, list[Check]]]
 
 
-def _own(name: str) -> Callable[[Path, bool], tuple[str, list[Check]]]:
+def _of(name: str) -> Callable[[Path, bool], tuple[str, list[Check]]]:
     """A part that has ``run(folder, short=…)``, ``table`` and ``checks``."""
 
     def run(folder: Path, short: bool) -> tuple[str, list[Check]]:
@@ -55,7 +56,7 @@ def _own(name: str) -> Callable[[Path, bool], tuple[str, list[Check]]]:
 
 
 def _planning(folder: Path, short: bool) -> tuple[str, list[Check]]:
-    from bench import planning
+    from bench.own import planning
 
     result = planning.run(folder, rounds=1 if short else 3, images=20_000 if short else planning.FULL_SIZE)
     checks = []
@@ -85,9 +86,9 @@ def _scale_out(folder: Path, short: bool) -> tuple[str, list[Check]]:
         raise _servers.Missing(
             "redis-server is not installed; nothing was measured. Debian, Ubuntu: apt install redis-server"
         )
-    command = [*python("bench.scale_out"), "--folder", str(folder), *(["--short"] if short else [])]
+    command = [*python("bench.own.scale_out"), "--folder", str(folder), *(["--short"] if short else [])]
     subprocess.run(command, env=environment(), check=True, stdout=subprocess.DEVNULL)
-    from bench import scale_out
+    from bench.own import scale_out
 
     result = json.loads((folder / "result.json").read_text())
     rate = {w["workers"]: w["images_per_second"] for w in result["workers"]}
@@ -98,17 +99,17 @@ def _scale_out(folder: Path, short: bool) -> tuple[str, list[Check]]:
 
 
 PARTS = {
-    "streaming": Part("Streaming, unthrottled", _own("streaming")),
-    "lane": Part("The lane: TLS on both sides", _own("lane")),
-    "password": Part("The password check", _own("password")),
+    "streaming": Part("Streaming, unthrottled", _of("streaming")),
+    "lane": Part("The lane: TLS on both sides", _of("lane")),
+    "password": Part("The password check", _of("password")),
     "planning": Part("Planning at full size", _planning),
-    "rerun": Part("A re-run at full size", _own("rerun")),
-    "verification": Part("Verification", _own("verification")),
-    "airflow_share": Part("Airflow's share", _own("airflow_share")),
+    "rerun": Part("A re-run at full size", _of("rerun")),
+    "verification": Part("Verification", _of("verification")),
+    "airflow_share": Part("Airflow's share", _of("own.airflow_share")),
     "pace": Part("Pace, with PhysioNet as its users report it", _pace),
-    "copies": Part("Copies inside S3", _own("copies")),
+    "copies": Part("Copies inside S3", _of("copies")),
     "scale_out": Part("Scale-out", _scale_out),
-    "soak": Part("Soak", _own("soak")),
+    "soak": Part("Soak", _of("own.soak")),
 }
 NOT_BY_ITSELF = {"soak"}
 """What takes so long that it has a make target of its own."""

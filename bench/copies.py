@@ -26,7 +26,7 @@ import boto3
 
 from bench._copier import SIZE
 from bench._measure import Check, command_line, python
-from bench.planning import FULL_SIZE
+from bench.own.planning import FULL_SIZE
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.errors import Corrupt, DestinationUnavailable, Throttled

@@ -1,6 +1,6 @@
 """Planning at full size: 377,110 images, from PhysioNet's tables to 400 shard files.
 
-    python -m bench.planning [--folder .state/bench/planning] [--rounds 3]
+    python -m bench.own.planning [--folder .state/bench/planning] [--rounds 3]
 
 Each figure is of a fresh Python process, imports included: wall time and peak resident memory. The tables are synthetic
 and of the real size; writing them once takes about 20 s. Targets: first plan at most 12 s and 700 MB, re-plan with the
@@ -73,11 +73,11 @@ def table(result: dict[str, Any]) -> str:
 def _in_a_fresh_process(case: str, folder: Path) -> dict[str, Any]:
     # As in a deployment, libraries are imported from bytecode; without it, compiling pandas alone takes a second.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     environment["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "include")])
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "bench.planning", "--folder", str(folder), "--child", case],
+        [sys.executable, "-m", "bench.own.planning", "--folder", str(folder), "--child", case],
         capture_output=True,
         text=True,
         check=True,

@@ -1,6 +1,6 @@
 """Soak: 100,000 small images through a real Airflow run; does anything grow, fail or slow down?
 
-    python -m bench.soak [--short] [--folder .state/bench/soak]
+    python -m bench.own.soak [--short] [--folder .state/bench/soak]
 
 nginx gives the images away, ``rclone serve s3`` takes them, Airflow (LocalExecutor, SQLite) runs mimic_cxr_jpg with 40
 shards. Every two seconds the memory of each of Airflow's services is noted, tasks included; the table has the median, as a

@@ -1,6 +1,6 @@
 """What Airflow takes for itself: parsing, the way to the first image, and shards.
 
-    python -m bench.airflow_share [--short] [--folder .state/bench/airflow_share]
+    python -m bench.own.airflow_share [--short] [--folder .state/bench/airflow_share]
 
 1. Parsing: fresh processes parse the DAG files with Airflow's own DagBag, as its DAG processor does, and a folder with one DAG
    of one empty task, which costs what importing Airflow costs. The difference is ours.

@@ -1,6 +1,6 @@
 """Scale-out, and what Airflow itself costs: a real Airflow with Celery workers on this machine.
 
-    python -m bench.scale_out [--part workers|shards] [--folder .state/bench/scale_out] [--short]
+    python -m bench.own.scale_out [--part workers|shards] [--folder .state/bench/scale_out] [--short]
 
 1. Workers: the same images from a PhysioNet look-alike as its users report it (60 ms round trip, 650 kB/s a connection), with
    1, 2 and 4 Celery workers, each streaming two shards over eight connections. Waiting for the network is what takes the time, as
@@ -33,7 +33,7 @@ from typing import Any
 
 from bench._measure import cpu_of
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DAG = "mimic_cxr_jpg"
 BUCKET = "bench"
 WORKERS = (1, 2, 4)
@@ -385,7 +385,7 @@ def _in_its_own_environment(folder: Path, arguments: Sequence[str]) -> None:
         subprocess.run([*uv, "pip", "install", "--quiet", "--python", python, *what], check=True)
         (folder / "venv" / ".ready").touch()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "include")])
-    os.execv(python, [str(python), "-m", "bench.scale_out", *arguments])  # noqa: S606 - a fixed program
+    os.execv(python, [str(python), "-m", "bench.own.scale_out", *arguments])  # noqa: S606 - a fixed program
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
