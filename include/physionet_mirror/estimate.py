@@ -30,24 +30,24 @@ SCHEMA = "physionet-mirror/plan/1"
 RUNS_TO_LEARN_FROM = 5
 
 ENOUGH_SECONDS = 60
-"""A shorter run says more about its start than about PhysioNet."""
+"""Seconds of fetching below which a run is ignored: its ramp-up dominates."""
 
 HELD_BACK = 0.75
-"""A run that used less than this share of the connections it was allowed was slowed down by PhysioNet, not by us."""
+"""A run that used less than this share of its allowed connections was limited by PhysioNet, not by its own cap."""
 
 SLOW_BYTES_PER_SECOND = 44_000
-"""What PhysioNet gives one connection on a bad day (source: users' reports, 0.35 MB/s over eight connections)."""
+"""Bytes a second of one PhysioNet connection on a bad day (source: users report 0.35 MB/s over eight connections)."""
 
 A_COPY = 0.3
 """Seconds that HEAD and COPY of an image take inside S3, whose guide gives 0.1 to 0.2 s for a small request."""
 
 READ_BACK_BYTES_PER_SECOND = 100e6
-"""What reading back from S3 is expected to bring: most of what a link of 1 Gbit/s carries."""
+"""Expected speed of reading back from S3: most of what a link of 1 Gbit/s carries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """How fast it will go.
+    """How fast files are expected to arrive.
 
     Attributes:
         bytes_per_second: Of one connection, at best.
@@ -84,7 +84,7 @@ def learn(reports: Iterable[Mapping[str, Any]], otherwise: Throughput = FROM_FAC
         otherwise: The throughput where no run tells.
 
     Returns:
-        The rates of the slowest and the fastest of the newest five runs; and the connections that the newest one came to,
+        The rates of the slowest and the fastest of the newest five runs; and the connections that the newest one held,
         where it was allowed all that it asked for and PhysioNet held it back.
     """
     rates: list[float] = []
@@ -176,12 +176,12 @@ class Estimate:
 
     @property
     def once_cost(self) -> float:
-        """All that S3 asks once: requests, and retrieval where everything is read back."""
+        """What S3 charges once: requests, and retrieval where everything is read back."""
         return self.put_cost + self.check_cost + self.read_cost
 
     @property
     def time(self) -> str:
-        """Wall time of the fetching in words, a range where the speed is one."""
+        """Wall time of the fetching, in words; a range where the speed is a range."""
         return words.about(3600 * self.hours, 3600 * self.hours_most)
 
     @property

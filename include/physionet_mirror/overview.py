@@ -37,7 +37,7 @@ _MOST_GROUPS = 1000  # whose times are looked at; the dataset has ten
 
 @dataclass(frozen=True)
 class Catalog:
-    """The manifest beside what is known of each image.
+    """The manifest, and for each image whether it is verified.
 
     Attributes:
         frame: The manifest without the columns that nothing here needs.
@@ -96,7 +96,7 @@ def load(bucket: Bucket, known: Catalog | None = None) -> Catalog | None:
 
 
 def _fetch(bucket: Bucket, path: str, file: Path) -> None:
-    """The object as a file, unless it is larger than any of ours."""
+    """Download the object; refuse one that is larger than any this software writes."""
     size = 0
     with file.open("wb") as out:
         for chunk in bucket.open_read(path):
@@ -110,7 +110,7 @@ def _fetch(bucket: Bucket, path: str, file: Path) -> None:
 
 
 def without_index(catalog: Catalog) -> Catalog:
-    """The same images, none of them there: what another bucket's manifest says of a bucket that has none."""
+    """The same images with none verified: another bucket's manifest, used for a bucket that has no manifest yet."""
     return replace(catalog, sizes=np.zeros_like(catalog.sizes), verified=np.zeros_like(catalog.verified))
 
 

@@ -34,16 +34,16 @@ STORAGE_CLASSES = (
 """S3 storage classes (source: PutObject, x-amz-storage-class)."""
 
 ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
-"""Those whose objects cannot be read until they are restored."""
+"""Storage classes whose objects must be restored before they can be read."""
 
 CONNECTIONS = 4, 64
 """The fewest and the most PhysioNet connections that a run may ask for."""
 
 SAMPLE_SIZE = 1, 1_000_000_000
-"""Units of a sample; more than there are takes all."""
+"""The fewest and the most units of a sample; asking for more than there are takes all."""
 
 SEED = -(2**53 - 1), 2**53 - 1
-"""Whole numbers that a browser's form and a worker write down alike (source: JavaScript's Number.MAX_SAFE_INTEGER)."""
+"""Whole numbers that a browser's form represents exactly (source: JavaScript's Number.MAX_SAFE_INTEGER)."""
 
 SHARD_SIZE = 1, 10_000
 """Images a shard: at most ten LIST requests, and a list of 1.6 MB."""
@@ -55,7 +55,7 @@ NIGHTS = 30
 """Default of ``slices`` where there is a slice a night: 12,570 images, about 20 GB."""
 
 APPROVE_ABOVE_GB = 0, 1_000_000
-"""GB from which a person is asked; the most is a petabyte, 200 times the largest dataset of PhysioNet."""
+"""GB above which a person is asked; at most a petabyte, 200 times the largest dataset of PhysioNet."""
 
 FRONTAL, LATERAL, NO_VIEW = "frontal", "lateral", "none"
 """Names in ``views`` that stand for more than one ViewPosition, and for images without any."""
@@ -113,8 +113,8 @@ class Request:
         approve_above_gb: Plans above this size in GB wait for a person; 0 = never.
         dry_run: Plan and estimate only.
         slices: Contiguous parts into which the selection is cut, one a run; None = no parts.
-        stop_after: When to come to an end with what is under way and leave the rest: a duration since the run began, a
-            time of day (UTC), or None.
+        stop_after: When to finish what is under way and leave the rest to the next run: a duration since the run
+            began, a time of day (UTC), or None.
         dataset: Which version of which dataset.
     """
 
@@ -189,7 +189,7 @@ class Request:
         )
 
     def stops_at(self, started: datetime) -> datetime | None:
-        """When a run that began at ``started`` (with time zone) shall come to an end, or None for when all is done."""
+        """When a run that began at ``started`` (timezone-aware) must stop; None = when all is done."""
         if self.stop_after is None:
             return None
         if isinstance(self.stop_after, timedelta):
@@ -215,7 +215,7 @@ def checked_bucket(name: Any) -> str:
     """A valid bucket name (source: S3 user guide, bucket naming rules). Raises InputError."""
     if not name:
         raise InputError(
-            "bucket: which S3 bucket shall take the images? Nothing was done. Fill in the param `bucket`, or let the "
+            "bucket: no destination bucket was given. Nothing was done. Fill in the param `bucket`, or let the "
             "operator set the environment variable MIMIC_CXR_BUCKET."
         )
     if not isinstance(name, str) or not _BUCKET.fullmatch(name):
@@ -273,7 +273,7 @@ def checked_uri(name: str, uri: Any) -> str | None:
 
 
 def checked_names(given: Iterable[str], known: Collection[str]) -> None:
-    """Raise unless every param that was given is one that the DAG knows: a misspelt one would be ignored in silence.
+    """Refuse params that the DAG does not know: Airflow would ignore a misspelt one silently.
 
     Raises:
         InputError: The message names the param and the known one that is spelt most like it.

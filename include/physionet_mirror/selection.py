@@ -1,4 +1,4 @@
-"""Which images a run is about: filters first, then a nested sample."""
+"""Which images a run selects: filters first, then a nested sample."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
     """Apply the filters, then the sample.
 
     Raises:
-        InputError: A value that no image has, a combination that no image has, a list with unknown paths, or a sample
-            that is not one. The message names the filter, the value and the values that exist.
+        InputError: A value or a combination that no image has, a list with unknown paths, or an impossible sample.
+            The message names the filter, the value and the values that exist.
     """
     if selection.select not in ("sample", "all"):
         raise InputError(f"select is {selection.select!r}; it must be 'sample' or 'all'.")
@@ -74,7 +74,7 @@ Filter = tuple[str, Sequence[object], "Callable[[pd.DataFrame], pd.DataFrame]"]
 
 
 def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
-    """The filters that were asked for, each checked against the whole manifest before any is applied."""
+    """The requested filters, each checked against the whole manifest before any is applied."""
     filters: list[Filter] = []
     for name, column, wanted in (
         ("groups", "group", selection.groups),
@@ -233,7 +233,7 @@ def _must_exist(name: str, wanted: Sequence[str], existing: Sequence[str]) -> No
 
 
 def _emptied(name: str, values: Sequence[object], before: pd.DataFrame, selection: Selection) -> str:
-    """The message for a filter that no image of those left passes."""
+    """The error message for a filter that leaves no image."""
     column = {"groups": "group", "views": "view", "splits": "split"}.get(name)
     if column:
         there = f"; they have {', '.join(_values(before[column])) or 'none'}"

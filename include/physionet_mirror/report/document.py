@@ -76,11 +76,11 @@ def write(
         dataset: What was mirrored.
         verdict: What verification found of the selection.
         manifest: ``manifest.parquet``.
-        params: As they were asked for; shown as they are, so never anything secret.
+        params: As given to the run. They are shown unchanged, so they must hold no secret.
         started: Start of the run.
         index_rows: Rows of the training index, as this run left it.
         notes: Sentences of the selection and the plan ("all 812 images are taken").
-        software: Versions beside those that are found here.
+        software: Further versions, beside those that are found here.
         shard_of: The shard of each image that is not there (see `explain`).
 
     Raises:
@@ -124,9 +124,9 @@ def read_results(bucket: Bucket, run: RunLayout) -> list[ShardResult]:
 def explain(
     problems: Iterable[Problem], results: Iterable[ShardResult], shard_of: Mapping[str, int] | None = None
 ) -> list[Problem]:
-    """Give each image that is not there the reason for which its stream task could not fetch it, where there is one.
+    """Name for each image that is not there why its stream task could not fetch it, where that is known.
 
-    ``shard_of`` tells the shard of an image, for those that a task did not come to because an error ended it.
+    ``shard_of`` maps an image to its shard, for the images that a task had not reached when an error ended it.
     """
     results = list(results)
     ended = {result.shard: result.error for result in results if result.error}
@@ -331,7 +331,7 @@ def _transfer(results: Sequence[ShardResult]) -> dict[str, Any]:
 
 
 def _software() -> dict[str, str]:
-    """Versions of what had a hand in it."""
+    """Versions of the software that matters to the result."""
     versions = {"python": platform.python_version()}
     for name in ("apache-airflow", "boto3", "urllib3", "pandas", "pyarrow"):
         try:
