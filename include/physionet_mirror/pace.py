@@ -27,6 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from physionet_mirror import words
+
 START = 2
 """Slots to begin with where nothing is remembered."""
 
@@ -412,7 +414,7 @@ class Pace:
         self._trial = _Trial(numbers, up=True, served=self.slots, judged=self._can_judge(numbers))
         if rate is not None:
             self._trial.rates[False] = rate
-        self._step(target, f"trying more at {_mb(rate)}" if rate is not None else "trying more", now)
+        self._step(target, f"trying more at {_speed(rate)}" if rate is not None else "trying more", now)
 
     def _can_judge(self, numbers: Comparison) -> bool:
         return self._former is None and numbers.is_measurable(self._scatter)
@@ -492,7 +494,7 @@ class Pace:
         why = f"{hanging} of {high} get no connection" if hanging else f"{high} carry no more than {low}"
         rates = trial.rates
         if False in rates and True in rates:
-            why += f" ({_mb(rates[True])} after {_mb(rates[False])})"
+            why += f" ({_speed(rates[True])} after {_speed(rates[False])})"
         if self._ramping and half >= 1 and (hanging or 5 * half >= low):
             self._stride, self._probe_at = half, now
         else:
@@ -612,5 +614,6 @@ class Pace:
             self._on_change(old, slots, why)
 
 
-def _mb(rate: float) -> str:
-    return f"{math.exp(rate) / 1e6:.1f} MB/s"
+def _speed(rate: float) -> str:
+    """A rate, given as its logarithm, for people."""
+    return f"{words.size(math.exp(rate))}/s"
