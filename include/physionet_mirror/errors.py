@@ -84,10 +84,19 @@ class MetadataError(MirrorError):
 
 
 class SourceError(MirrorError):
-    """PhysioNet, or the way to it."""
+    """PhysioNet, or the way to it.
+
+    Attributes:
+        retry_after: The server's wish in seconds, or None where it named none.
+    """
 
     whose: ClassVar[Whose] = "source"
     summary = "PhysioNet did not answer as it should"
+    retry_after: float | None = None
+
+    def is_congestion(self, *, answered: bool) -> bool:  # noqa: ARG002
+        """Whether fewer requests at once would have helped. ``answered``: the reply to this one had begun."""
+        return False
 
 
 class CredentialsRefused(SourceError):
@@ -127,12 +136,13 @@ class Stalled(SourceUnavailable):
     summary = "PhysioNet does not answer"
     next_step = f"PhysioNet stopped sending. {_AGAIN}, with fewer connections if it comes back."
 
+    def is_congestion(self, *, answered: bool) -> bool:
+        """A request that is never answered is held back; a body that stops is one connection's trouble."""
+        return not answered
+
 
 class Throttled(SourceError):
-    """PhysioNet asks for less: 429, 503, or connects that time out; congestion, and never one file's fault.
-
-    ``retry_after`` is the server's wish in seconds, or None where it named none.
-    """
+    """PhysioNet asks for less: 429, 503, or connects that time out; congestion, and never one file's fault."""
 
     retry_delay = timedelta(minutes=10)
     summary = "PhysioNet asks for patience"
@@ -141,6 +151,10 @@ class Throttled(SourceError):
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+    def is_congestion(self, *, answered: bool) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
 
 
 class FileError(SourceError):

@@ -131,13 +131,13 @@ class Turn:
 
     def congested(self, error: SourceError) -> None:
         """Tell the pace that the source is asked for too much."""
-        asked_for = error.retry_after if isinstance(error, Throttled) else None
+        asked_for = error.retry_after
         if self._slot is not None:
             self._pace.congested(self._slot, error.reason, asked_for and min(asked_for, self._patience))
 
     def wait(self, seconds: float, error: SourceError) -> None:
         """As `mover.Turn`."""
-        if isinstance(error, Throttled) or (isinstance(error, Stalled) and not self.is_answered):
+        if error.is_congestion(answered=self.is_answered):
             self.congested(error)
         self._held.close()
         self._slot = None
@@ -454,7 +454,7 @@ class Transfer:
                 fetched = self._mover.fetch(job.file, turn)
             except (Throttled, Stalled) as error:
                 job.unanswered = isinstance(error, Stalled) and not turn.is_answered
-                if isinstance(error, Throttled) or job.unanswered:
+                if error.is_congestion(answered=turn.is_answered):
                     turn.congested(error)
                 raise
         with self._changed:
@@ -573,7 +573,7 @@ class Transfer:
             try:
                 self._mover.check()
             except (Throttled, SourceUnavailable, FileError) as error:
-                if isinstance(error, Throttled | Stalled):
+                if error.is_congestion(answered=False):
                     turn.congested(error)
                 return error
             except DestinationUnavailable as error:  # of an access point, which S3 answers for
@@ -620,14 +620,14 @@ class Transfer:
             self._fatal = self._fatal or _served_nobody(error, down)
             return
         self._down = True
-        asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
+        asked_for = error.retry_after or 0.0
         wait = min(0.5 * self._backoff + down / 4, 20.0) * random.uniform(1.0, 1.5)
         self._hold_until = max(self._hold_until, now + max(wait, min(asked_for, self._patience)))
 
     def _refused(self, job: _Job, error: SourceError) -> None:
         """Congestion: later, exponentially and with jitter, and never before the server's own wish."""
         job.refusals += 1
-        asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
+        asked_for = error.retry_after or 0.0
         wait = min(self._backoff * 2.0 ** min(job.refusals - 1, 8), 30.0) * random.uniform(0.5, 1.5)
         self._put_off(job, max(wait, min(asked_for, self._patience)))
 

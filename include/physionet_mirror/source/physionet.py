@@ -714,7 +714,7 @@ def _discard(response: BaseHTTPResponse) -> None:
 
 def _wait(turn: Turn, seconds: float, error: SourceError) -> None:
     """Before a resume: so long, with jitter, and as long as the server asked for. Raises ``error`` where that is too long."""
-    asked_for = (error.retry_after or 0.0) if isinstance(error, Throttled) else 0.0
+    asked_for = error.retry_after or 0.0
     if asked_for > _LONGEST_PAUSE:
         raise error
     turn.wait(max(seconds * random.uniform(0.5, 1.5), asked_for), error)
