@@ -5,6 +5,7 @@ They are found before, or instead of, an answer. Nothing of that passes by itsel
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 import ssl
@@ -13,11 +14,67 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import certifi
+from requests.utils import get_environ_proxies, select_proxy
+from urllib3.util.ssl_ import create_urllib3_context
+
 from physionet_mirror.errors import InputError
+from physionet_mirror.wire import Proxy
 
 BUNDLES = ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _UNTRUSTED = {18, 19, 20, 21}  # X509_V_ERR_*: self-signed, or no certificate of the issuer
 _TUNNEL = re.compile(r"Tunnel connection failed: (4\d\d)")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def proxy_for(url: str) -> Proxy | None:
+    """The proxy on the way to an address, by the environment as requests reads it, NO_PROXY included; never to loopback.
+
+    Raises:
+        InputError: It is of another kind than ``http://``.
+    """
+    if is_loopback(urlsplit(url).hostname or ""):
+        return None
+    named = select_proxy(url, get_environ_proxies(url))
+    if not named:
+        return None
+    try:
+        return Proxy.parse(named)
+    except ValueError:
+        variable = next(
+            (name for name, value in os.environ.items() if value == named and name.lower().endswith("_proxy")),
+            "the proxy's setting",
+        )
+        raise InputError(
+            f"{variable} names a proxy of another kind than http:// (its address may begin with https:// or socks5://). "
+            "Nothing was asked over the network. Name an http:// proxy there, which carries TLS to PhysioNet unopened "
+            f"(http://<proxy>:<port>), or name {urlsplit(url).hostname} in NO_PROXY if it can be reached without."
+        ) from None
+
+
+def trusted_by_requests() -> ssl.SSLContext:
+    """The TLS context of a client that trusts whom requests trusts: the environment's CA bundle, else certifi's.
+
+    Raises:
+        InputError: The bundle cannot be read.
+    """
+    named = next((name for name in BUNDLES[1:] if os.environ.get(name)), None)
+    bundle = os.environ[named] if named else certifi.where()
+    if named:
+        check_ca_bundle(bundle, named)
+    context = create_urllib3_context()  # as requests does
+    if Path(bundle).is_dir():
+        context.load_verify_locations(capath=bundle)
+    else:
+        context.load_verify_locations(cafile=bundle)
+    return context
 
 
 def check_ca_bundle(path: str, setting: str) -> None:

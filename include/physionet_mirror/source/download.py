@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
@@ -11,7 +12,11 @@ from physionet_mirror.errors import NotTheFile
 from physionet_mirror.files import File
 from physionet_mirror.mover import Fetched, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.source.physionet import BIG, PhysioNet
+from physionet_mirror.source.body import BIG
+from physionet_mirror.source.physionet import PhysioNet
+
+_ROOM = 1 << 20  # bytes that a thread's memory has at least
+_MOST_KEPT = 4 << 20  # and what is given back once its file is stored
 
 
 class Download:
@@ -30,6 +35,7 @@ class Download:
 
     def __init__(self, source: PhysioNet, dataset: Dataset, bucket: Bucket, storage_class: str = "STANDARD") -> None:
         self._source, self._dataset, self._bucket, self._storage_class = source, dataset, bucket, storage_class
+        self._kept = threading.local()  # .room
 
     def __repr__(self) -> str:
         return f"<Download {self._dataset.name} from {self._source!r}>"
@@ -46,19 +52,32 @@ class Download:
     def fetch(self, file: File, turn: Turn) -> Fetched:
         """One file; raises as `PhysioNet.open`, and a big one as `Bucket.upload`."""
         path, kind, storage_class = file.path, self._dataset.image_type, self._storage_class
-        with closing(self._source.open(self._dataset, path, file.sha256, turn)) as incoming:
-            if incoming.size is not None and incoming.size > BIG:
-                return Fetched(self._bucket.upload(path, incoming, content_type=kind, storage_class=storage_class))
-            data = b"".join(incoming) if incoming.size is not None else _in_memory(path, incoming)
+        with closing(self._source.open(self._dataset, path, file.sha256, turn)) as body:
+            if body.size is None:
+                data = memoryview(_in_memory(path, body))
+            elif body.size <= BIG:
+                data = self._memory(body.size)
+                body.read_into(data)
+            else:
+                return Fetched(self._bucket.upload(path, body, content_type=kind, storage_class=storage_class))
         put = partial(self._bucket.put, path, data, content_type=kind, storage_class=storage_class, sha256=file.sha256)
         return Fetched(len(data), put)
+
+    def _memory(self, size: int) -> memoryview:
+        """Room for so many bytes: this thread's own, used for one file after the other."""
+        room: bytearray | None = getattr(self._kept, "room", None)
+        if room is None or len(room) < size:
+            room = bytearray(max(size, _ROOM))
+            if size <= _MOST_KEPT:
+                self._kept.room = room
+        return memoryview(room)[:size]
 
     def close(self) -> None:
         """Close the source's connections."""
         self._source.close()
 
 
-def _in_memory(path: str, chunks: Iterable[bytes]) -> bytes:
+def _in_memory(path: str, chunks: Iterable[bytes]) -> bytearray:
     """A file whose size was not announced, up to what may be held in memory: it might never end."""
     data = bytearray()
     for chunk in chunks:
@@ -68,4 +87,4 @@ def _in_memory(path: str, chunks: Iterable[bytes]) -> bytes:
                 f"{path} came without a size and goes on after {BIG >> 20} MiB. Nothing of it was kept. PhysioNet announces "
                 "the size of every file: find out what proxy stands between, or whether PhysioNet is in maintenance."
             )
-    return bytes(data)
+    return data

@@ -8,10 +8,10 @@ from email.utils import format_datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from urllib3._collections import HTTPHeaderDict
 
 from physionet_mirror.errors import InputError
-from physionet_mirror.source.physionet import LONGEST_WAIT, USER_AGENT, PhysioNet, _LiveFirst, _retry_after
+from physionet_mirror.source.physionet import USER_AGENT, PhysioNet
+from physionet_mirror.source.replies import LONGEST_WAIT, retry_after
 
 PASSWORD = "correct horse battery staple"
 
@@ -121,9 +121,8 @@ def test_its_repr_holds_no_secret():
     assert repr(make()) == "<PhysioNet https://physionet.org>"
 
 
-class _Answer:
-    def __init__(self, value: str | None) -> None:
-        self.headers = HTTPHeaderDict({} if value is None else {"Retry-After": value})
+def understood(value: str | None) -> float | None:
+    return retry_after({} if value is None else {"retry-after": value})
 
 
 @pytest.mark.parametrize(
@@ -144,30 +143,15 @@ class _Answer:
     ],
 )
 def test_retry_after(value, seconds):
-    assert _retry_after(_Answer(value)) == seconds
+    assert understood(value) == seconds
 
 
 @given(st.text(st.characters(max_codepoint=255)))
 def test_any_retry_after_is_understood_or_ignored(value):
-    seconds = _retry_after(_Answer(value))
+    seconds = understood(value)
     assert seconds is None or 0 <= seconds <= LONGEST_WAIT
 
 
 def test_retry_after_as_a_date():
     value = format_datetime(datetime.now(UTC) + timedelta(seconds=90), usegmt=True)
-    assert 88 <= _retry_after(_Answer(value)) <= 90
-
-
-class _Connection:
-    def __init__(self, sock: object) -> None:
-        self.sock = sock
-
-
-def test_open_connections_are_used_before_room_for_new_ones():
-    pool = _LiveFirst(4)
-    for _ in range(4):
-        pool.get_nowait()
-    live, closed = _Connection(object()), _Connection(None)
-    for item in (None, live, closed, None):
-        pool.put_nowait(item)
-    assert pool.get_nowait() is live
+    assert 88 <= understood(value) <= 90

@@ -11,8 +11,8 @@ from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, Dataset
 from physionet_mirror.errors import Corrupt, NotTheFile
 from physionet_mirror.files import File
 from physionet_mirror.mover import ALONE, SourceStats, Turn
+from physionet_mirror.source.body import BIG
 from physionet_mirror.source.download import Download
-from physionet_mirror.source.physionet import BIG
 
 DATA = b"a radiograph"
 FILE = File("files/p10/0001.jpg", hashlib.sha256(DATA).hexdigest())
@@ -25,6 +25,13 @@ class Body:
     def __iter__(self) -> Iterator[bytes]:
         yield self.data[:5]
         yield self.data[5:]
+        self.prove()
+
+    def read_into(self, memory: memoryview) -> None:
+        memory[:] = self.data[: len(memory)]
+        self.prove()
+
+    def prove(self) -> None:
         if hashlib.sha256(self.data).hexdigest() != FILE.sha256:
             raise Corrupt("corrupt")
 

@@ -1,0 +1,179 @@
+"""The body of one file: read, resumed where it breaks off, and proven when it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import time
+from collections.abc import Iterator
+
+from physionet_mirror.dataset import Dataset
+from physionet_mirror.errors import SourceError, SourceUnavailable, Stalled, Throttled, Truncated
+from physionet_mirror.mover import Turn
+from physionet_mirror.source import replies
+from physionet_mirror.source.session import Session
+from physionet_mirror.wire import Answer
+
+log = logging.getLogger(__name__)
+
+RESUMABLE = 1 << 20
+"""Files above this size in bytes are resumed with Range; smaller ones are cheaper to begin anew."""
+
+BIG = 32 << 20
+"""Files above this size in bytes are never held in memory, and an outage amid one is waited for."""
+
+LEAST_SPEED = 1024
+"""Bytes a second, over a read time-out, below which a download is ended as stalled. On the worst days that users report,
+PhysioNet gives a connection forty times as much (0.04 MB/s)."""
+
+_CHUNK = 1 << 16  # at PhysioNet's pace a tenth of a second: what the pace is measured by
+_RESUMES = 1, 2, 4, 8, 16, 30, 30  # seconds before the tries in a row to resume a big file
+_RESUMES_OF_SMALL = _RESUMES[:3]
+_LONGEST_PAUSE = 300.0  # seconds that a Retry-After may hold up a resume; what asks for more ends the download
+
+
+class Body:
+    """A file on its way: iterate once, or read it whole into memory.
+
+    The last act of either is to compare the hash of all bytes with PhysioNet's: whoever keeps nothing unless it ends
+    without an exception never keeps a wrong byte. An interrupted file above 1 MiB is resumed, a few times in a row and
+    later each time; a resume that brought a MiB begins a new row. An outage is waited for amid a big file only: a smaller
+    one is begun anew when it is over.
+
+    Args:
+        session: Which has asked for it.
+        dataset: Whose file it is.
+        path: Of the file.
+        sha256: What it must hash to (hex); None only for the checksum file itself.
+        answer: To the request for all of it.
+        turn: Waits before a resume.
+
+    Attributes:
+        size: Bytes that PhysioNet announced, or None.
+    """
+
+    def __init__(
+        self, session: Session, dataset: Dataset, path: str, sha256: str | None, answer: Answer, turn: Turn
+    ) -> None:
+        self.size = answer.length
+        self._session, self._dataset, self._path, self._sha256 = session, dataset, path, sha256
+        self._answer, self._turn = answer, turn
+        self._etag = answer.headers.get("etag")
+        self._waits = _RESUMES if self.size is not None and self.size > BIG else _RESUMES_OF_SMALL
+        self._in_vain = 0  # resumes in a row
+        self._received = self._begun = 0  # bytes, in all and when the present answer began
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its bytes in chunks of 64 KiB, in bounded memory.
+
+        Raises:
+            SourceError: Any of its subclasses.
+        """
+        digest = hashlib.sha256()
+        chunk = memoryview(bytearray(_CHUNK))
+        while size := self._next(chunk):
+            data = bytes(chunk[:size])
+            digest.update(data)
+            yield data
+        self._prove(digest.hexdigest())
+
+    def read_into(self, memory: memoryview) -> None:
+        """All of its bytes, of which there are as many as ``memory`` takes.
+
+        Raises:
+            SourceError: Any of its subclasses.
+        """
+        at = 0
+        while at < len(memory):
+            at += self._next(memory[at : at + _CHUNK])
+        self._prove(hashlib.sha256(memory).hexdigest())
+
+    def close(self) -> None:
+        """End it; before its end, its connection is closed."""
+        self._answer.close()
+
+    def _prove(self, digest: str) -> None:
+        if self._sha256 not in (None, digest):
+            self._session.fault(replies.corrupt(self._path, self._sha256 or ""))
+
+    def _next(self, view: memoryview) -> int:
+        """Fill the view with what comes next; less than its length only at the file's end, and then 0 in the end."""
+        while True:
+            try:
+                size = self._read(view)
+            except (Truncated, Stalled) as error:
+                self._resume(error)
+            else:
+                self._received += size
+                return size
+
+    def _read(self, view: memoryview) -> int:
+        """As `_next`, without a resume.
+
+        Raises:
+            Truncated, Stalled: The answer broke off or came to a halt; what came of this view is lost.
+        """
+        answer, session, wanted = self._answer, self._session, len(view)
+        size, begun = 0, time.monotonic()
+        try:
+            while size < wanted:
+                received = answer.read_into(view[size:] if size else view)
+                if not received:
+                    if not answer.complete:
+                        raise ConnectionError
+                    break
+                size += received
+                seconds = time.monotonic() - begun
+                if seconds > session.read_timeout and size < LEAST_SPEED * seconds:
+                    answer.close()
+                    session.fault(replies.stalled(self._path, f"{size:,} bytes came in {seconds:.0f} s"))
+        except TimeoutError:
+            answer.close()
+            session.fault(replies.stalled(self._path, f"no byte came for {session.read_timeout:g} s"))
+        except OSError:
+            answer.close()
+            left = None if self.size is None else self.size - self._begun
+            session.fault(replies.truncated(self._path, self._received - self._begun, left))
+        if size:
+            session.received(size)
+        return size
+
+    def _resume(self, broken: SourceError) -> None:
+        """Ask for the rest, provided that it is still the same file. Raises ``broken`` where that is of no use."""
+        if self._received - self._begun >= RESUMABLE:
+            self._in_vain = 0
+        resumable = self.size is not None and self.size > RESUMABLE and self._etag is not None and self._received
+        while resumable and self._in_vain < len(self._waits):
+            _wait(self._turn, self._waits[self._in_vain], broken)
+            self._in_vain += 1
+            try:
+                self._answer, self._begun = self._ask_for_the_rest(), self._received
+            except (Throttled, SourceUnavailable) as error:
+                if self._waits is not _RESUMES:
+                    raise
+                broken = error
+            else:
+                return
+        raise broken
+
+    def _ask_for_the_rest(self) -> Answer:
+        received, size = self._received, self.size
+        self._session.resumed()
+        log.debug("resuming %s at byte %d of %d", self._path, received, size)
+        assert self._etag is not None
+        condition = {"Range": f"bytes={received}-", "If-Range": self._etag}
+        answer = self._session.ask("GET", self._dataset, self._path, condition, self._turn)
+        assert size is not None
+        if answer.status != 206 or answer.headers.get("content-range") != f"bytes {received}-{size - 1}/{size}":
+            answer.close()
+            self._session.fault(replies.changed(self._path))
+        return answer
+
+
+def _wait(turn: Turn, seconds: float, error: SourceError) -> None:
+    """Before a resume: so long, with jitter, and as long as the server asked for. Raises ``error`` where that is too long."""
+    asked_for = error.retry_after or 0.0
+    if asked_for > _LONGEST_PAUSE:
+        raise error
+    turn.wait(max(seconds * random.uniform(0.5, 1.5), asked_for), error)
