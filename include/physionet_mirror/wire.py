@@ -180,26 +180,23 @@ class Origin:
         if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
             raise ValueError("a line break in a request's target or headers")
         wire = f"{head}\r\n\r\n".encode("latin-1")
-        while True:
-            connection, kept = self._take()
-            try:
-                if len(body) <= _ONE_SEND:
-                    connection.sendall(wire + bytes(body))
-                else:
-                    connection.sendall(wire)
-                    connection.sendall(body)
-                return Answer(self, connection, method)
-            except _Unanswered:
-                _close(connection)
-                if not kept:
-                    raise ProtocolError("the connection was closed without an answer") from None
-            except (ConnectionError, ssl.SSLEOFError):
-                _close(connection)
-                if not kept:
-                    raise
-            except BaseException:  # also when something interrupts: nobody may read this answer as his own
-                _close(connection)
-                raise
+        kept = self._take()
+        if kept is not None:
+            with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+                return self._ask(kept, method, wire, body)
+        return self._ask(self._connect(), method, wire, body)
+
+    def _ask(self, connection: socket.socket, method: str, head: bytes, body: bytes | memoryview) -> Answer:
+        try:
+            if len(body) <= _ONE_SEND:
+                connection.sendall(head + bytes(body))
+            else:
+                connection.sendall(head)
+                connection.sendall(body)
+            return Answer(self, connection, method)
+        except BaseException:  # also when something interrupts: nobody may read this answer as his own
+            _close(connection)
+            raise
 
     def close(self) -> None:
         """Close the idle connections; those in use close when their answer is read."""
@@ -210,16 +207,17 @@ class Origin:
             except IndexError:
                 return
 
-    def _take(self) -> tuple[socket.socket, bool]:
-        """A connection, and whether it was used before."""
-        while True:
+    def _take(self) -> socket.socket | None:
+        """An idle connection that is still open."""
+        while self._idle:
             try:
                 kept = self._idle.pop()
-            except IndexError:
-                return self._connect(), False
+            except IndexError:  # another thread was faster
+                return None
             if not wait_for_read(kept, timeout=0):  # readable while nothing was asked: closed by the server
-                return kept, True
+                return kept
             _close(kept)
+        return None
 
     def _give_back(self, connection: socket.socket) -> None:
         if self._closed or len(self._idle) >= self._keep:
@@ -403,10 +401,6 @@ class Answer:
         return bytes(line[:-2])
 
 
-class _Unanswered(ProtocolError):
-    """The connection was closed before the first byte of an answer."""
-
-
 class _Head(NamedTuple):
     status: int
     reason: str
@@ -420,7 +414,7 @@ def _read_head(connection: socket.socket, head: bytes = b"") -> _Head:
     while (end := head.find(b"\r\n\r\n")) < 0:
         received = connection.recv(_RECEIVE)
         if not received and not head:
-            raise _Unanswered("the connection was closed without an answer")
+            raise ProtocolError("the connection was closed without an answer")
         if not received or len(head) > _HEAD_AT_MOST:
             raise ProtocolError("an answer without an end of its headers")
         head = head + received if head else received

@@ -148,7 +148,8 @@ STRIKES_AND_GOES = {
     ),
     "429": (Fault(Kind.STATUS, status=429), "throttled"),
     "429 twice, with Retry-After": (Fault(Kind.STATUS, status=429, retry_after=1, attempts=2), "throttled"),
-    "reset before the answer": (Fault(Kind.RESET_BEFORE), "source unavailable"),
+    # Twice: a request that a kept connection loses is sent again on a new one, and that is no failure yet.
+    "reset before the answer": (Fault(Kind.RESET_BEFORE, attempts=2), "source unavailable"),
     "reset in mid-body": (Fault(Kind.RESET_IN_BODY), "truncated"),
     "body shorter than Content-Length": (Fault(Kind.SHORT_BODY), "truncated"),
     "body longer than the file": (Fault(Kind.LONG_BODY), "corrupt"),

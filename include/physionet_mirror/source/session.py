@@ -231,10 +231,12 @@ class Session:
                 self.stats.requests += 1
             try:
                 answer = self._origin(url).exchange(method, _target(url), headers.items())
-            except ValueError:  # the address that a redirect names
-                break
             except OSError as error:
                 self.fault(replies.unreachable(error, urlsplit(url).netloc, self._connect_timeout, self.read_timeout))
+            except MirrorError as error:  # a setting of this worker
+                self.fault(error)
+            except ValueError:  # the address that a redirect names
+                break
             if session is not None and "sessionid" in (cookies := _cookies(answer)) and self._is_ours(url):
                 self._replace(session, cookies)
             location = answer.headers.get("location") if answer.status in (301, 302, 303, 307, 308) else None
