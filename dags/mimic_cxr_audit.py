@@ -1,17 +1,17 @@
-"""Compare the bucket with PhysioNet's checksums, week by week, and name whatever differs.
+"""Compare the bucket with PhysioNet's checksums every week, and name whatever differs.
 
-Looked at is every image that was ever verified (so that a lost one is missed) and every image that lies in the bucket.
+The audit covers every image that was ever verified, so that a lost one is noticed, and every image in the bucket.
 
 | task | what it does |
 |---|---|
-| `audit` | Asks S3 anew about every image of the share: listed (`count`), its SHA-256 (`checksum`), or its bytes read back (`content`). |
+| `audit` | Asks S3 again about every image of the share: listed (`count`), its SHA-256 (`checksum`), or its bytes read back (`content`). |
 | `repair` | With `repair=true`, triggers `mimic_cxr_jpg` for exactly the images that are missing or wrong, with the storage class, connections and source of the latest run. Fails where that DAG is paused. Skipped otherwise. |
 | `judge` | Turns the run red when anything differs, with the counts and where the list is. |
 
-`content` reads every byte, which costs time and GET requests: let it roll. With `share` set to `*/8`, each weekly run reads
-another eighth, and eight weeks see the whole bucket. `2/8` is the second eighth, whenever it runs.
+`content` reads every byte, which costs time and GET requests, so spread it out: with `share` set to `*/8`, each weekly run
+reads another eighth, and eight weeks cover the whole bucket. `2/8` is always the second eighth.
 
-Nothing is changed in the bucket but the audit's own files under `_mirror/`. Scheduled runs need the environment variable
+The audit changes nothing in the bucket but its own files under `_mirror/`. Scheduled runs need the environment variable
 `MIMIC_CXR_BUCKET`, or an edited default.
 """
 

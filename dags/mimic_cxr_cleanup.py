@@ -1,13 +1,13 @@
-"""Delete the images of one run, or everything below a prefix, after a person has seen the count and said yes.
+"""Delete the images of one run, or everything below a prefix, after a person has seen the counts and approved.
 
 | task | what it does |
 |---|---|
-| `list_objects` | Lists what would go, with counts and GB, and keeps the list in the bucket. A dry run ends here. |
+| `list_objects` | Lists what would be deleted, with counts and GB, and stores the list in the bucket. A dry run ends here. |
 | `approve` | Asks a person under Required Actions. A refusal skips the rest; without an answer it fails after three days. |
-| `delete` | Deletes exactly what was listed, and takes it out of the training index. |
+| `delete` | Deletes exactly what was listed, and removes it from the training index. |
 
 Never touched: anything outside the prefix (an empty prefix is refused), and what lies under `_mirror/runs/`: the reports of
-earlier runs and the lists of what was deleted. In a bucket that keeps versions, old versions and delete markers go too.
+earlier runs and the lists of what was deleted. In a versioned bucket, old versions and delete markers are deleted too.
 """
 
 from __future__ import annotations

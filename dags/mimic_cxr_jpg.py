@@ -1,16 +1,16 @@
-"""Put the MIMIC-CXR-JPG images that you choose into your S3 bucket, and prove every byte of them.
+"""Copy the MIMIC-CXR-JPG images that you choose into your S3 bucket, every byte verified.
 
 The images come from PhysioNet as fast as it allows, and each is compared with PhysioNet's own checksum. Trigger this as
-often as you like: it fetches only what is missing or wrong, and goes on wherever an earlier run stopped.
+often as you like: it fetches only what is missing or wrong, and continues where an earlier run stopped.
 
 | task | what it does |
 |---|---|
-| `check_access` | Asks PhysioNet and S3 whether they let us in. A wrong password or an unsigned agreement fails here, in seconds; maintenance is waited for. |
-| `fetch_metadata` | Brings the tables and checksums into the bucket and joins them into the manifest, `_mirror/manifest.parquet`. |
+| `check_access` | Checks the access to PhysioNet and S3. A wrong password or an unsigned agreement fails here, within seconds; maintenance is waited for. |
+| `fetch_metadata` | Copies the tables and checksums into the bucket and joins them into the manifest, `_mirror/manifest.parquet`. |
 | `plan` | Chooses the images, cuts them into shards, and prints images, GB, hours and dollars. A dry run ends here. |
-| `approve` | Waits for a person when the plan is larger than `approve_above_gb`; otherwise passes at once. A refusal skips the rest. |
-| `mirror_shard` | Once per shard: `missing?` compares it with the bucket and skips it when it is complete; `stream` fetches the rest. |
-| `verify` | Compares the whole selection with the bucket, writes `report.html`, `failed_images.txt` and the training index, and turns the run red when anything is missing or wrong. |
+| `approve` | Waits for a person if the plan is larger than `approve_above_gb`, else passes at once. A refusal skips the rest. |
+| `mirror_shard` | Once per shard: `missing?` compares it with the bucket and skips it if it is complete; `stream` fetches the rest. |
+| `verify` | Compares the whole selection with the bucket, writes `report.html`, `failed_images.txt` and the training index, and fails the run if anything is missing or wrong. |
 
 **Needs** the connections `physionet_default` (type http: login and password of a credentialed PhysioNet account that has
 signed the dataset's data use agreement) and `aws_default`. No variable and no pool.

@@ -1,19 +1,19 @@
 """Fill the bucket night by night, one slice of MIMIC-CXR-JPG per data interval.
 
 The images (those that the filters leave) are cut into `slices` contiguous parts of nearly equal count. The run whose
-logical date is day *d* (UTC) owns part (*d* - 2025-01-01) modulo `slices`: so any stretch of that many days fills everything,
-in any order, and a repeated night fetches nothing. A run triggered by hand without a logical date owns the part of the day
-on which it is triggered. After one full turn the nights go on as a rolling verification and repair.
+logical date is day *d* (UTC) owns part (*d* - 2025-01-01) modulo `slices`: that many consecutive days fill everything, in any
+order, and a repeated night fetches nothing. A run triggered by hand without a logical date owns the part of the day
+on which it is triggered. After one full turn, the nights continue as a rolling verification and repair.
 
 | task | what it does |
 |---|---|
-| `check_access` | Asks PhysioNet and S3 whether they let us in; waits for maintenance to end. |
+| `check_access` | Checks the access to PhysioNet and S3; waits for maintenance to end. |
 | `fetch_metadata` | Brings tables and checksums up to date and joins them into the manifest. |
 | `plan` | Takes the interval's slice, and what an earlier night left over, and cuts it into shards. |
-| `mirror_shard` | Once per shard: `missing?` skips it when it is complete; `stream` fetches the rest. |
-| `verify` | Compares the slice with the bucket, reports, and turns the run red when anything is missing or wrong. |
+| `mirror_shard` | Once per shard: `missing?` skips it if it is complete; `stream` fetches the rest. |
+| `verify` | Compares the slice with the bucket, reports, and fails the run if anything is missing or wrong. |
 
-`stop_after` ends the night: running images finish, the rest is left for the next interval, and the run is green and says
+`stop_after` ends the night: images in flight finish, the rest is left for the next interval, and the run succeeds and says
 "to be continued".
 
 **To fill everything now**, thirty nights, two at a time (the end is a midnight, and the night of the 30th comes after its own):
@@ -50,7 +50,7 @@ with DAG(
     default_args=TASK_DEFAULTS,
     tags=["physionet", "mimic-cxr"],
 ):
-    # In the pool of the streams: where several nights run, their checks and tables come under the same cap.
+    # In the pool of the streams, so that the checks and tables of concurrent nights are under the same cap.
     check_access = AccessCheckSensor(task_id="check_access", pool=pool())
     fetch_metadata = FetchMetadataOperator(task_id="fetch_metadata", pool=pool())
     plan = PlanShardsOperator(task_id="plan")

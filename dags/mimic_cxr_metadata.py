@@ -1,19 +1,19 @@
 """The tables alone, for people who start with the labels: no image is fetched.
 
-Brings the tables of MIMIC-CXR-JPG 2.1.0 and the record and study lists of MIMIC-CXR into the bucket, each below a prefix of
+Copies the tables of MIMIC-CXR-JPG 2.1.0 and the record and study lists of MIMIC-CXR into the bucket, each below a prefix of
 its own (`mimic-cxr-jpg/2.1.0`, `mimic-cxr/2.0.0`), each proven against PhysioNet's checksums, and joins them into
-`_mirror/manifest.parquet`. Weekly; what has not changed is not fetched again.
+`_mirror/manifest.parquet`. Runs weekly; unchanged files are not fetched again.
 
 `cxr_project` takes the lists of `mimic-cxr/2.1.0` instead of 2.0.0's, with the list of providers beside them. PhysioNet's
 checksums of 2.0.0 name its tables only, those of 2.1.0 its DICOM files too: these are in the manifest, and are not fetched.
 
 | task | what it does |
 |---|---|
-| `check_access` | Asks PhysioNet, for this dataset, and S3 whether they let us in; waits for maintenance to end. |
-| `fetch_metadata` | Fetches what has changed, proves it, and joins it into the manifest. |
+| `check_access` | Checks the access to this dataset and to S3; waits for maintenance to end. |
+| `fetch_metadata` | Fetches what has changed, verifies it, and joins it into the manifest. |
 
-Each dataset has a data use agreement of its own. Where one is not signed, that dataset's `check_access` fails and names
-the page that says what is missing; the other one is left alone.
+Each dataset has a data use agreement of its own. If one is not signed, that dataset's `check_access` fails and names
+the page that says what is missing; the other dataset is not affected.
 
 **Needs** the connections `physionet_default` and `aws_default`, and a bucket: `MIMIC_CXR_BUCKET`, or the param.
 

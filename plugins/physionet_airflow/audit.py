@@ -25,7 +25,7 @@ REPAIR = "repair"
 
 
 class AuditOperator(BaseOperator):
-    """Compares a share of the bucket with PhysioNet's checksums; judges nothing itself (`JudgeAuditOperator` does).
+    """Compares a share of the bucket with PhysioNet's checksums and never fails for a difference (`JudgeAuditOperator` does).
 
     Args:
         aws_conn_id: The bucket's account.
@@ -42,7 +42,7 @@ class AuditOperator(BaseOperator):
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
-        """Compare and write down."""
+        """Compare, and write audit.json."""
         from physionet_mirror.steps import audit
         from physionet_mirror.verified_cache import attempt_of
 
@@ -57,8 +57,8 @@ class AuditOperator(BaseOperator):
 class RepairOperator(TriggerDagRunOperator):
     """Triggers ``mimic_cxr_jpg`` for the images that the audit found missing or wrong; skipped when there are none.
 
-    The param ``repair`` must be true. The run takes over the settings of the latest run to the bucket. It is named after
-    the audit, so that clearing this task triggers no second one while the first is under way.
+    The param ``repair`` must be true. The run copies the settings of the latest run to this bucket. Its id contains the
+    audit's, so that clearing this task triggers no second run while the first is under way.
 
     Args:
         aws_conn_id: The bucket's account.
@@ -67,7 +67,7 @@ class RepairOperator(TriggerDagRunOperator):
         ``run_id`` and ``state``: ``triggered``, ``running`` (by an earlier try) or ``paused``.
     """
 
-    # The provider's link asks for the triggered run's id, and logs an error where none was triggered.
+    # The provider's link looks up the triggered run's id, and logs an error if none was triggered.
     operator_extra_links: list[BaseOperatorLink] = []  # noqa: RUF012  # as the base class declares it
 
     def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
@@ -102,7 +102,7 @@ class RepairOperator(TriggerDagRunOperator):
 
 
 def _repair_run(ti: Any, dag_id: str, audited: datetime) -> tuple[str, bool]:
-    """A run id that is free, or the one of an earlier try that has not ended; and whether it is the latter."""
+    """An unused run id, or that of an earlier try that is still running; and which of the two."""
     for number in count(1):
         run_id = f"repair__{audited.isoformat()}" + (f"__{number}" if number > 1 else "")
         if ti.get_dr_count(dag_id=dag_id, run_ids=[run_id], states=["queued", "running"]):
@@ -118,7 +118,7 @@ def _is_paused(ti: Any, dag_id: str) -> bool:
 
 
 class JudgeAuditOperator(BaseOperator):
-    """Turns the run red, and names what differs, when the audit found anything. To be used with ``all_done``."""
+    """Fails the run and names what differs if the audit found anything. Use it with ``all_done``."""
 
     ui_color = "#e8f0e4"
 
@@ -148,7 +148,7 @@ _PAUSED = (
 
 
 def _what_next(context: Context) -> str:
-    """What becomes of the images that differ, by what the task ``repair`` came to."""
+    """What happens to the images that differ, given how the task ``repair`` ended."""
     if not context["params"]["repair"]:
         return "Trigger this audit with repair=true, or mimic_cxr_jpg with that file as its file_list."
     repair = context["ti"].xcom_pull(task_ids=REPAIR, key=REPAIR) or {}

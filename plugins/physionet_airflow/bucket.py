@@ -26,12 +26,12 @@ def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Buc
 
     Three optional fields of the connection's extra are ours: ``expected_bucket_owner`` (the AWS account id that must own
     the bucket), ``kms_key_id`` (the KMS key that encrypts what is written) and ``server_side_encryption`` (``AES256``,
-    ``aws:kms`` or ``aws:kms:dsse``, asked for with each write). Makes no request but those that credentials take.
+    ``aws:kms`` or ``aws:kms:dsse``, asked for with each write). The only requests made are those that fetch credentials.
 
     Raises:
         InputError: There are no AWS credentials, or a setting of the connection or the worker cannot be used.
-        BucketRefused: The credentials that the settings name are not to be had (profile, role, process, SSO).
-        DestinationUnavailable: Whoever gives out the credentials is away.
+        BucketRefused: The credentials that the settings name cannot be obtained (profile, role, process, SSO).
+        DestinationUnavailable: The service that issues the credentials cannot be reached.
     """
     from physionet_mirror.s3.bucket import Bucket
 
@@ -65,7 +65,7 @@ def _session(aws_conn_id: str, where: str) -> tuple[boto3.Session, AwsConnection
         return hook.get_session(), hook.conn_config, hook.verify
     except MirrorError:
         raise
-    except Exception as error:  # noqa: BLE001  the hook lets through whatever a profile, role or process raises
+    except Exception as error:  # noqa: BLE001  the hook passes on whatever a profile, role or process raises
         raise replies.meaning(error, where, "credentials", where.removeprefix("s3://")) from None
 
 
@@ -90,7 +90,7 @@ def _owner(connection: AwsConnectionWrapper, aws_conn_id: str) -> str | None:
 
 
 def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
-    """Raise unless the bucket exists, is closed to the public, and takes what we write; a probe is written and removed.
+    """Raise unless the bucket exists, is not public and can be written to; writes a probe and removes it.
 
     Raises:
         BucketUnsafe, BucketMissing, BucketRefused, DestinationUnavailable: See `safety.check`.

@@ -53,7 +53,7 @@ class ApproveDeletionOperator(AskOperator):
         super().__init__(subject="Images are about to be deleted", **kwargs)
 
     def question(self, context: Context) -> str | None:
-        """Counts and GB of what would go."""
+        """Counts and GB of what would be deleted."""
         found = result_of(context, LISTING)
         if context["params"]["dry_run"] or not found["objects"]:
             return None
@@ -85,7 +85,7 @@ class DeleteListedOperator(BaseOperator):
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, int]:
-        """Delete, unless this is a dry run or there is nothing."""
+        """Delete, unless this is a dry run or nothing was listed."""
         from physionet_mirror.steps import cleanup
 
         found = result_of(context, LISTING)

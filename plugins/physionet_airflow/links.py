@@ -1,7 +1,7 @@
 """The links on tasks: live progress, report, the images in S3, the dataset's page at PhysioNet.
 
-Each leads to the page (see physionet_airflow/page), which checks the reader's rights and knows where the run's files
-lie. So a link is there as soon as its task is, says nothing by itself, and ends no sooner than the run's record.
+Each opens the page (see physionet_airflow/page), which checks the reader's rights and knows where the run's files
+lie. So a link exists as soon as its task does, reveals nothing by itself, and works as long as Airflow knows the run.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class PageLink(BaseOperatorLink):
-    """A button on a task that leads to a view of its run.
+    """A button on a task that opens a view of its run.
 
     Args:
-        name: On the button.
+        name: The button's label.
         view: The last part of the page's address; empty = the live page.
         classes: Names of the operators in ``physionet_airflow.operators`` whose tasks get it.
     """
@@ -47,7 +47,7 @@ class PageLink(BaseOperatorLink):
 
 
 def root_path() -> str:
-    """The path below which Airflow is served, ``/`` at its end."""
+    """The path below which Airflow is served, ending in ``/``."""
     from airflow.configuration import conf
 
     path = urlsplit(conf.get("api", "base_url", fallback="/") or "/").path

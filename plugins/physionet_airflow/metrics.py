@@ -1,4 +1,4 @@
-"""The figures that operators watch, through Airflow's own stats: StatsD, DogStatsD or OpenTelemetry carry them as configured.
+"""The metrics that operators watch, sent through Airflow's own stats: StatsD, DogStatsD or OpenTelemetry, as configured.
 
     physionet.images_stored      counter     images that were fetched, proven and stored
     physionet.bytes_stored       counter     their bytes
@@ -6,12 +6,12 @@
     physionet.retries            counter     tries that had to be repeated
     physionet.faults             counter     what went wrong on the way, by `reason` (throttled, stalled, …)
     physionet.refused            counter     credentials, agreement or bucket refused, by `reason`
-    physionet.image_seconds      timer       one image from the first request to S3's answer; a histogram at the other end
+    physionet.image_seconds      timer       one image, from the first request to S3's answer
     physionet.connections        gauge       connections to PhysioNet that a shard's task holds, by `shard`
     physionet.images_left        gauge       images that a shard's task has still to store, by `shard`
 
 Names carry the prefix of Airflow's configuration (``airflow.`` by default). With plain StatsD, labels need
-``[metrics] statsd_influxdb_enabled``. docs/monitoring.md shows all of it put to use. Nothing here fails a task.
+``[metrics] statsd_influxdb_enabled``. docs/monitoring.md has dashboards and alerts. Nothing here fails a task.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ShardMetrics:
         self._sent: dict[str, int] = {}
 
     def publish(self, tally: Mapping[str, Any]) -> None:
-        """Send what was added since the last call. ``tally`` is ``Tally.as_dict()``."""
+        """Send what has been added since the last call. ``tally`` is ``Tally.as_dict()``."""
         for key, name in _COUNTERS.items():
             self._add(name, int(tally[key]))
         failed = tally["failed"]
@@ -53,7 +53,7 @@ class ShardMetrics:
         _send("gauge", "images_left", left if running else 0, tags=self._tags)
 
     def image(self, seconds: float) -> None:
-        """One image is stored, and took so long."""
+        """One image was stored, in so many seconds."""
         _send("timing", "image_seconds", seconds * 1000)  # StatsD's unit
 
     def _add(self, name: str, total: int, reason: str | None = None) -> None:
@@ -65,7 +65,7 @@ class ShardMetrics:
 
 
 def count_refusal(error: MirrorError) -> None:
-    """Count what PhysioNet or S3 refuses until a person puts it right; any other error is not counted here."""
+    """Count a permanent refusal by PhysioNet or S3; other errors are not counted here."""
     if error.permanent and error.whose in ("source", "destination"):
         _send("incr", "refused", 1, tags=_tag(error.reason))
 
@@ -79,5 +79,5 @@ def _send(kind: str, name: str, value: float, tags: Mapping[str, str] | None = N
         from physionet_airflow.compat import stats
 
         getattr(stats(), kind)(f"physionet.{name}", value, tags=dict(tags or {}))
-    except Exception:  # a figure that cannot be sent is no reason to stop the images
+    except Exception:  # a metric that cannot be sent must not stop the transfer
         log.debug("physionet.%s was not sent", name, exc_info=True)

@@ -1,4 +1,4 @@
-"""The part of a graph that DAGs share: one mapped group a shard, {missing? → stream}."""
+"""The part of the graph that the DAGs share: a mapped group {missing? → stream}, one instance a shard."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 def mirror_shards(shards: XComArg, *, runs_share_streams: bool = False) -> TaskGroup:
-    """Map over a plan's shards: skip each that is complete, stream the others, at most ``PHYSIONET_STREAMS`` at once.
+    """Map over a plan's shards: skip the complete ones, stream the others, at most ``PHYSIONET_STREAMS`` at once.
 
     Args:
         shards: The output of `PlanShardsOperator`.
-        runs_share_streams: Hold the number of streams over all runs of the DAG together, not over each.
+        runs_share_streams: Limit the streams of all runs of the DAG together, not of each run.
     """
 
-    @task_group(group_id="mirror_shard", tooltip="One shard: what is missing of it is streamed")
+    @task_group(group_id="mirror_shard", tooltip="One shard: its missing images are streamed")
     def mirror_shard(shard: Any) -> None:
         missing = MissingSensor(
             task_id="missing", task_display_name="missing?", shard=shard, map_index_template=SHARD_NAME

@@ -71,7 +71,7 @@ class FetchMetadataOperator(BaseOperator):
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
-        """Fetch what is not there yet."""
+        """Fetch what is missing or has changed."""
         from physionet_mirror.steps import fetch_metadata
 
         with engine_errors():
@@ -91,7 +91,7 @@ class FetchMetadataOperator(BaseOperator):
 
 
 class PlanShardsOperator(BaseOperator):
-    """Chooses the images, cuts them into shards, and estimates what it takes.
+    """Chooses the images, cuts them into shards, and estimates time, traffic and cost.
 
     Args:
         aws_conn_id: The bucket's account.
@@ -109,7 +109,7 @@ class PlanShardsOperator(BaseOperator):
 
     @engine_errors()
     def execute(self, context: Context) -> list[dict[str, Any]]:
-        """Plan; a dry run hands on no shard."""
+        """Plan; a dry run returns no shards."""
         from physionet_mirror.steps import plan
 
         with engine_errors():
@@ -168,9 +168,9 @@ class PlanShardsOperator(BaseOperator):
 
 
 class AskOperator(ApprovalOperator):
-    """Asks a person under Required Actions; a refusal skips all that follows, and the run ends green.
+    """Asks a person under Required Actions; a refusal skips every later task, and the run ends green.
 
-    Nobody answering in time fails the task, with a message. Subclasses say what is asked, and whether at all.
+    The task fails if nobody answers in time. Subclasses write the question, or say that there is none.
 
     Args:
         response_timeout: How long to wait for an answer.
@@ -192,7 +192,7 @@ class AskOperator(ApprovalOperator):
 
     @engine_errors()
     def execute(self, context: Context) -> Any:
-        """Pass on at once, or wait for a person."""
+        """Return at once, or wait for a person."""
         question = self.question(context)
         if question is None:
             return None
@@ -211,7 +211,7 @@ class AskOperator(ApprovalOperator):
 
 
 class ApproveLargePlanOperator(AskOperator):
-    """Lets a plan pass that is no larger than the param ``approve_above_gb``; asks a person about any other."""
+    """Passes plans up to the param ``approve_above_gb``; asks a person about larger ones."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(subject="A large plan waits for your approval", **kwargs)
@@ -254,10 +254,10 @@ def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
 
 
 class StreamShardOperator(BaseOperator):
-    """Brings what is missing of one shard into the bucket.
+    """Streams the missing images of one shard into the bucket.
 
     Args:
-        shard: What `MissingSensor` hands on; None where it did not run.
+        shard: What `MissingSensor` returned; None if it did not run.
         physionet_conn_id: The PhysioNet account.
         aws_conn_id: The bucket's account.
 
@@ -285,7 +285,7 @@ class StreamShardOperator(BaseOperator):
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
-        """Stream until all is stored, or named."""
+        """Stream until each image is stored or reported as failed."""
         if self.shard is None:
             show_shard(context, "unknown")
             raise no_result("missing?")
@@ -317,17 +317,17 @@ class StreamShardOperator(BaseOperator):
         return {key: result[key] for key in ("shard", "stored", "bytes", "seconds", "retries")}
 
     def on_kill(self) -> None:
-        """Finish what is under way, begin nothing new, and end."""
+        """Finish the images in flight, start no others, and end."""
         self._killed = True
         if self._stop is not None:
             self._stop()
 
 
 class VerifyOperator(BaseOperator):
-    """Compares the whole selection with the bucket, writes report and index, and fails when anything is not there or wrong.
+    """Compares the whole selection with the bucket, writes report and index, and fails if anything is missing or wrong.
 
-    To be used with ``trigger_rule="all_done"``: it judges whatever the shards came to, and is therefore what the run's
-    colour rests on. An earlier task that failed, it names.
+    Use it with ``trigger_rule="all_done"``: it runs however the shards ended, decides whether the run succeeds, and names any
+    earlier task that failed.
 
     Args:
         aws_conn_id: The bucket's account.
@@ -371,7 +371,7 @@ class VerifyOperator(BaseOperator):
         return figures
 
     def _check_earlier_tasks(self, context: Context) -> None:
-        """Raise where the run never came to its shards: then there is nothing to verify, and that is no success."""
+        """Fail if a task before the shards failed: there is nothing to verify then, and that is no success."""
         ti = context["ti"]
         before = sorted(_unmapped_upstream(self))
         states = ti.get_task_states(dag_id=ti.dag_id, task_ids=before, run_ids=[ti.run_id]).get(ti.run_id, {})

@@ -1,4 +1,4 @@
-"""The plugin: tells Airflow of the page and of the links on tasks; see page/ and docs/page.md.
+"""The plugin: registers the page and the links on tasks; see page/ and docs/page.md.
 
 Airflow finds it by the package's entry point, or through ``physionet_plugin.py`` in its plugins folder.
 """
@@ -13,7 +13,7 @@ from physionet_airflow.links import LINKS
 
 
 class LazyPage:
-    """The page's web application, built when it is first asked for.
+    """The page's web application, built at its first request.
 
     Every Airflow process loads this plugin; only the API server needs FastAPI's routes and all that they import.
     """
@@ -43,7 +43,7 @@ VIEWS: list[Any] = [
 
 
 class PhysioNetPlugin(AirflowPlugin):
-    """The mirror at a glance: overview, live run and planning, as a nav entry, and as buttons on our tasks.
+    """Overview, live run and planning, as an entry in Airflow's navigation and as buttons on our tasks.
 
     Not as tabs of DAG and run: Airflow's UI puts a plugin's tabs on every DAG of the installation (up to 3.3).
     """

@@ -1,4 +1,4 @@
-"""Which errors are worth another try, and when: what the engine's error tree says, as Airflow's retry policy."""
+"""Which errors to retry, and when: the engine's error tree as Airflow's retry policy."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from physionet_airflow.compat import RETRY_BACKOFF, retry_policy
 from physionet_mirror.errors import all_errors
 
 RETRIES = 5
-"""Tries after the first one, where an error may pass by itself."""
+"""Retries of an error that may pass by itself."""
 
 
 RETRY_POLICY = retry_policy([error for error in all_errors() if error.permanent or error.retry_delay is not None])
-"""For every task of this project; what no rule names backs off exponentially from the task's own ``retry_delay``.
+"""For every task of this project; errors without a rule back off exponentially from the task's own ``retry_delay``.
 
-The delays need it; that a permanent error fails at once does not: `run.engine_errors` sees to that in any Airflow."""
+Only the delays depend on it: `run.engine_errors` makes permanent errors fail at once in any Airflow."""
 
 TASK_DEFAULTS: dict[str, Any] = {
     "retries": RETRIES,

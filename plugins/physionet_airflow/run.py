@@ -36,7 +36,7 @@ def streams() -> int:
     """Shards streamed at once: the environment variable ``PHYSIONET_STREAMS``, default 4.
 
     Raises:
-        InputError: It is no whole number above zero.
+        InputError: It is not a positive integer.
     """
     text = os.environ.get("PHYSIONET_STREAMS") or "4"
     if not re.fullmatch(r"0*[1-9][0-9]{0,4}", text):
@@ -85,7 +85,7 @@ class Run:
         """The run of a task's context. ``overrides`` replace params.
 
         Raises:
-            InputError: A param that cannot be worked with, or a key of the run's conf that is no param of its DAG.
+            InputError: A param is invalid, or a key of the run's conf is no param of its DAG.
         """
         from physionet_mirror.layout import RunLayout
         from physionet_mirror.request import Request, checked_names
@@ -106,7 +106,7 @@ class Run:
         """How a file crosses to the bucket, as the param ``source`` says; makes no request.
 
         Raises:
-            InputError: A connection that cannot be worked with.
+            InputError: A connection is incomplete or invalid.
         """
         from physionet_mirror.source.download import Download
 
@@ -139,10 +139,10 @@ def show_shard(context: Context, name: str) -> None:
 
 
 def result_of(context: Context, task_id: str, key: str = BaseXCom.XCOM_RETURN_KEY) -> Any:
-    """What an earlier task of this run handed on.
+    """The XCom of an earlier task of this run.
 
     Raises:
-        InputError: Nothing, as when a person marked the task as success by hand.
+        InputError: There is none, e.g. because a person marked the task as success.
     """
     result = context["ti"].xcom_pull(task_ids=task_id, key=key)
     if result is None:
@@ -151,7 +151,7 @@ def result_of(context: Context, task_id: str, key: str = BaseXCom.XCOM_RETURN_KE
 
 
 def no_result(task_id: str) -> InputError:
-    """The error of a task that cannot go on, because the named one before it left no result."""
+    """The error of a task that cannot continue because an earlier one left no result."""
     return InputError(
         f"The task {task_id} of this run left no result: it did not run, or was marked as success by hand. Nothing was done. "
         f"Clear {task_id} with what comes after it, so that it runs, or trigger a new run."
@@ -160,14 +160,14 @@ def no_result(task_id: str) -> InputError:
 
 @contextmanager
 def engine_errors() -> Iterator[None]:
-    """Let the engine's errors through without what lies beneath them: such causes may quote addresses and headers.
+    """Re-raise the engine's errors without their causes, which may quote addresses and headers.
 
     Also a decorator: ``@engine_errors()``.
 
     Raises:
         AirflowFailException: In place of a permanent error, with its text: the task fails at once, in every Airflow and
             with whatever retries.
-        MirrorError: Any other error of the engine's, which the task's retries are for.
+        MirrorError: Any other error of the engine; the task's retries handle it.
     """
     try:
         yield

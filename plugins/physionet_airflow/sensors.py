@@ -1,4 +1,4 @@
-"""Sensors: is PhysioNet (and the bucket) open to us? is anything of this shard missing?"""
+"""Sensors: may this account read the dataset and write to the bucket? Is anything of this shard missing?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class AccessCheckSensor(BaseSensorOperator):
-    """Waits until PhysioNet serves the dataset to this account and the bucket is in reach.
+    """Waits until PhysioNet serves the dataset to this account and the bucket can be reached.
 
     What only a person can put right (password, agreement, bucket, params) fails at once, without a retry, with the text
     that this person needs. Maintenance and broken connections are waited for without holding a worker slot.
@@ -53,7 +53,7 @@ class AccessCheckSensor(BaseSensorOperator):
         self._last = ""
 
     def execute(self, context: Context) -> Any:
-        """Poke, and say in plain words when the time is over."""
+        """Poke; on a time-out, report the last answer."""
         try:
             return super().execute(context)
         except AirflowSensorTimeout:
@@ -63,7 +63,7 @@ class AccessCheckSensor(BaseSensorOperator):
             ) from None
 
     def poke(self, context: Context) -> bool:
-        """Whether both sides are open to us."""
+        """Whether source and bucket both let us in."""
         try:
             with engine_errors():
                 run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
@@ -82,7 +82,7 @@ class AccessCheckSensor(BaseSensorOperator):
 
 
 class MissingSensor(BaseSensorOperator):
-    """Compares one shard with the bucket; skips it when nothing is missing, else hands on what is.
+    """Compares one shard with the bucket; skips it if it is complete, else returns it with the number of missing images.
 
     Args:
         shard: ``Shard.to_dict()``, one of the plan's.
@@ -102,7 +102,7 @@ class MissingSensor(BaseSensorOperator):
 
     @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
-        """Look once: there is always an answer."""
+        """Compare once; never pokes again."""
         show_shard(context, self.shard["name"])
         from physionet_mirror.shards import Shard
         from physionet_mirror.steps import mirror_shard

@@ -1,9 +1,9 @@
-"""Who may see what.
+"""Access control.
 
-Airflow protects nothing of a plugin's application by itself. Here every route needs a login, and the right to read the
-DAG that it is about (and that DAG's runs and tasks); the routes about no single DAG show what the DAGs that the reader
-may read went to. A bucket is never taken from an address: an address can only choose among the places that runs of
-readable DAGs went to, and what is read there lies below ``_mirror/``.
+Airflow does not protect a plugin's application. Every route here needs a login and the right to read its DAG (and that
+DAG's runs and tasks); routes that belong to no single DAG show only the buckets of DAGs that the reader may read. A
+bucket is never taken from the URL: a URL can only choose among the places that runs of readable DAGs wrote to, and only
+files below ``_mirror/`` are read there.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _params: Kept[dict[str, dict[str, object]]] = Kept(seconds=15, most=32)
 
 
 def params_of(session: SessionDep, dag_id: str) -> dict[str, dict[str, object]]:
-    """The DAG's params, kept for a quarter of a minute."""
+    """The DAG's params, cached for 15 seconds."""
     return _params.get(dag_id, lambda _: runs.dag_params(session, dag_id))
 
 
 def defaults_of(session: SessionDep, dag_id: str) -> dict[str, object]:
-    """The values of the DAG's params when nothing is given."""
+    """The default values of the DAG's params."""
     return {name: param["value"] for name, param in params_of(session, dag_id).items()}
 
 
@@ -74,7 +74,7 @@ ReadableDags = Annotated[list[str], Depends(readable_dags)]
 
 
 def run_of(dag_id: DagId, run_id: RunId, session: SessionDep) -> runs.Run:
-    """The run of an address; 404 where there is none, or where its DAG is none of ours."""
+    """The run that the URL names; 404 if there is none or its DAG is not one of ours."""
     if not runs.is_ours(session, dag_id):
         raise HTTPException(404, "This DAG does not mirror a PhysioNet dataset, so there is nothing to show here.")
     run = runs.find_run(session, dag_id, run_id, defaults_of(session, dag_id))
@@ -86,10 +86,10 @@ def run_of(dag_id: DagId, run_id: RunId, session: SessionDep) -> runs.Run:
 
 
 def from_our_own_page(request: Request) -> None:
-    """Refuse what another site's page has sent in the reader's name: Airflow's login is a cookie.
+    """Refuse cross-site requests: Airflow's login is a cookie, so another site's page could send them.
 
     As Go's ``http.CrossOriginProtection`` decides: by Sec-Fetch-Site, which browsers send where the connection is secure;
-    else by Origin, which they send with every POST. A client that sends neither is no browser.
+    else by Origin, which they send with every POST. A client that sends neither is not a browser.
 
     Raises:
         HTTPException: 403.
@@ -106,11 +106,11 @@ def from_our_own_page(request: Request) -> None:
 
 
 MOST_SENT = 2_000_000
-"""Bytes of a form that are taken."""
+"""Largest form accepted, in bytes."""
 
 
 async def sent_form(request: Request) -> QueryParams:
-    """The form that was sent, within `MOST_SENT`.
+    """The submitted form, of at most `MOST_SENT` bytes.
 
     Raises:
         HTTPException: 413 or 415.

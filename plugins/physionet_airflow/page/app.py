@@ -64,7 +64,7 @@ STATIC = {
     "chart.umd.min.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
-"""Every file that is served as it is, and its type."""
+"""The static files and their types."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; frame-src 'self'; "
@@ -76,7 +76,7 @@ REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'; "
     "sandbox allow-popups allow-popups-to-escape-sandbox"
 )
-"""For report.html, which lies in the bucket: no script, no request, and no picture."""
+"""For report.html, which comes from the bucket: no script, no request, no image."""
 
 MOST_REPORT = 16 << 20
 """Bytes of a report.html that are shown; ours have well below one megabyte, a long list of failures some more."""
@@ -90,9 +90,9 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-_LATEST = 10  # runs in the overview
-_REPORTS = 5  # that an estimate learns from
-_BAD_PLACES = 3  # that are asked for a manifest in vain before the reader is told
+_LATEST = 10  # runs shown in the overview
+_REPORTS = 5  # reports that an estimate is based on
+_BAD_PLACES = 3  # unreadable manifests before the page gives up
 
 
 def _kept_bucket(mirror: Mirror) -> Bucket:
@@ -243,7 +243,7 @@ def make_app() -> FastAPI:
     def plan(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
         return plan_page(request, session, _plan(request.query_params, session, dags))
 
-    # POST: the ids of thousands of patients are too long for an address. Nothing is changed by it.
+    # POST, because the ids of thousands of patients are too long for a URL. It changes nothing.
     plan_sent = [*plan_access, Depends(from_our_own_page)]
 
     @app.post("/plan", dependencies=plan_sent)
@@ -270,7 +270,7 @@ def make_app() -> FastAPI:
 
 
 def _version() -> str:
-    """Changes when a static file does, so that browsers fetch it anew."""
+    """Changes whenever a static file does, so that browsers fetch it again."""
     digest = hashlib.sha256()
     for name in STATIC:
         digest.update((HERE / "static" / name).read_bytes())
@@ -292,10 +292,10 @@ def _layout(run: Run) -> RunLayout:
 
 
 def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:
-    """A file of a run, piece by piece.
+    """A file of a run, in chunks.
 
     Raises:
-        HTTPException: 404 where there is none; 413 while reading where it has more than ``most`` bytes.
+        HTTPException: 404 if there is none; 413 while reading if it has more than ``most`` bytes.
     """
     pieces = _bucket_of(run).open_read(path)
     try:
@@ -327,12 +327,12 @@ def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
         watch = _watches.get((run.dag_id, run.run_id, mirror), lambda _: Watch(_kept_bucket(mirror), _layout(run)))
         return tasks, watch.look(tasks.shards)
 
-    # The state belongs to the key: a run that ends is looked at once more, whatever was kept.
+    # The state is part of the key, so that a run that has just ended is read once more.
     return _looks.get((run.dag_id, run.run_id, run.state, run.mirror), look)
 
 
 def _console(mirror: Mirror) -> str | None:
-    """The prefix in Amazon's console; None for an S3 that is not Amazon's."""
+    """URL of the prefix in the AWS console; None if the S3 is not Amazon's."""
     client = _kept_bucket(mirror).client
     host = client.meta.endpoint_url.partition("://")[2].partition("/")[0].partition(":")[0]
     if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
@@ -345,7 +345,7 @@ def _console(mirror: Mirror) -> str | None:
 
 
 def _catalog_of(mirror: Mirror) -> overview.Catalog | None:
-    """The catalog of a place; what cannot be read is kept as long as what can, so that it is not tried for each reader."""
+    """The catalog of a mirror. Failures are cached too, so that not every reader tries again."""
 
     def load(known: overview.Catalog | MirrorError | bool | None) -> overview.Catalog | MirrorError | bool:
         try:
@@ -360,14 +360,14 @@ def _catalog_of(mirror: Mirror) -> overview.Catalog | None:
 
 
 def _places(session: SessionDep, dags: Sequence[str]) -> tuple[list[Run], list[Mirror]]:
-    """The latest runs of these DAGs, and the places that they went to or would go to."""
+    """The latest runs of these DAGs, and the mirrors that they write to by their params or defaults."""
     defaults = {dag_id: defaults_of(session, dag_id) for dag_id in dags}
     latest = runs.latest_runs(session, defaults)
     return latest, runs.mirrors_of(latest, defaults.values())
 
 
 def _report_of(run: Run) -> Mapping[str, Any] | None:
-    """``report.json`` of a run that is over."""
+    """``report.json`` of a finished run."""
     if not run.over or run.mirror is None:
         return None
     bucket = _kept_bucket(run.mirror)
@@ -430,8 +430,8 @@ def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[
         return shown
     latest, mirrors = _places(session, dags)
     asked = Mirror(filled.request.bucket, filled.request.prefix)
-    # The manifest is the same wherever it lies; what is there already is only known of the place that is asked for.
-    # One that cannot be read does not hide the others.
+    # The manifest is the same in every mirror; what is already stored is known only for the one asked for. One that
+    # cannot be read does not hide the others.
     troubles: list[str] = []
     for mirror in sorted(mirrors, key=lambda m: m != asked):
         try:
@@ -460,7 +460,7 @@ def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[
 def _cohort(
     found: overview.Catalog, mirror: Mirror, asked: Mirror, filled: form.Form, earlier: Sequence[Run]
 ) -> overview.Preview:
-    """Count what the form asks for; a question that was asked in the last minutes is answered from memory."""
+    """Count what the form selects; cached for some minutes."""
     wanted = filled.request
     assert wanted is not None
     read = (report for run in earlier[:_LATEST] if (report := _report_of(run)))

@@ -1,4 +1,4 @@
-"""The trigger form's params, from the address and back: the same names, schemas and sections as in Airflow's own form."""
+"""The trigger form's params, to and from the URL: the same names, schemas and sections as in Airflow's own form."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from physionet_mirror.errors import InputError
 from physionet_mirror.request import Request, checked_names
 
 SENT = "form"
-"""Set in an address that a form made: there, a box that is not named is a box that is not ticked."""
+"""Present in URLs that a form made: in those, a checkbox that is absent is not ticked."""
 
 _LINK = re.compile(r"\[[^\]]*\]\([^)]*\)")  # Markdown's; the form's own descriptions link to this page
 
 LONGEST = 1_000_000
-"""Characters of one value that are taken: the ids of 100,000 patients. What is longer is refused, never cut."""
+"""Longest value accepted, in characters: the ids of 100,000 patients. Longer ones are refused, never truncated."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Field:
     Attributes:
         kind: ``text``, ``number``, ``tick``, ``choice`` (one of), ``picks`` (any of) or ``lines``.
         options: (value, label) of a choice or of picks.
-        error: Why its value cannot be worked with; empty = it can.
+        error: Why its value is invalid; empty = it is valid.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Field:
 
 @dataclass(frozen=True)
 class Form:
-    """The form as it was filled in.
+    """The form as filled in.
 
     Attributes:
         conf: The params for Airflow, all of them.
-        request: The same, validated; None where something is wrong.
+        request: The same, validated; None if something is wrong.
         fields: By section, in the DAG's order.
-        error: What is wrong and belongs to no field.
+        error: An error that belongs to no field.
     """
 
     conf: Mapping[str, Any]
@@ -69,11 +69,11 @@ class Form:
 
 
 def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
-    """The form that an address describes.
+    """The form that a URL or a submitted form describes.
 
     Args:
         params: As `runs.dag_params` gives them.
-        query: The address's query or the form that was sent, with ``get``, ``getlist`` and ``keys``.
+        query: The URL's query or the submitted form, with ``get``, ``getlist`` and ``keys``.
     """
     sent = query.get(SENT) == "1"
     conf: dict[str, Any] = {}
@@ -95,7 +95,7 @@ def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
         checked_names(set(query.keys()) - {SENT}, params)
         request = Request.from_params(conf)
     except InputError as error:
-        # The run's own words come before the schema's: page, form and API shall say the same.
+        # The engine's message replaces the schema's, so that page, form and API say the same.
         name, _, text = str(error).partition(": ")
         if name in params:
             errors[name] = text.replace(" Nothing was done.", "")
@@ -105,7 +105,7 @@ def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
 
 
 def with_error(form: Form, error: InputError, params: Mapping[str, Mapping[str, Any]]) -> Form:
-    """The same form with what was found wrong later, at its field where the message names one."""
+    """The same form with an error that was found later, at its field if the message names one."""
     name, _, text = str(error).partition(": ")
     text = re.sub(r"Nothing was done; (\w)", lambda found: found[1].upper(), text).replace(" Nothing was done.", "")
     if name not in params:
@@ -115,11 +115,11 @@ def with_error(form: Form, error: InputError, params: Mapping[str, Mapping[str, 
 
 
 class _TooLong(ValueError):
-    """More than the form takes."""
+    """A value longer than `LONGEST`."""
 
 
 def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
-    """What a param's boxes say; entries that are blank stay, so that they are refused as in the DAG's conf."""
+    """A param's value; blank entries are kept, so that they are refused as in the DAG's conf."""
     size = sum(map(len, given)) + len(given)
     if size > LONGEST:
         raise _TooLong(
@@ -132,7 +132,7 @@ def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
             return [] if sent else (param["value"] or [])
         if _options(param):
             return [text.strip() for text in given]
-        # One a line, or between commas; an empty line is no entry, nothing between two commas is a blank one.
+        # Separated by lines or commas; an empty line is no entry, nothing between two commas is a blank one.
         lines = [line for text in given for line in text.splitlines() if line.strip()]
         return [part.strip() for line in lines for part in line.strip().removesuffix(",").split(",")]
     if "boolean" in kinds:
@@ -204,7 +204,7 @@ _SUCH_AS = {
 
 
 def _sentence(name: str, param: Mapping[str, Any], error: jsonschema.ValidationError) -> str:
-    """What the schema says, for people."""
+    """A schema error in plain words."""
     schema = error.schema if isinstance(error.schema, Mapping) else {}
     if error.instance in (None, ""):
         return "An entry of this list is blank." if error.absolute_path else "This is needed."

@@ -1,4 +1,4 @@
-"""What Airflow's database knows of our runs: which there are, where they go, and how their tasks are."""
+"""Queries to Airflow's database: our runs, where they write to, and the states of their tasks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 TAG = "physionet"
-"""The tag that makes a DAG one of ours."""
+"""The tag by which our DAGs are recognised."""
 
 MAIN_DAG = "mimic_cxr_jpg"
 """The DAG that the plan page triggers."""
@@ -30,12 +30,12 @@ GROUP = "mirror_shard"
 """The mapped task group of the shards, {missing → stream}."""
 
 _SEEN = 200
-"""Runs that are looked through for the buckets they went to."""
+"""Latest runs that are searched for the buckets they wrote to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """A place that a run went to: a bucket below a key prefix."""
+    """Where a run writes to: a bucket and a key prefix."""
 
     bucket: str
     prefix: str
@@ -46,7 +46,7 @@ class Mirror:
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Mirror | None:
-        """Where a run with these params goes; None where they name no valid place."""
+        """Where a run with these params writes to; None if they name no valid bucket and prefix."""
         try:
             return cls(checked_bucket(params.get("bucket")), checked_prefix(params.get("prefix")))
         except InputError:
@@ -58,9 +58,9 @@ class Run:
     """One run of one of our DAGs.
 
     Attributes:
-        params: The DAG's defaults with what was given.
-        mirror: Where it goes, None where its params name no valid place.
-        state: In Airflow's words.
+        params: The DAG's defaults, overridden by the run's conf.
+        mirror: Where it writes to; None if its params name no valid bucket and prefix.
+        state: Airflow's name for it.
         paused: Whether its DAG is paused: then no task of it begins.
     """
 
@@ -93,7 +93,7 @@ class RunTasks:
 
 
 def our_dags(session: Session, readable: Iterable[str]) -> list[str]:
-    """Our DAGs among those that somebody may read, the main one first."""
+    """Our DAGs among the readable ones, the main one first."""
     tagged = set(session.scalars(select(DagTag.dag_id).where(DagTag.name == TAG)))
     return sorted(tagged & set(readable), key=lambda dag_id: (dag_id != MAIN_DAG, dag_id))
 
@@ -189,6 +189,6 @@ def _run(row: Any, defaults: Mapping[str, Any]) -> Run:
 
 
 def mirrors_of(runs: Sequence[Run], defaults: Iterable[Mapping[str, Any]]) -> list[Mirror]:
-    """The places that these runs went to, the latest first, and those that the DAGs' defaults name; each once."""
+    """Where these runs wrote to, the latest first, then what the DAGs' defaults name; without duplicates."""
     named = [run.mirror for run in runs] + [Mirror.of(params) for params in defaults]
     return list(dict.fromkeys(mirror for mirror in named if mirror))

@@ -1,4 +1,4 @@
-"""What the templates and the script are given: numbers as words, states as sentences."""
+"""What the templates and the script show: formatted numbers, and states as sentences."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _AT_WORK: Mapping[str, str] = {
     "list_objects": "Listing what would be deleted",
     "delete": "Deleting what was approved",
 }
-"""What a run is about while this task is; tasks of a group by their last name."""
+"""What a run is doing while this task runs; tasks of a group by the last part of their id."""
 
 _BUSY = frozenset({"running", "deferred", "restarting"})
-"""States that go on in a paused DAG. Of what is scheduled or queued nothing begins, and no try is made again."""
+"""States that continue in a paused DAG. Scheduled and queued tasks do not start there, and nothing is retried."""
 
 _REST = frozenset({None, "success", "skipped", "failed", "upstream_failed", "removed"})
 
@@ -76,24 +76,24 @@ def minute(at: datetime | None) -> str:
 
 
 def step(part: float, whole: float) -> int:
-    """A share in `STEPS` shades: 0 only for nothing, the last only for all."""
+    """A share as one of `STEPS` shades: 0 only for nothing, the last only for all."""
     if not whole or part <= 0:
         return 0
     return STEPS if part >= whole else min(max(math.ceil(STEPS * part / whole), 1), STEPS - 1)
 
 
 def task_path(dag_id: str, run_id: str, shard: ShardProgress) -> str:
-    """Where Airflow shows the log of a shard, below its root."""
+    """Path of a shard's log in Airflow, relative to its root."""
     return f"{run_path(dag_id, run_id)}/tasks/{_task(shard)}/mapped/{shard.index}"
 
 
 def _task(shard: ShardProgress) -> str:
-    """Which of the shard's two tasks has more to say."""
+    """The task of the shard whose log says more."""
     return f"{GROUP}.missing" if shard.state in ("there", "skipped", "checking") else f"{GROUP}.stream"
 
 
 def run_path(dag_id: str, run_id: str) -> str:
-    """Where Airflow shows a run, below its root."""
+    """Path of a run in Airflow, relative to its root."""
     return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
 
 
@@ -103,7 +103,7 @@ def next_step(reason: str) -> str:
 
 
 def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
-    """The live page's numbers, as JSON; the template fills in the same at first.
+    """The live page's numbers, as JSON; the template renders the same ones at first.
 
     ``fields`` by name (text), ``tone`` (good, bad, busy or quiet), ``over``, ``there`` and ``images`` for the bar,
     ``states`` and ``shards`` ([shade, state, words, task id] in order), ``series``, ``has``: the files that are there.
@@ -165,7 +165,7 @@ def _cell(shard: ShardProgress) -> tuple[int, str, str, str]:
 
 
 def _verdict(run: Run, tasks: RunTasks, progress: Progress) -> tuple[str, str, str]:
-    """Tone, headline and a sentence more."""
+    """Tone, headline and one more sentence."""
     others = {name.rpartition(".")[2]: state for name, state in tasks.others.items()}
     if not run.over:
         return _on_its_way(run, tasks, others, progress)
@@ -228,7 +228,7 @@ def _on_its_way(
 
 
 def _of_another_kind(run: Run, others: Mapping[str, str | None], broken: list[str]) -> tuple[str, str, str]:
-    """Of an audit, a clean-up, or a run for the tables alone; told apart by their tasks."""
+    """The same for an audit, a clean-up or a run that fetches only the tables; told apart by their tasks."""
     if "judge" in others:
         if run.state == "success":
             return "good", "The audit found nothing that differs", "The log of its task audit has the counts."

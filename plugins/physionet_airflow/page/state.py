@@ -1,4 +1,4 @@
-"""What is kept in the process, so that ten readers cost as much as one."""
+"""In-process cache with single-flight loading."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class _Slot(Generic[V]):
 
 
 class Kept(Generic[V]):
-    """Values by key, made anew when they are older than ``seconds``; of those who ask at once, one makes it.
+    """A time-to-live cache; concurrent callers for one key wait for a single load.
 
     Args:
-        seconds: How long a value is good.
-        most: Values that are kept; the one that was asked for longest ago goes first.
+        seconds: How long a value stays valid.
+        most: The most values kept; the least recently used goes first.
     """
 
     def __init__(self, seconds: float, most: int) -> None:
@@ -33,7 +33,7 @@ class Kept(Generic[V]):
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[V | None], V]) -> V:
-        """The value; ``make`` is given the old one, if there is one. What it raises is not kept."""
+        """The value; ``make`` gets the previous one or None. Exceptions are not cached."""
         with self._lock:
             slot = self._slots.setdefault(key, _Slot())
             self._slots.move_to_end(key)
