@@ -419,5 +419,8 @@ def _frame(table: Table) -> pd.DataFrame:
     text = pd.StringDtype("pyarrow")
     ids = ("subject_id", "study_id")
     kinds = {pa.int8(): pd.Int8Dtype(), pa.int32(): pd.Int32Dtype(), pa.string(): text, pa.large_string(): text}
+    if tuple(int(number) for number in pd.__version__.split(".")[:2]) < (2, 2):  # takes no large strings yet
+        fields = [field.with_type(pa.string()) if field.type == pa.large_string() else field for field in table.schema]
+        table = table.cast(pa.schema(fields))
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, self_destruct=False, ignore_metadata=True)
     return frame.astype({name: "int32" for name in ids if name in frame.columns})
