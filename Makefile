@@ -109,7 +109,7 @@ test-airflow: $(OTHER)/.ready ## the DAG and page tests in another Airflow: VERS
 	$(OTHER)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
 		-m "not slow and not browser and not compose" $(AIRFLOW_TESTS)
 
-AIRFLOW_TESTS ?= tests/dags tests/unit/test_retry.py tests/unit/test_metrics.py tests/unit/test_hook.py tests/integration/test_page.py
+AIRFLOW_TESTS ?= tests/dags tests/unit/plugins tests/integration/plugins
 .PRECIOUS: .state/airflow-%/.ready
 .state/airflow-%/.ready: requirements.txt tests/airflow/tools.txt $(wildcard tests/airflow/*.txt) constraints.txt pyproject.toml $(VERSION_FILE) | $(READY)
 	@echo "Installing Airflow $* into .state/airflow-$*"

@@ -298,11 +298,13 @@ def seed() -> None:
             ]
         from uuid6 import uuid7
 
+        from physionet_airflow.compat import AIRFLOW
+
         session.execute(
             insert(TaskInstance),
             [
                 {
-                    "id": uuid7(),
+                    "id": uuid7() if AIRFLOW >= (3, 2) else str(uuid7()),
                     "dag_id": "mimic_cxr_jpg",
                     "run_id": run_id,
                     "task_id": task,

@@ -5,6 +5,7 @@
     RETRY_BACKOFF               a factor since 3.2; 3.1 takes a bool, which doubles the delay each time
     retry_policy                since 3.3; before, a task's own ``retry_delay`` holds for every error
     stats                       functions of a module since 3.3; before, of a class
+    teams_of                    one query for many DAGs since 3.2
 
 Permanent errors do not depend on any of it: `run.engine_errors` fails the task at once in every version.
 """
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from airflow import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow.sdk import CronDataIntervalTimetable
     from airflow.sdk.definitions.retry_policy import RetryPolicy
     from airflow.sdk.exceptions import (
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
         AirflowSensorTimeout,
         AirflowSkipException,
     )
+    from sqlalchemy.orm import Session
 
     from physionet_mirror.errors import MirrorError
 
@@ -40,6 +44,7 @@ __all__ = [
     "CronDataIntervalTimetable",
     "retry_policy",
     "stats",
+    "teams_of",
 ]
 
 AIRFLOW = tuple(int(number) for number in __version__.split(".")[:2])
@@ -101,3 +106,12 @@ def stats() -> Any:
     if AIRFLOW >= (3, 3):
         return import_module("airflow.sdk.observability.stats")
     return import_module("airflow.sdk.observability.stats" if AIRFLOW >= (3, 2) else "airflow.stats").Stats
+
+
+def teams_of(dag_ids: list[str], session: Session) -> Mapping[str, str | None]:
+    """The teams to which these DAGs belong, by DAG id. For the API server only: it asks Airflow's database."""
+    from airflow.models.dag import DagModel
+
+    if AIRFLOW < (3, 2):
+        return {dag_id: DagModel.get_team_name(dag_id, session=session) for dag_id in dag_ids}
+    return DagModel.get_dag_id_to_team_name_mapping(dag_ids, session=session)

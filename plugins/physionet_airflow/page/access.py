@@ -17,10 +17,10 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessE
 from airflow.api_fastapi.common.db.common import SessionDep
 from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
 from airflow.configuration import conf
-from airflow.models.dag import DagModel
 from fastapi import Depends, HTTPException, Path, Request
 from starlette.datastructures import QueryParams
 
+from physionet_airflow.compat import teams_of
 from physionet_airflow.page import runs
 from physionet_airflow.page.state import Kept
 
@@ -51,7 +51,7 @@ def readable_dags(user: GetUserDep, session: SessionDep) -> list[str]:
     """Our DAGs whose runs this user may read, the main one first; 403 where there is none."""
     manager = get_auth_manager()
     ids = runs.our_dags(session, manager.get_authorized_dag_ids(user=user, method="GET", session=session))
-    teams = DagModel.get_dag_id_to_team_name_mapping(ids, session=session)
+    teams = teams_of(ids, session)
     found = [
         dag_id
         for dag_id in ids
