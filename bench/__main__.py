@@ -1,4 +1,4 @@
-"""Measured comparisons with what users would run instead; every part in turn, one table, bench/results.md.
+"""Measured comparisons with what users would run instead; every part in turn, one table of results.
 
     python -m bench [--short]            all parts but the soak
     python -m bench <part> … [--short]   these parts; their sections of bench/results.md are renewed

@@ -1,10 +1,10 @@
-"""A process that answers copies inside S3 as S3 does: after a while, and with SlowDown above a rate.
+"""A server that answers CopyObject as S3 does: after a delay, and with SlowDown above a rate.
 
     python -m bench._copier --sha256 <hex> [--delay 0.15] [--limit 3500]
 
-Every object is there at the source and nowhere else: HEAD below ``/source/`` says 200, elsewhere 404; a PUT with
+Every object exists at the source and nowhere else: HEAD below ``/source/`` says 200, elsewhere 404; a PUT with
 x-amz-copy-source gives CopyObjectResult with that SHA-256. One thread and timers, so that hundreds wait at no cost.
-Signatures are not looked at. ``GET /_counters`` tells copies, distinct keys, refusals, CPU seconds, and the copies of each
+Signatures are not checked. ``GET /_counters`` tells copies, distinct keys, refusals, CPU seconds, and the copies of each
 second; ``DELETE`` forgets them.
 """
 

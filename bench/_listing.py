@@ -4,7 +4,7 @@
 
 Images exist only in its answers (LIST pages of 1,000 with Prefix, StartAfter, ContinuationToken and Delimiter; HEAD with
 size, ETag and the SHA-256 that SHA256SUMS.txt publishes); the files of the version's folder are there, and everything that
-is PUT is kept in memory. Signatures are not looked at. ``GET /_counters`` tells the requests so far, ``DELETE`` forgets them.
+is PUT is kept in memory. Signatures are not checked. ``GET /_counters`` returns the requests so far, ``DELETE`` resets them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Processes whose cost is measured, and the lines that a part adds to the one table of results."""
+"""Running processes and measuring their cost; the rows that a part adds to the table of results."""
 
 from __future__ import annotations
 

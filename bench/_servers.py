@@ -1,4 +1,4 @@
-"""Servers that are not ours: Debian's nginx gives the files away and, as a sink, takes objects; rclone is the S3 server."""
+"""Third-party servers: Debian's nginx serves the files and, as a sink, accepts objects; rclone is the S3 server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies inside S3: copies a second and CPU a copy of one worker, and what that makes of 377,110 images.
+"""Copies inside S3: copies per second and CPU per copy of one worker, and what that means for 377,110 images.
 
     python -m bench copies [--short]
 

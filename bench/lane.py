@@ -1,4 +1,4 @@
-"""The lane that every byte takes: TLS in, SHA-256, TLS out, at the size of a real image.
+"""The path of every byte: TLS in, SHA-256, TLS out, with files the size of a real image.
 
     python -m bench lane [--short]
 

@@ -1,4 +1,4 @@
-"""How near each client comes to what PhysioNet gives, when nobody knows what that is.
+"""How much of the server's capacity each client uses when the capacity is not known to the client.
 
     python -m bench.pace [--short] [--folder .state/bench/pace] [--clients mirror rclone-16 …] [--unthrottled]
 

@@ -1,4 +1,4 @@
-"""The password check: what it costs each client that PhysioNet spends 130 ms of CPU on one.
+"""What PhysioNet's password check, 130 ms of CPU, costs each client.
 
     python -m bench.password [--short] [--folder .state/bench/password]
 

@@ -1,4 +1,4 @@
-"""What users would run instead, each as the processes that they would start.
+"""What users would run instead, as the processes that they would start.
 
     rclone-N          ``rclone copy`` from http to s3, ``--transfers N``
     script-N          the script of the tutorials: N threads, ``requests`` with Basic, a new session an image, boto3 put_object

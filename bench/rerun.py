@@ -1,4 +1,4 @@
-"""A second run at full size: everything is there and remembered, and Airflow has to find out.
+"""A second run at full size: everything is stored and verified, and the run has to find that out.
 
     python -m bench.rerun [--short] [--folder .state/bench/rerun]
 

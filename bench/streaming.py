@@ -1,10 +1,10 @@
-"""Streaming without limits: how fast one task process moves images when the network is no matter.
+"""Streaming without limits: how fast one task process moves images when the network is not the bottleneck.
 
     python -m bench.streaming [--short] [--folder .state/bench/streaming] [--clients mirror rclone-16 …]
 
 nginx gives the files away on loopback, ``rclone serve s3`` takes them (and, for the client's cost alone, a sink that only
 counts). Every figure is of a process of its own; rounds alternate between the clients, the medians count. *mirror* is what
-a stream task runs, ``steps.shard.stream_shard`` with at most 16 connections and its adaptive pace, beginning at two as the
+a stream task runs, ``mirror_shard.stream_shard`` with at most 16 connections and its adaptive pace, beginning at two as the
 first shard of a run does; *mirror-next* is a later shard of the same run, which begins with what held.
 
 Images a second of the Python clients are counted from the first request on: a task process starts once a shard, and what

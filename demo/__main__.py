@@ -1,4 +1,4 @@
-"""``make demo``: the main job, from PhysioNet to a verified bucket, on parts that all run here.
+"""``make demo``: the main job, from PhysioNet to a verified bucket, with every server running locally.
 
 Starts the embedded stack (stack.py), triggers the DAG mimic_cxr_jpg through Airflow's REST API, shows its progress and its
 report, and stops everything. The exit status is the run's result.

@@ -1,4 +1,4 @@
-"""AWS as somebody sees it whom PhysioNet gave cloud access: an S3 access point, STS, and one's own buckets behind it.
+"""AWS as seen by a user with PhysioNet's cloud access: its S3 access point, STS, and the user's own buckets.
 
     with AccessPoint(datasets, upstream=s3, identities={"AKIAREADER": Identity("reader", "secret")}) as aws:
         aws.endpoint  # for S3 and STS

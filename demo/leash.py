@@ -1,4 +1,4 @@
-"""Runs one command and never lets it outlive whoever started it.
+"""Runs one command and ends it when the parent process ends.
 
     python leash.py <command> …
 

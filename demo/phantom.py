@@ -1,4 +1,4 @@
-"""Phantoms that look like chest radiographs from afar: a few smooth shapes, ribs, vessels and noise.
+"""Synthetic images that resemble chest radiographs: a few smooth shapes, ribs, vessels and noise.
 
 The anatomy is drawn as attenuation on a coarse grid (x from -1 to 1, y from 0 at the top to 1), which keeps an image at
 about 30 ms; the detector's grain is added at full size.

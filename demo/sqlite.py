@@ -1,4 +1,4 @@
-"""SQLite behind a whole Airflow: several processes write, and each one waits for its turn.
+"""SQLite as the database of a whole Airflow: several processes write, and each waits for the lock.
 
 A transaction that reads before it writes cannot wait in SQLite: where another one has written meanwhile, it fails at once
 with "database is locked", whatever the time-out. Python begins a transaction with the first write, so that is rare; but

@@ -1,4 +1,4 @@
-"""A synthetic MIMIC-CXR-JPG: every file of the real thing, no patient behind any of it.
+"""A synthetic MIMIC-CXR-JPG: every file of the real dataset, with no real patient in it.
 
     python -m demo.synthetic --root .state/demo/physionet --images 600
 

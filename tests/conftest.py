@@ -1,4 +1,4 @@
-"""What the tests share: a small dataset, a PhysioNet look-alike, an S3 server, an Airflow home. Nothing of it is mocked."""
+"""Shared fixtures: a small dataset, a PhysioNet look-alike, an S3 server, an Airflow home. None of them is a mock."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What Airflow takes for itself: parsing, the way to the first image, and shards.
+"""Airflow's own cost: parsing, the time to the first image, and shards.
 
     python -m bench.own.airflow_share [--short] [--folder .state/bench/airflow_share]
 
 1. Parsing: fresh processes parse the DAG files with Airflow's own DagBag, as its DAG processor does, and a folder with one DAG
    of one empty task, which costs what importing Airflow costs. The difference is ours.
 2. From trigger to the first image, and the wall time of a run of 2,000 small images in 2, 10 and 50 shards, on the demo's
-   stack (LocalExecutor, SQLite). Images are of a few kB, so that what is measured is Airflow's part.
+   stack (LocalExecutor, SQLite). Images are a few kB, so that Airflow's part dominates.
 """
 
 from __future__ import annotations

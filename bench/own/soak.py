@@ -1,4 +1,4 @@
-"""Soak: 100,000 small images through a real Airflow run; does anything grow, fail or slow down?
+"""Soak: 100,000 small images through a real Airflow run; does memory grow, does anything fail or slow down?
 
     python -m bench.own.soak [--short] [--folder .state/bench/soak]
 

@@ -1,4 +1,4 @@
-"""A PhysioNet look-alike: serves a dataset folder over HTTP with PhysioNet's own protocol, pace and misfortunes.
+"""A PhysioNet look-alike: serves a dataset folder over HTTP with PhysioNet's protocol, speed and failures.
 
     with Lookalike(root, users={"alice": User("secret")}) as physionet:
         physionet.faults.add(Fault(Kind.STALL, paths="*.jpg", share=0.05))

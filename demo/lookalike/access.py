@@ -1,4 +1,4 @@
-"""Who may have which files: PhysioNet's access rules, step by step as in its server's ``check_http_auth``.
+"""PhysioNet's access rules, step by step as in its server's ``check_http_auth``.
 
 PhysioNet lets HTTP Basic count only over HTTPS; the look-alike has no TLS and behaves as PhysioNet does behind it.
 """

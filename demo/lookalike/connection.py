@@ -1,4 +1,4 @@
-"""One client connection: requests come in, bytes go out at the profile's pace, and it can end in every way."""
+"""One client connection: reads requests, writes bytes at the profile's speed, and can end in any way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the look-alike saw and did, for tests and benchmarks to judge a client by."""
+"""Counters of what the look-alike saw and did, by which tests and benchmarks judge a client."""
 
 from __future__ import annotations
 

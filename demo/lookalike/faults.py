@@ -1,4 +1,4 @@
-"""Everything that can go wrong on the way, on purpose: which fault, at which paths, at which attempts."""
+"""Injected faults: which fault, for which paths, at which attempts."""
 
 from __future__ import annotations
 

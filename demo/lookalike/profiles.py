@@ -1,4 +1,4 @@
-"""How fast and how generous the look-alike is."""
+"""Speed, latency and connection limits of the look-alike."""
 
 from __future__ import annotations
 

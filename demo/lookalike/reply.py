@@ -1,4 +1,4 @@
-"""What goes back on a request: pages, listings, and files as nginx sends them or as a fault has them."""
+"""Responses: pages, listings, and files as nginx sends them or as a fault changes them."""
 
 from __future__ import annotations
 

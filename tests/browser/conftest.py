@@ -1,4 +1,4 @@
-"""Debian's chromium under Playwright, logged in to an Airflow; screenshots where SCREENSHOTS says, else nowhere to stay."""
+"""Debian's chromium under Playwright, logged in to an Airflow; screenshots are kept only where SCREENSHOTS says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every view, light and dark, wide and narrow, over a run of 400 shards: it fits, it is read aloud, it keeps its policy."""
+"""Every view, light and dark, wide and narrow, over a run of 400 shards: layout, accessibility and policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bucket behind an S3 that can be made to misbehave."""
+"""A bucket behind a proxy that injects S3 faults."""
 
 from __future__ import annotations
 

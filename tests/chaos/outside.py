@@ -1,4 +1,4 @@
-"""How it looks from outside: the files of the S3 server and those of the look-alike, without any of our own code."""
+"""The state seen from outside: files of the S3 server and of the look-alike, read without any of our own code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An S3 that misbehaves on purpose: a proxy on 127.0.0.1 in front of a real S3 server.
+"""Injects S3 faults: a proxy on 127.0.0.1 in front of a real S3 server.
 
 Requests go on byte for byte, the Host header included, because SigV4 signs it: client and server then agree on the
 signature, though the client knows the proxy's address only.

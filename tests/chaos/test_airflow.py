@@ -1,4 +1,4 @@
-"""A whole Airflow is killed, hurried, cleared and lied to: runs end green with the bucket equal to what was selected.
+"""A whole Airflow, with processes killed and tasks cleared: runs succeed, and the bucket equals the selection.
 
 One stack for all tests here; each works in a bucket of its own, and ends by hashing the S3 server's files on disk.
 """

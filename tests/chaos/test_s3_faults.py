@@ -1,4 +1,4 @@
-"""S3 misbehaves while a selection is mirrored: it ends complete and right, or says why not and goes on from there.
+"""S3 faults while a selection is mirrored: the run ends complete and correct, or says why not and continues from there.
 
 The steps behind the tasks, against the look-alike and a real S3 process behind a proxy that spoils PUTs. Every test ends
 by hashing the S3 server's files on disk.

@@ -1,4 +1,4 @@
-"""What can be known of the deployment files without starting anything."""
+"""The deployment files, checked without starting anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every DAG with the policies of deploy/iam and no right beyond them, on an S3 that enforces IAM (moto)."""
+"""Every DAG with only the rights of the policies in deploy/iam, on an S3 that enforces IAM (moto)."""
 
 from __future__ import annotations
 

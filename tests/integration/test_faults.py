@@ -1,4 +1,4 @@
-"""Everything that goes wrong on the wire, one by one: each ends with every byte right, or with the image named.
+"""Faults on the wire, one by one: each ends with every byte right, or with the image reported as failed.
 
 The table in docs/guarantees.md lists these tests.
 """

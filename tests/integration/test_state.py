@@ -1,4 +1,4 @@
-"""The small files of ours in the bucket: damaged, contended, not deletable, of other DAGs and of earlier versions.
+"""Our own files in the bucket: damaged, contended, not deletable, of other DAGs and of earlier versions.
 
 Against the look-alike and a real S3 process, where need be behind a proxy that refuses.
 """

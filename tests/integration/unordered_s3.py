@@ -1,4 +1,4 @@
-"""An S3-like server whose listings come in an order of its own, as those of Storj and of S3's directory buckets do."""
+"""An S3-like server that lists keys in an order of its own, as those of Storj and of S3's directory buckets do."""
 
 from __future__ import annotations
 

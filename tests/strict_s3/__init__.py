@@ -1,4 +1,4 @@
-"""An S3 server that nobody here wrote and that is as strict as S3: it refuses wrong checksums and knows If-Match.
+"""A third-party S3 server that is as strict as S3: it refuses wrong checksums and supports If-Match.
 
 It is LocalStack's S3 provider, run alone. Its libraries are installed on the first call into ``.state/strict-s3`` (a few
 seconds with uv and a warm cache, 133 MB), and again when ``requirements.txt`` changes. It keeps objects in memory, answers

@@ -1,4 +1,4 @@
-"""Whatever lies in a bucket as manifest or index, the process that serves the page keeps its memory, and says why."""
+"""Whatever lies in a bucket as manifest or index, the process that serves the page stays within its memory limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pace finds what a server gives, holds it, and backs off when told; on a simulated server and clock."""
+"""The pace finds a server's capacity, holds it, and backs off when asked to; on a simulated server and clock."""
 
 from __future__ import annotations
 

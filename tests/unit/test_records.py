@@ -1,4 +1,4 @@
-"""Whatever is left of a document of ours, reading it raises nothing else than what says that there is none."""
+"""Damaged documents of ours are read as far as they go, or count as absent."""
 
 from __future__ import annotations
 

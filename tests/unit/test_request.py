@@ -1,4 +1,4 @@
-"""The params of a run: defaults that work, and a refusal that names the param and shows no surprise."""
+"""The params of a run: defaults that work, and errors that name the param."""
 
 from __future__ import annotations
 

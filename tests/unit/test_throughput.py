@@ -1,4 +1,4 @@
-"""The series of many stream tasks: nothing is lost when they are laid over each other, and waiting is no work."""
+"""The series of many stream tasks: nothing is lost when they are merged, and waiting does not count as work."""
 
 from __future__ import annotations
 

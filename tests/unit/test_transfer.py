@@ -1,4 +1,4 @@
-"""The transfer loop on a source and a bucket in memory: what is stored is right, only grows, and nothing hangs."""
+"""The transfer loop on a source and a bucket in memory: what is stored is correct and only grows, and nothing hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of what was verified may be lost or damaged at any time; it must never claim what is not so."""
+"""The cache of verified objects may be lost or damaged at any time; it must never claim what is not true."""
 
 from __future__ import annotations
 

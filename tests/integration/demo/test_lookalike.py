@@ -1,4 +1,4 @@
-"""The PhysioNet look-alike is what the other tests believe in, so here it is held to PhysioNet's protocol itself."""
+"""The look-alike follows PhysioNet's protocol: all other tests rely on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page as Airflow serves it: who may see it, what it costs, and that it keeps to its policy."""
+"""The page as Airflow serves it: access control, the requests that it makes, and its content security policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GET and COPY past boto3, and what each kind of answer to a signed request comes to."""
+"""GET and COPY without boto3, and what each kind of reply to a signed request leads to."""
 
 from __future__ import annotations
 

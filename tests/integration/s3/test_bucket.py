@@ -1,4 +1,4 @@
-"""The bucket on two real S3 servers: what is written is what was meant, below the prefix, whole or not at all."""
+"""The bucket on two real S3 servers: objects are written whole, correct and below the prefix, or not at all."""
 
 from __future__ import annotations
 

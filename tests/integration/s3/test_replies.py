@@ -1,4 +1,4 @@
-"""What S3 refuses, and what a setting keeps from being asked, is said as what it is, at once, without secrets."""
+"""Refusals by S3 and invalid settings are reported at once, for what they are, and without secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HEAD and PUT past boto3: the same answers, and boto3 again wherever one is not plain."""
+"""HEAD and PUT without boto3: the same results, and a fallback to boto3 wherever a reply is unusual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The address that a connection's fields come to."""
+"""The base URL that a connection's fields give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counters add up to the tally, gauges end at zero, and nothing that goes wrong with a figure reaches the images."""
+"""Counters add up to the tally, gauges end at zero, and a metric that cannot be sent does not affect the transfer."""
 
 from __future__ import annotations
 

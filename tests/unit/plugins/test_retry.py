@@ -1,4 +1,4 @@
-"""An error says itself whether another try can help; every Airflow hears it."""
+"""Each error class says whether a retry can help, and every Airflow version obeys."""
 
 from __future__ import annotations
 

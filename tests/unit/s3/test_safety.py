@@ -1,4 +1,4 @@
-"""Restricted data goes into closed buckets only; what cannot be seen is said, and is no reason to stop."""
+"""Restricted data goes only into private buckets; a setting that cannot be read is reported and stops nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What PhysioNet's client promises before it has asked anything, and what it makes of each answer."""
+"""PhysioNet's client: what it checks before its first request, and how it reads each reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plan page's form takes what the run takes, refuses what the run refuses, in the same words, and cuts nothing."""
+"""The plan page's form accepts and refuses what the run does, in the same words, and truncates nothing."""
 
 from __future__ import annotations
 
