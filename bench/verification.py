@@ -9,16 +9,22 @@ server beside it on the same cores, and what the target is measured against: at 
 sixteen open sockets by two processes that read no more than the status (its CPU column includes the signing); no client
 that signs what it asks and reads what it is told comes near. Rounds alternate, the medians count.
 
-The last line is the same verification against a server that takes 25 ms for an answer, as S3 does: 32 requests under way
-at 25 ms are at most 1,280 a second.
+The next line is the same verification against a server that takes 25 ms for an answer, as S3 does: 32 requests under way
+at 25 ms are at most 1,280 a second. Four stream tasks do it side by side, each for its own shards.
+
+*Adoption* is a bucket that another tool filled: 10,000 objects of 300 KB of which S3 holds no SHA-256, so that each is read
+back and hashed. *boto3* is 32 threads around ``get_object`` in one process, which is what ``verify`` was; *verify* is one
+process; *shard tasks* are four, each with a quarter, as ``missing?`` makes them.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,6 +43,10 @@ from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.verification import WORKERS
 
 OBJECTS, SIZE = 20_000, 2_000
+ADOPTED, ADOPTED_SIZE = 10_000, 300_000
+ADOPTERS = {"boto3": 1, "verify": 1, "shard tasks": 4}
+"""Processes of each."""
+ADOPTION = 3.0
 CLIENTS = ("verify", "boto3", "s5cmd", "bare loop")
 PREFIX, BUCKET = MIMIC_CXR_JPG.name, "bench"
 SHARE = 0.8
@@ -61,13 +71,58 @@ def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]
         def once(client: str, _: int) -> dict[str, float]:
             found = _once(given, commands[client], folder)
             # Nothing may be known the next time.
-            for file in (where / BUCKET / PREFIX / "_mirror" / "verified").glob("*"):
-                s3.client().delete_object(Bucket=BUCKET, Key=f"{PREFIX}/_mirror/verified/{file.name}")
+            _forget(s3, where)
             return found
 
         found = alternating(CLIENTS, 2 if short else rounds, once)
     clients = [{"client": client, **medians(one), "rates": spread(one, "rate")} for client, one in found.items()]
-    return {"objects": objects, "clients": clients, "distant": _distant(folder, sums, objects)}
+    distant = _distant(folder, sums, objects)
+    adoption = _adoption(folder, ADOPTED // 20 if short else ADOPTED, 1 if short else 3)
+    return {"objects": objects, "clients": clients, "distant": distant, "adoption": adoption}
+
+
+def _forget(s3: stack.S3Server, where: Path) -> None:
+    """Delete what is remembered; through the server, which caches its folders."""
+    for file in (where / BUCKET / PREFIX / "_mirror" / "verified").glob("*"):
+        s3.client().delete_object(Bucket=BUCKET, Key=f"{PREFIX}/_mirror/verified/{file.name}")
+
+
+def _adoption(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
+    """Objects that came onto the server's disk without a word of their checksums."""
+    make_images(folder / "adopted", count, ADOPTED_SIZE)
+    version = folder / "adopted" / PREFIX
+    where = folder / "adopted-s3"
+    shutil.rmtree(where, ignore_errors=True)
+    bucket = where / BUCKET / PREFIX
+    with stack.s3_server(where, log=folder / "adopted.log") as s3:
+        s3.make_bucket(BUCKET)
+        bucket.mkdir(parents=True)
+        (version / "files").rename(bucket / "files")
+        lines = (version / "SHA256SUMS.txt").read_text().splitlines(keepends=True)
+
+        def once(client: str, _: int) -> dict[str, float]:
+            processes = ADOPTERS[client]
+            _forget(s3, where)
+
+            def one(number: int) -> dict[str, Any]:
+                at = len(lines) * number // processes, len(lines) * (number + 1) // processes
+                sums = folder / f"adopted-{number}.txt"
+                sums.write_text("".join(lines[slice(*at)]))
+                given = {"endpoint": s3.endpoint, "keys": (s3.access_key, s3.secret_key), "sums": str(sums)}
+                kind = "read boto3" if client == "boto3" else "read"
+                command = python("bench.verification", "--child", kind)
+                env = environment({"BENCH": json.dumps(given)})
+                return measure(command, env, folder / f"adopt-{number}.log").json()
+
+            with ThreadPoolExecutor(processes) as pool:
+                found = list(pool.map(one, range(processes)))
+            seconds = max(f["begun"] + f["seconds"] for f in found) - min(f["begun"] for f in found)
+            return {"rate": count / seconds, "cpu": 1000 * sum(f["cpu"] for f in found) / count}
+
+        once("verify", 0)  # the server makes each file's ETag once
+        found = alternating(tuple(ADOPTERS), rounds, once)
+    shutil.rmtree(where, ignore_errors=True)
+    return [{"client": client, "objects": count, **medians(one)} for client, one in found.items()]
 
 
 def _store(s3: stack.S3Server, version: Path, images: Mapping[str, str]) -> None:
@@ -119,12 +174,19 @@ def _once(given: dict[str, Any], command: list[str | Path], folder: Path) -> dic
 
 def _child(client: str, given: dict[str, Any]) -> None:
     images = [line.split(" ", 1) for line in Path(given["sums"]).read_text().splitlines()]
-    work = {"verify": _verify, "boto3": _boto3, "bare loop": _bare_loop}[client](given, images)
+    kinds = {
+        "verify": _verify,
+        "boto3": _boto3,
+        "bare loop": _bare_loop,
+        "read": _read_back,
+        "read boto3": _read_with_boto3,
+    }
+    work = kinds[client](given, images)
     begun, cpu = time.monotonic(), os.times()
     requests = work()
     now = os.times()
     used = sum(now[:4]) - sum(cpu[:4])
-    print(json.dumps({"requests": requests, "seconds": time.monotonic() - begun, "cpu": used}))
+    print(json.dumps({"requests": requests, "begun": begun, "seconds": time.monotonic() - begun, "cpu": used}))
 
 
 def _verify(given: dict[str, Any], images: list[list[str]]) -> Any:
@@ -141,8 +203,49 @@ def _verify(given: dict[str, Any], images: list[list[str]]) -> Any:
     def work() -> int:
         verdict = verify(wanted, bucket)
         assert verdict.passed, verdict.problems[:3]
-        assert verdict.requests["HEAD"] == len(wanted), verdict.requests
+        assert verdict.remembered == verdict.read_back == 0, verdict.requests
         return len(wanted)
+
+    return work
+
+
+def _read_back(given: dict[str, Any], images: list[list[str]]) -> Any:
+    """What `missing?` does with a shard: compare, and read back what nothing else proves."""
+    import boto3
+
+    from physionet_mirror.compare import Comparison, compare
+    from physionet_mirror.files import File
+    from physionet_mirror.s3.bucket import Bucket
+
+    session = boto3.Session(*given["keys"], region_name=stack.REGION)
+    bucket = Bucket.open(session, BUCKET, PREFIX, endpoint_url=given["endpoint"])
+    wanted = [File(path, sha256) for sha256, path in images]
+
+    def work() -> int:
+        found = compare(wanted, bucket, Comparison("checksum"), span=len(wanted))
+        assert not found.problems, found.problems[:3]
+        assert found.read_back == len(wanted), found
+        return len(wanted)
+
+    return work
+
+
+def _read_with_boto3(given: dict[str, Any], images: list[list[str]]) -> Any:
+    client = _client(given)
+
+    def read(image: list[str]) -> bool:
+        sha256, path = image
+        key = {"Bucket": BUCKET, "Key": f"{PREFIX}/{path}"}
+        client.head_object(**key, ChecksumMode="ENABLED")
+        digest = hashlib.sha256()
+        for chunk in client.get_object(**key)["Body"].iter_chunks(1 << 20):
+            digest.update(chunk)
+        return digest.hexdigest() == sha256
+
+    def work() -> int:
+        with ThreadPoolExecutor(WORKERS) as pool:
+            assert all(pool.map(read, images))
+        return len(images)
 
     return work
 
@@ -236,19 +339,31 @@ def table(result: dict[str, Any]) -> str:
     lines += [f"| {c['client']} | {c['rate']:.0f} | {c['rates']} | {c['cpu']:.2f} |" for c in result["clients"]]
     far = result["distant"]
     lines.append(f"| verify, a server 25 ms away | {far['rate']:.0f} | of {FAR:.0f} | {far['cpu']:.2f} |")
+    lines += [
+        "",
+        "| adoption: objects read back | objects/s | client CPU ms an object |",
+        "|---|---|---|",
+        *(
+            f"| {a['client']}, {a['objects']:,} x 300 KB | {a['rate']:.0f} | {a['cpu']:.2f} |"
+            for a in result["adoption"]
+        ),
+    ]
     return "\n".join(lines)
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """The target of issue 5, item 5."""
+    """Against s5cmd, against what the latency allows, and adoption against boto3."""
     rate = {c["client"]: c["rate"] for c in result["clients"]}
     share = rate["verify"] / rate["s5cmd"]
     far = result["distant"]["rate"] / FAR
+    adopted = {a["client"]: a["rate"] for a in result["adoption"]}
+    gain = adopted["shard tasks"] / adopted["boto3"]
     return [
         Check(
             "verification: HEADs/s of what s5cmd gets from the server", f"{share:.0%}", f"{SHARE:.0%}", share >= SHARE
         ),
         Check("verification: HEADs/s of what S3 at 25 ms gives", f"{far:.0%}", f"{SHARE:.0%}", far >= SHARE),
+        Check("adoption: objects/s over boto3 in verify", f"{gain:.1f} x", f"{ADOPTION:.0f} x", gain >= ADOPTION),
     ]
 
 
