@@ -277,7 +277,9 @@ class Transfer:
         self._asked_when_served = 0.0  # when something was asked for that PhysioNet then served
         self._fatal: MirrorError | None = None
         self._over = False
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._concluded = threading.Condition(lock)  # for the watch, which need not wake for each file
         # An outage: nobody is served.
         self._down = False  # so says the latest word; only a worker that probes asks
         self._down_since: float | None = None
@@ -351,7 +353,7 @@ class Transfer:
         while True:
             with self._changed:
                 if not self._is_over():
-                    self._changed.wait(0.5)
+                    self._concluded.wait(0.5)
                 over = self._is_over()
             now = time.monotonic()
             if self._stop.is_set():
@@ -366,7 +368,7 @@ class Transfer:
                     sampled = now, self.tally.stored, self.tally.bytes
                 if over:
                     return
-                snapshot = self.tally.as_dict()
+                snapshot = self.tally.as_dict() if now >= min(next_log, next_publish) else {}
             if now >= next_log:
                 log.info("%s", progress_line(snapshot))
                 next_log = now + LOG_EVERY
@@ -515,12 +517,21 @@ class Transfer:
         if self._trial is job:
             self._trial = None
         self._changed.notify_all()
+        if self._stop.is_set():
+            self._concluded.notify_all()
+
+    def _settled(self) -> None:
+        """A file is stored or named; the caller holds the lock."""
+        self._unsettled -= 1
+        if not self._unsettled:
+            self._concluded.notify_all()
 
     def _end(self, error: MirrorError) -> None:
         """The shard ends, and ``error`` is why."""
         with self._changed:
             self._fatal = self._fatal or error
             self._changed.notify_all()
+            self._concluded.notify_all()
 
     def _moved(self, job: _Job, size: int | None) -> None:
         with self._changed:
@@ -528,9 +539,9 @@ class Transfer:
             if size is None:  # an outage began while it waited for its turn
                 self._ready.appendleft(job)
                 return
-            self._unsettled -= 1
             self.tally.stored += 1
             self.tally.bytes += size
+            self._settled()
 
     def _missed(self, job: _Job, error: MirrorError, served: int) -> None:
         """Classify a failure: fatal, congestion, an outage, or this image's own. ``served`` had come when it was asked for."""
@@ -635,8 +646,8 @@ class Transfer:
         """Its own fault: later, exponentially and with jitter, or never."""
         job.tries += 1
         if job.tries >= self._attempts:
-            self._unsettled -= 1
             self._suspects.discard(job)
+            self._settled()
             self.tally.failed.append(Failure(job.file.path, error.reason, str(error)))
             log.warning("gave up: %s", error)
             return
