@@ -102,6 +102,7 @@ class AccessPoint:
         regions: Region of a bucket, where it is not the access point's own.
         denied: Paths below ``<slug>/<version>/`` that are refused.
         damaged: Paths whose bytes are wrong.
+        read_only: Access keys that may not write the buckets behind.
         slow_down_above: Requests a second to the access point above which it answers 503 SlowDown; 0 = never.
         delay: Seconds before each answer of the access point.
         counts: Answers by operation and status, such as ``("COPY", 200)``.
@@ -122,6 +123,7 @@ class AccessPoint:
         self.regions: dict[str, str] = {}
         self.denied: set[str] = set()
         self.damaged: set[str] = set()
+        self.read_only: set[str] = set()
         self.slow_down_above = 0.0
         self.delay = 0.0
         self.counts: Counter[tuple[str, int]] = Counter()
@@ -266,6 +268,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._at_point = True
                 aws.enter()
                 self._read(point, key, who, dict(parse_qsl(parts.query, keep_blank_values=True)))
+            elif self.command not in ("GET", "HEAD") and who in map(aws.identities.get, aws.read_only):
+                raise _denied(who, "s3:PutObject", f"arn:aws:s3:::{bucket}/{key}")
             elif self.command == "PUT" and (source := _source(origin, aws.points)):
                 self._operation, self._at_point = "COPY", True
                 aws.enter()

@@ -110,7 +110,7 @@ def _jpg(version: str, doi: str, access_point: str | None, **more_tables: str) -
     )
 
 
-def _dicom(version: str, doi: str, **more_tables: str) -> Dataset:
+def _dicom(version: str, doi: str, access_point: str | None, **more_tables: str) -> Dataset:
     return Dataset(
         slug="mimic-cxr",
         version=version,
@@ -121,6 +121,7 @@ def _dicom(version: str, doi: str, **more_tables: str) -> Dataset:
         image_path=re.compile(_MIMIC_PATH % "dcm"),
         image_type="application/dicom",
         image_bytes=13_700_000,
+        access_point=access_point,
         citation=(
             "Johnson, A., Pollard, T., Mark, R., Berkowitz, S., & Horng, S. MIMIC-CXR Database "
             f"(version {version}). PhysioNet. https://doi.org/{doi}"
@@ -136,8 +137,13 @@ MIMIC_CXR_JPG = _jpg(
     filenames="IMAGE_FILENAMES",
 )
 MIMIC_CXR_JPG_2_0_0 = _jpg("2.0.0", "10.13026/8360-t248", None)
-MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q")
-MIMIC_CXR_2_1_0 = _dicom("2.1.0", "10.13026/4jqj-jw95", providers="cxr-provider-list.csv.gz")
+MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q", None)
+MIMIC_CXR_2_1_0 = _dicom(
+    "2.1.0",
+    "10.13026/4jqj-jw95",
+    "arn:aws:s3:us-east-1:724665945834:accesspoint/mimic-cxr-v2-1-0-01",
+    providers="cxr-provider-list.csv.gz",
+)
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType(
     {d.name: d for d in (MIMIC_CXR_JPG, MIMIC_CXR_JPG_2_0_0, MIMIC_CXR, MIMIC_CXR_2_1_0)}

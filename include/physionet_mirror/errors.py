@@ -11,6 +11,7 @@
     │   │   └── Stalled            no byte, or too few of them, for as long as the read time-out
     │   └── FileError              one file, not the server
     │       ├── NotFound           404
+    │       ├── FileRefused        403 for this one file, while others are given
     │       ├── Truncated          the body ended early
     │       ├── Corrupt            the bytes do not hash to PhysioNet's checksum
     │       └── NotTheFile         an HTML page where a file should be
@@ -171,6 +172,16 @@ class NotFound(FileError):
     next_step = (
         "PhysioNet lists these files in its checksums but does not serve them. Run it again in a day; if it stays, tell "
         "PhysioNet's support and go on without them."
+    )
+
+
+class FileRefused(FileError):
+    """403 for this one file, while the access point gives others."""
+
+    summary = "The access point refuses a file"
+    next_step = (
+        "PhysioNet's access point refuses these files, although it gives others: they are not there, or kept back. Fetch them "
+        "with source=physionet; if that fails too, tell PhysioNet's support."
     )
 
 

@@ -21,7 +21,7 @@ from physionet_mirror.s3.prices import (
     request_cost,
 )
 from physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST, Shard
-from physionet_mirror.source.access_point import COPIES_A_CONNECTION
+from physionet_mirror.source.access_point import COPIES_A_CONNECTION, READS_A_CONNECTION
 
 SCHEMA = "physionet-mirror/plan/1"
 
@@ -239,6 +239,7 @@ def estimate(
     verify: Level = "checksum",
     reports: Iterable[Mapping[str, Any]] = (),
     otherwise: Throughput = FROM_FACTS,
+    exact: tuple[int, int] | None = None,
 ) -> Estimate:
     """Estimate a run.
 
@@ -252,14 +253,14 @@ def estimate(
         verify: The level; with ``content`` every image is read back.
         reports: Earlier runs' ``report.json``, newest first (see ``learn``).
         otherwise: The throughput where no earlier run tells.
+        exact: Bytes of all images, and of the missing ones, where the source has listed them.
     """
     missing = images if missing is None else min(max(missing, 0), images)
     speed = learn(reports, otherwise)
     # Fewer images than connections leave connections idle.
     busy = max(min(connections, missing, speed.most_connections or math.inf), 1)
     prices = prices_of(region)
-    size = round(images * mean_bytes)
-    fetched = round(missing * mean_bytes)
+    size, fetched = exact or (round(images * mean_bytes), round(missing * mean_bytes))
     # Looked at twice, before and after; what is new is asked for its checksum.
     checks = {"LIST": 2 * math.ceil(images / KEYS_PER_LIST), "HEAD": missing}
     read = images if verify == "content" else 0
@@ -288,13 +289,18 @@ def estimate(
     )
 
 
-def usual_speed(request: Request, mean_bytes: float) -> tuple[int, Throughput]:
+def usual_speed(request: Request, mean_bytes: float, *, through: bool = False) -> tuple[int, Throughput]:
     """How many files the request may have under way at once, and how fast one goes where no earlier run tells.
 
     Args:
         request: Its source and connections count.
         mean_bytes: Mean size of a file.
+        through: From the access point, but through the worker, whose network is then the limit.
     """
+    if request.source == "s3" and through:
+        at_once = request.connections * READS_A_CONNECTION
+        basis = f"{READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s through the worker, as its network gives"
+        return at_once, Throughput(READ_BACK_BYTES_PER_SECOND / at_once, basis)
     if request.source == "s3":
         basis = f"{A_COPY} s a copy, which S3's usual latencies suggest"
         return request.connections * COPIES_A_CONNECTION, Throughput(mean_bytes / A_COPY, basis)
@@ -309,6 +315,8 @@ def estimate_run(
     *,
     region: str | None = None,
     reports: Iterable[Mapping[str, Any]] = (),
+    exact: tuple[int, int] | None = None,
+    through: bool = False,
 ) -> Estimate:
     """Estimate what a request takes, from either source: for the plan of a run and for the page that previews one.
 
@@ -319,8 +327,10 @@ def estimate_run(
         mean_bytes: Mean size of an image.
         region: Of the bucket.
         reports: ``report.json`` of earlier runs from the same source, newest first.
+        exact: As `estimate`.
+        through: From the access point, but through the worker.
     """
-    at_once, otherwise = usual_speed(request, mean_bytes)
+    at_once, otherwise = usual_speed(request, mean_bytes, through=through)
     return estimate(
         images,
         mean_bytes,
@@ -331,6 +341,7 @@ def estimate_run(
         verify=request.verify,
         reports=reports,
         otherwise=otherwise,
+        exact=exact,
     )
 
 
@@ -346,11 +357,13 @@ def document(
     shards: Sequence[Shard],
     estimate: Estimate,
     notes: Sequence[str] = (),
+    way: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """``plan.json``: what was asked, of what, how it was cut, and what it is expected to take.
 
     Keys: ``schema``, ``run_id``, ``dag_id``, ``created`` (UTC), ``request`` (the params), ``dataset`` (name, title, sums_sha256,
-    images), ``selection`` (matched, images, notes), ``shards`` (list of ``Shard.to_dict``), ``estimate``.
+    images), ``way`` (``Way.to_json``), ``selection`` (matched, images, notes), ``shards`` (list of ``Shard.to_dict``),
+    ``estimate``.
     """
     return {
         "schema": SCHEMA,
@@ -364,6 +377,7 @@ def document(
             "sums_sha256": sums_sha256,
             "images": manifest_images,
         },
+        "way": dict(way or {}),
         "selection": {"matched": matched, "images": sum(shard.images for shard in shards), "notes": list(notes)},
         "shards": [shard.to_dict() for shard in shards],
         "estimate": estimate.to_dict(),

@@ -258,6 +258,7 @@ class RunPlan:
         params: What was asked for.
         notes: Sentences of the selection.
         shards: In order.
+        way: Which way the files take (``Way.to_json``); empty in a plan of an earlier version.
     """
 
     run_id: str
@@ -265,6 +266,7 @@ class RunPlan:
     params: Mapping[str, Any]
     notes: Sequence[str]
     shards: Sequence[Shard]
+    way: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunPlan:
@@ -285,6 +287,7 @@ class RunPlan:
             params=_mapping(document.get("request")),
             notes=[str(note) for note in notes] if isinstance(notes, list) else [],
             shards=made,
+            way=_mapping(document.get("way")),
         )
 
 
@@ -309,11 +312,12 @@ class RunReport:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunReport:
-        run, transfer, params = (_mapping(document.get(name)) for name in ("run", "transfer", "params"))
+        run, transfer, params, way = (_mapping(document.get(name)) for name in ("run", "transfer", "params", "way"))
+        source = text(way.get("source")) or text(params.get("source"))
         return cls(
             run_id=text(run.get("id")),
             finished=timestamp(run.get("finished")),
-            source=text(params.get("source")) or "physionet",
+            source=source if source in ("physionet", "s3") else "physionet",
             bytes=count(transfer.get("bytes")),
             seconds=number(transfer.get("seconds")),
             document=document,

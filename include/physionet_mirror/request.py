@@ -14,7 +14,7 @@ from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
 from physionet_mirror.errors import InputError
 
 Level = Literal["count", "checksum", "content"]
-Source = Literal["physionet", "s3"]
+Source = Literal["auto", "physionet", "s3"]
 
 LEVELS: tuple[Level, ...] = get_args(Level)
 SOURCES: tuple[Source, ...] = get_args(Source)
@@ -126,7 +126,7 @@ class Request:
     connections: int = 8
     storage_class: str = "STANDARD"
     verify: Level = "checksum"
-    source: Source = "physionet"
+    source: Source = "auto"
     approve_above_gb: float = 50.0
     dry_run: bool = False
     slices: int | None = None

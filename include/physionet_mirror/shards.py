@@ -173,20 +173,23 @@ def slice_of_day(day: datetime, first_day: datetime, slices: int) -> int:
     return (day - first_day).days % slices
 
 
-def pack(frame: pd.DataFrame, size: int, path_of: Callable[[int], str]) -> Iterator[tuple[Shard, bytes]]:
+def pack(
+    frame: pd.DataFrame, size: int, path_of: Callable[[int], str], sizes: Mapping[str, int] | None = None
+) -> Iterator[tuple[Shard, bytes]]:
     """Cut the chosen rows of the manifest into shards, each with the bytes of its file.
 
     Args:
         frame: ``Chosen.frame``: rows of the manifest in its order, the index being the row's number there.
         size: Images a shard, at most.
         path_of: Where the shard of an index goes (``RunLayout.shard``).
+        sizes: The size in bytes of each file that the source has listed, by path.
     """
     paths = frame["path"].to_numpy(dtype=object)
     sums = frame["sha256"].to_numpy(dtype=object)
     rows = frame.index.to_numpy()
     for index, part in enumerate(cut(len(frame), size)):
         first, last = part.start, part.stop - 1
-        data = _lines(paths[part], sums[part])
+        data = _lines(map(File, paths[part], sums[part], map((sizes or {}).get, paths[part])))
         shard = Shard(
             index=index,
             images=part.stop - part.start,
@@ -203,10 +206,8 @@ def pack(frame: pd.DataFrame, size: int, path_of: Callable[[int], str]) -> Itera
 
 
 def encode(images: Iterable[File]) -> bytes:
-    """A list of images: ``<sha256> <path>`` lines, as SHA256SUMS.txt writes them."""
-    return (
-        _lines(*zip(*((image.path, image.sha256) for image in images), strict=True)) if (images := [*images]) else b""
-    )
+    """A list of images: ``<sha256> <path>`` lines, as SHA256SUMS.txt writes them; ``<sha256>:<bytes> <path>`` of a known size."""
+    return _lines(images)
 
 
 def seal(images: Iterable[File]) -> bytes:
@@ -216,11 +217,16 @@ def seal(images: Iterable[File]) -> bytes:
     return f"# {count} files; SHA-256 of the lines below: {digest}\n".encode() + lines
 
 
-def _lines(paths: Iterable[str], sums: Iterable[str]) -> bytes:
-    return "".join([f"{digest} {path}\n" for path, digest in zip(paths, sums, strict=True)]).encode()
+def _lines(files: Iterable[File]) -> bytes:
+    return "".join(
+        [
+            f"{file.sha256} {file.path}\n" if file.bytes is None else f"{file.sha256}:{file.bytes} {file.path}\n"
+            for file in files
+        ]
+    ).encode()
 
 
-_LINE = re.compile(r"([0-9a-f]{64}) ([^\n]+)")
+_LINE = re.compile(r"([0-9a-f]{64})(?::([0-9]{1,18}))? ([^\n]+)")
 _SEAL = re.compile(rb"# (\d+) files; SHA-256 of the lines below: ([0-9a-f]{64})\n")
 
 
@@ -246,7 +252,7 @@ def decode(data: bytes, *, sealed: bool = False) -> list[File]:
         match = _LINE.fullmatch(line)
         if match is None:
             raise _damaged(f"line {number:,} is not a checksum and a path")
-        images.append(File(match[2], match[1]))
+        images.append(File(match[3], match[1], int(match[2]) if match[2] else None))
     if data and not data.endswith(b"\n"):
         raise _damaged("it ends in the middle of a line")
     return images

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import boto3
     from airflow.providers.amazon.aws.utils.connection_wrapper import AwsConnectionWrapper
+    from airflow.sdk import Connection
 
     from physionet_mirror.dataset import Dataset
+    from physionet_mirror.request import Source
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.source.access_point import AccessPoint
+    from physionet_mirror.source.way import Way
+
+log = logging.getLogger(__name__)
 
 AWS_CONN_ID = "aws_default"
 ACCESS_POINT_CONN_ID = "physionet_s3"
-"""An optional second AWS connection, whose extra may name another access point than the dataset's declaration."""
+"""An optional second AWS connection: the keys of the IAM user that PhysioNet verified, and the access point's ARN."""
 
 _ACCESS_POINT = "physionet_access_point"
 
@@ -106,36 +114,166 @@ def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
     safety.check(bucket, account_block=of_account)
 
 
-def open_access_point(
-    bucket: Bucket, dataset: Dataset, storage_class: str, aws_conn_id: str = AWS_CONN_ID
-) -> AccessPoint:
-    """PhysioNet's S3 access point as the source of copies into ``bucket``, made with the same AWS connection.
+@dataclass(frozen=True)
+class _Reader:
+    """Whose keys read which access point.
 
-    Its ARN is the dataset's, unless the extra of ``aws_conn_id`` or of the connection ``physionet_s3`` has a
-    ``physionet_access_point`` (an ARN, or the name of a bucket with the same keys). Makes no request.
+    Attributes:
+        conn_id: The connection of the keys.
+        name: The access point's ARN, or a bucket's name; None = none is known.
+        is_set: A connection says that there is one: `physionet_s3`, or an extra in ``aws_default``.
+    """
+
+    conn_id: str
+    name: str | None
+    is_set: bool
+
+
+def _reader(dataset: Dataset, aws_conn_id: str) -> _Reader:
+    """The connection ``physionet_s3`` where there is one, else the bucket's.
+
+    A ``physionet_s3`` that has nothing but ``physionet_access_point`` names an access point for the keys of ``aws_conn_id``.
+    The extra may be a mapping from ``slug/version`` to ARN.
 
     Raises:
-        InputError: There is none for this dataset version.
+        InputError: The extra is neither.
     """
+    from physionet_mirror.source.access_point import access_point_of
+
+    own, other = _connection(ACCESS_POINT_CONN_ID), _connection(aws_conn_id)
+    extra = own.extra_dejson if own is not None else {}
+    given = extra.get(_ACCESS_POINT)
+    has_keys = own is not None and bool(own.login or extra.keys() - {_ACCESS_POINT})
+    given_elsewhere = other.extra_dejson.get(_ACCESS_POINT) if other is not None else None
+    conn_id = ACCESS_POINT_CONN_ID if has_keys else aws_conn_id
+    name = access_point_of(dataset, given or given_elsewhere, ACCESS_POINT_CONN_ID if given else aws_conn_id)
+    return _Reader(conn_id, name, own is not None or bool(given_elsewhere))
+
+
+def _connection(conn_id: str) -> Connection | None:
     from airflow.sdk import BaseHook
 
     from physionet_airflow.compat import AirflowNotFoundException
-    from physionet_mirror.s3.bucket import Bucket
-    from physionet_mirror.source.access_point import AccessPoint, access_point_of
 
-    session, connection, verify = _session(aws_conn_id, f"s3://{bucket.name}")
-    override = connection.extra_config.get(_ACCESS_POINT)
-    if not override:
-        try:
-            override = BaseHook.get_connection(ACCESS_POINT_CONN_ID).extra_dejson.get(_ACCESS_POINT)
-        except AirflowNotFoundException:
-            override = None
-    source = Bucket.open(
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        return None
+
+
+def open_access_point(dataset: Dataset, aws_conn_id: str = AWS_CONN_ID) -> AccessPoint:
+    """PhysioNet's S3 access point for a dataset version, with the reader's keys. Makes no request.
+
+    Raises:
+        InputError: There is none for this dataset version, or a connection cannot be used.
+    """
+    from physionet_mirror.errors import InputError
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint
+
+    reader = _reader(dataset, aws_conn_id)
+    if reader.name is None:
+        raise InputError(
+            f"source: PhysioNet is not known to offer an S3 access point for {dataset.name}. Nothing was done. Use "
+            f"source=physionet, or give its ARN, which {dataset.page} shows to those who have access, as `{_ACCESS_POINT}` in "
+            f"the extra of the AWS connection {ACCESS_POINT_CONN_ID}."
+        )
+    session, connection, verify = _session(reader.conn_id, f"s3://{reader.name}")
+    bucket = Bucket.open(
         session,
-        access_point_of(dataset, override),
+        reader.name,
         dataset.name,
         endpoint_url=connection.get_service_endpoint_url("s3"),
         config=connection.botocore_config,
         verify=verify,
     )
-    return AccessPoint(source, bucket, dataset, storage_class)
+    return AccessPoint(
+        bucket, dataset, conn_id=reader.conn_id, identity=partial(_identity, session, connection, verify)
+    )
+
+
+def _identity(session: boto3.Session, connection: AwsConnectionWrapper, verify: bool | str | None) -> str | None:
+    """The ARN of whoever owns these keys, as AWS STS says; None where nobody tells.
+
+    An S3 that is not Amazon's has its STS elsewhere or has none: it is asked only where a setting says where it is.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    endpoint = connection.get_service_config("sts").get("endpoint_url")
+    is_set = endpoint or os.environ.get("AWS_ENDPOINT_URL_STS") or os.environ.get("AWS_ENDPOINT_URL")
+    if connection.get_service_endpoint_url("s3") and not is_set:
+        return None
+    try:
+        quick = Config(connect_timeout=5, read_timeout=5, retries={"max_attempts": 1})
+        region = session.region_name or "us-east-1"
+        client = session.client("sts", region_name=region, endpoint_url=endpoint, config=quick, verify=verify)
+        return str(client.get_caller_identity()["Arn"])
+    except (Boto3Error, BotoCoreError, ClientError, KeyError, ValueError):
+        return None
+
+
+def open_copiers(bucket: Bucket, point: AccessPoint, aws_conn_id: str = AWS_CONN_ID) -> dict[str, Bucket]:
+    """The destination, by each connection whose keys may copy into it from the access point; makes no request.
+
+    The reader's own keys are among them: they may be allowed to write the bucket too. Empty where the access point and the
+    bucket are not at the same endpoint, as nothing can be copied then.
+
+    Raises:
+        InputError: A connection cannot be used.
+    """
+    from physionet_mirror.s3.bucket import Bucket
+
+    session, reader, verify = _session(point.conn_id, f"s3://{point.bucket.name}")
+    _, own, _ = _session(aws_conn_id, f"s3://{bucket.name}")
+    if reader.get_service_endpoint_url("s3") != own.get_service_endpoint_url("s3"):
+        return {}
+    found = {aws_conn_id: bucket}
+    if point.conn_id != aws_conn_id:
+        found[point.conn_id] = Bucket.open(
+            session,
+            bucket.name,
+            bucket.prefix,
+            endpoint_url=own.get_service_endpoint_url("s3"),
+            config=own.botocore_config,
+            verify=verify,
+            kms_key=own.extra_config.get("kms_key_id") or None,
+            server_side_encryption=own.extra_config.get("server_side_encryption") or None,
+            expected_owner=_owner(own, aws_conn_id),
+        )
+    return found
+
+
+def choose_way(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> Way:
+    """Where a run's files come from, and how: decided by trying, for the whole run.
+
+    Args:
+        source: The param: ``auto`` takes the access point where a connection opens it, else the website; ``s3`` never falls
+            back.
+        dataset: Whose files.
+        bucket: Where they go.
+        aws_conn_id: The bucket's account.
+
+    Raises:
+        AccessRefused, NotFound, InputError: With ``s3``: the access point is not open.
+        DestinationUnavailable: S3 cannot say now.
+    """
+    from physionet_mirror.errors import AccessRefused, BucketRefused, InputError, NotFound
+    from physionet_mirror.source.way import Way, choose, in_short
+
+    if source == "physionet":
+        return Way(reason="source=physionet asks for it")
+    try:
+        reader = _reader(dataset, aws_conn_id)
+        if source == "auto" and not reader.is_set:
+            return Way(reason=f"no AWS connection {ACCESS_POINT_CONN_ID} opens PhysioNet's access point")
+        if source == "auto" and reader.name is None:
+            return Way(reason=f"no access point is known for {dataset.name}")
+        point = open_access_point(dataset, aws_conn_id)
+        return choose(point, open_copiers(bucket, point, aws_conn_id))
+    except (AccessRefused, NotFound, InputError, BucketRefused) as error:
+        if source == "s3":
+            raise
+        log.warning("PhysioNet's access point is not open, so the files come from its website. %s", error)
+        return Way(reason=f"the access point is not open: {in_short(error)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import AssetAlias, BaseOperator
 
-from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
 from physionet_airflow.compat import AirflowException, AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.metrics import ShardMetrics
@@ -76,7 +76,7 @@ class FetchMetadataOperator(BaseOperator):
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
-            source = PhysioNetHook(self.physionet_conn_id).source()
+            source = run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)
             found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         figures = {
             "images": found.images,
@@ -114,6 +114,7 @@ class PlanShardsOperator(BaseOperator):
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
+            way = run.way(context)
             made = plan.make_plan(
                 run.request,
                 run.bucket,
@@ -123,6 +124,8 @@ class PlanShardsOperator(BaseOperator):
                 file_list=self._file_list(run),
                 part=self._part(context, run),
                 most_shards=most_shards(),
+                way=way,
+                point=open_access_point(run.request.dataset, self.aws_conn_id) if way.source == "s3" else None,
             )
         context["ti"].xcom_push(
             key=PLAN,
@@ -300,7 +303,7 @@ class StreamShardOperator(BaseOperator):
             result = mirror_shard.stream_shard(
                 Shard.from_dict(self.shard),
                 run.request,
-                run.mover(connections, self.physionet_conn_id),
+                run.mover(run.way(context), connections, self.physionet_conn_id),
                 run.bucket,
                 run.layout,
                 connections=connections,

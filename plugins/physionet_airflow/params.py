@@ -145,9 +145,13 @@ def mirror_params() -> dict[str, Param]:
             Request.source,
             type="string",
             enum=list(SOURCES),
-            values_display={"physionet": "physionet.org over HTTPS", "s3": "PhysioNet's S3 access point"},
+            values_display={
+                "auto": "auto: the access point where it is open, else physionet.org",
+                "physionet": "physionet.org over HTTPS",
+                "s3": "PhysioNet's S3 access point",
+            },
             title="Source",
-            description="Download from PhysioNet, or copy inside S3 from its access point (needs cloud access there).",
+            description="The access point takes minutes to an hour for everything (needs cloud access at PhysioNet); HTTPS takes days.",
             section=_HOW,
         ),
         "approve_above_gb": Param(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk.bases.xcom import BaseXCom
 
 from physionet_airflow import metrics
-from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
+from physionet_airflow.bucket import AWS_CONN_ID, choose_way, open_access_point, open_bucket, open_copiers
 from physionet_airflow.compat import AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_mirror.errors import InputError, MirrorError
@@ -25,8 +25,14 @@ if TYPE_CHECKING:
     from physionet_mirror.mover import Mover
     from physionet_mirror.request import Request
     from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint
+    from physionet_mirror.source.physionet import PhysioNet
+    from physionet_mirror.source.way import Way
 
 PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
+
+ACCESS_CHECK = "check_access"
+"""Task id of the `AccessCheckSensor`, whose XCom says which way the run's files take."""
 
 _NOT_OURS = {"openlineage"}
 """Keys that Airflow's own operators put into the conf of a run that they trigger."""
@@ -102,19 +108,53 @@ class Run:
             aws_conn_id,
         )
 
-    def mover(self, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID) -> Mover:
-        """How a file crosses to the bucket, as the param ``source`` says; makes no request.
+    def way(self, context: Context) -> Way:
+        """Where the run's files come from, as ``check_access`` has chosen; chosen here where it was marked by hand.
+
+        Raises:
+            AccessRefused, NotFound, InputError, DestinationUnavailable: As `choose_way`.
+        """
+        from physionet_mirror.source.way import Way
+
+        group = context["ti"].task_id.rpartition(".")[0]
+        for task_id in ([f"{group}.{ACCESS_CHECK}"] if group else []) + [ACCESS_CHECK]:
+            chosen = context["ti"].xcom_pull(task_ids=task_id, map_indexes=-1)
+            if isinstance(chosen, dict):
+                return Way.from_json(chosen)
+        return choose_way(self.request.source, self.request.dataset, self.bucket, self.aws_conn_id)
+
+    def origin(
+        self, way: Way, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID
+    ) -> PhysioNet | AccessPoint:
+        """PhysioNet's website or its access point; makes no request.
 
         Raises:
             InputError: A connection is incomplete or invalid.
         """
-        from physionet_mirror.source.download import Download
+        if way.source == "s3":
+            return open_access_point(self.request.dataset, self.aws_conn_id)
+        return PhysioNetHook(physionet_conn_id).source(connections)
 
-        wish = self.request
-        if wish.source == "s3":
-            return open_access_point(self.bucket, wish.dataset, wish.storage_class, self.aws_conn_id)
-        source = PhysioNetHook(physionet_conn_id).source(connections)
-        return Download(source, wish.dataset, self.bucket, wish.storage_class)
+    def mover(self, way: Way, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID) -> Mover:
+        """How one file of the run crosses; makes no request.
+
+        Raises:
+            InputError: A connection that cannot be worked with.
+        """
+        from physionet_mirror.source.copy import ServerSideCopy
+        from physionet_mirror.source.download import Download
+        from physionet_mirror.source.through import ThroughWorker
+
+        dataset, storage_class = self.request.dataset, self.request.storage_class
+        if way.mode == "download":
+            source = PhysioNetHook(physionet_conn_id).source(connections)
+            return Download(source, dataset, self.bucket, storage_class)
+        point = open_access_point(dataset, self.aws_conn_id)
+        if way.mode == "through":
+            return ThroughWorker(point, self.bucket, storage_class)
+        copiers = open_copiers(self.bucket, point, self.aws_conn_id)
+        bucket = copiers.get(way.keys, self.bucket)
+        return ServerSideCopy(point, bucket, storage_class, conditional=way.conditional)
 
 
 def dataset_overrides(context: Context, dataset: str | None, dataset_param: str | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
+from physionet_airflow.bucket import AWS_CONN_ID, check_bucket, choose_way
 from physionet_airflow.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.run import Run, dataset_overrides, engine_errors, show_shard
@@ -30,6 +30,9 @@ class AccessCheckSensor(BaseSensorOperator):
         aws_conn_id: The bucket's account.
         dataset: Name of the dataset, which is then its prefix too; None = as the params say.
         dataset_param: The param that names the dataset, where it is one of several.
+
+    Returns (XCom):
+        ``Way.to_json()``: where the run's files come from, and why. What follows keeps to it.
     """
 
     ui_color = "#e8f0e4"
@@ -62,15 +65,14 @@ class AccessCheckSensor(BaseSensorOperator):
                 "Trigger the run again when https://physionet.org is up."
             ) from None
 
-    def poke(self, context: Context) -> bool:
-        """Whether source and bucket both let us in."""
+    def poke(self, context: Context) -> PokeReturnValue | bool:
+        """Whether source and bucket both let us in, and by which way the files come (`Way.to_json`)."""
         try:
             with engine_errors():
                 run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
                 check_bucket(run.bucket, self.aws_conn_id)
-                PhysioNetHook(self.physionet_conn_id).source().check_access(run.request.dataset)
-                if run.request.source != "physionet":
-                    run.mover().check()
+                way = choose_way(run.request.source, run.request.dataset, run.bucket, self.aws_conn_id)
+                run.origin(way, physionet_conn_id=self.physionet_conn_id).check_access(run.request.dataset)
         except MirrorError as error:
             if error.retry_delay is None:  # nothing that passes by itself within hours
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from None
@@ -78,7 +80,8 @@ class AccessCheckSensor(BaseSensorOperator):
             self.log.info("Not yet: %s Asking again in %.0f s.", error, self.poke_interval)
             return False
         self.log.info("PhysioNet serves %s, and %s is in reach.", run.request.dataset.name, run.bucket.uri())
-        return True
+        self.log.info("For the whole run, %s.", way)
+        return PokeReturnValue(is_done=True, xcom_value=way.to_json())
 
 
 class MissingSensor(BaseSensorOperator):

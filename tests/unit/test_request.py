@@ -48,7 +48,7 @@ def test_the_defaults_are_those_of_the_contract():
         8,
         "STANDARD",
         "checksum",
-        "physionet",
+        "auto",
     )
     assert (request.shard_size, request.file_list, request.approve_above_gb, request.dry_run) == (
         None,

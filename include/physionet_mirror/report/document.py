@@ -67,6 +67,7 @@ def write(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     shard_of: Mapping[str, int] | None = None,
+    way: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write the run's report; returns the content of ``report.json``.
 
@@ -82,6 +83,7 @@ def write(
         notes: Sentences of the selection and the plan ("all 812 images are taken").
         software: Further versions, beside those that are found here.
         shard_of: The shard of each image that is not there (see `explain`).
+        way: Which way the files took (``Way.to_json``).
 
     Raises:
         DestinationError: S3 does not take the report.
@@ -106,6 +108,7 @@ def write(
         results=results,
         index_rows=index_rows,
         notes=notes,
+        way=way,
         software=software,
     )
     bucket.write_text(run.report_html, page.html(report), content_type="text/html; charset=utf-8")
@@ -159,6 +162,7 @@ def build(
     index_rows: int,
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
+    way: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The content of ``report.json``; ``problems`` are the verdict's, explained. The rest is as for `write`."""
     finished = datetime.now(UTC)
@@ -184,6 +188,7 @@ def build(
         },
         "destination": {"bucket": bucket.name, "prefix": bucket.prefix, "uri": bucket.uri()},
         "params": {str(name): value for name, value in params.items()},
+        "way": dict(way or {}),
         "notes": [*notes, *verdict.notes],
         "result": {
             "passed": verdict.passed,

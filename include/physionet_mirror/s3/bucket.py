@@ -493,7 +493,7 @@ class Bucket:
 
         Args:
             source: Where it is.
-            there: What is there; another object than this one is not copied.
+            there: What is there; another object than this one is not copied, where its ETag is given.
             path: Where to; None = the same path.
             content_type: Its media type.
             storage_class: S3 storage class.
@@ -524,7 +524,9 @@ class Bucket:
                     origin, Bucket=self.name, Key=self.key(path), ExtraArgs=how, SourceClient=source.client
                 )
             else:
-                how |= {"CopySourceIfMatch": there.etag, "ChecksumAlgorithm": "SHA256"}
+                how["ChecksumAlgorithm"] = "SHA256"
+                if there.etag:
+                    how["CopySourceIfMatch"] = there.etag
                 copied = self._copy(path, origin, how, replace=replace, paced=paced)
                 if copied is None:
                     return None

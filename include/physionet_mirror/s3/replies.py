@@ -155,6 +155,12 @@ def code_of(error: exceptions.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) or status_of(error)
 
 
+def code_in(text: str) -> str:
+    """The code that an error of `meaning`'s quotes, empty where it quotes none."""
+    found = re.search(r"\((\w+), asking for", text)
+    return found[1] if found else ""
+
+
 def status_of(error: exceptions.ClientError) -> str:
     """The HTTP status, empty where there is none."""
     return str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))

@@ -1,13 +1,15 @@
-"""PhysioNet's S3 access point as a source: S3 copies inside S3, and no image byte passes through the worker."""
+"""PhysioNet's S3 access point as a source: what it holds, its files, and what a refusal means."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from dataclasses import replace
-from typing import Any
-from uuid import uuid4
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
+from typing import NoReturn
 
-from physionet_mirror.compare import sha256_of
 from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import (
     AccessRefused,
@@ -16,45 +18,122 @@ from physionet_mirror.errors import (
     Corrupt,
     DestinationError,
     DestinationUnavailable,
+    FileRefused,
     InputError,
     NotFound,
     Throttled,
 )
 from physionet_mirror.files import File
-from physionet_mirror.layout import COPYING
-from physionet_mirror.mover import Fetched, SourceStats, Turn
-from physionet_mirror.s3.bucket import Bucket, Copy, Stored
+from physionet_mirror.mover import SourceStats, Turn
+from physionet_mirror.s3 import replies
+from physionet_mirror.s3.bucket import Bucket, Listed, Stored
 
 log = logging.getLogger(__name__)
 
-COPIES_A_CONNECTION = 8
-"""Copies under way for each PhysioNet connection that a run may hold: a copy costs PhysioNet's web servers nothing."""
+COPIES_A_CONNECTION = 32
+"""Copies under way for each PhysioNet connection that a run may hold: a copy costs PhysioNet's web servers nothing, and takes
+0.1 to 0.3 s wherever the worker is."""
+
+READS_A_CONNECTION = 8
+"""Files on their way through the worker for each: enough to fill its network, as each is held in memory."""
+
+_LISTS_AT_ONCE = 16
+
+CLOUD_SETTINGS = "https://physionet.org/settings/cloud/"
 
 
 class AccessPoint:
-    """A dataset version behind an S3 access point (or in a bucket), copied server-side; a `Mover`.
+    """One dataset version behind an S3 access point (or in a bucket of one's own); safe to share between threads.
+
+    The access point gives GetObject and ListBucket below the version only. What is not there it answers with 403, so that
+    only a listing tells what exists.
 
     Args:
-        source: The access point, by its ARN or a bucket's name, as a `Bucket` whose prefix is the dataset's name.
-        bucket: The destination; its credentials make the copies, so they must be allowed to read the source.
-        dataset: Whose files.
-        storage_class: S3 storage class of the copies.
+        bucket: The access point, by its ARN or a bucket's name, with the reader's keys; its prefix is the dataset's name.
+        dataset: What it holds.
+        conn_id: The connection of the reader's keys, for error texts.
+        identity: Says who the reader is to AWS, as an ARN, or None where nobody tells. Asked only when S3 refuses.
     """
 
-    per_connection = COPIES_A_CONNECTION
-
-    def __init__(self, source: Bucket, bucket: Bucket, dataset: Dataset, storage_class: str = "STANDARD") -> None:
-        self._source, self._bucket, self._dataset, self._storage_class = source, bucket, dataset, storage_class
+    def __init__(
+        self,
+        bucket: Bucket,
+        dataset: Dataset,
+        *,
+        conn_id: str = "aws_default",
+        identity: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self.bucket, self.dataset, self.conn_id = bucket, dataset, conn_id
         self.stats = SourceStats()
+        self._identity = identity
+        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
-        return f"<AccessPoint {self._source.name}>"
+        return f"<AccessPoint {self.bucket.name}>"
 
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def check(self) -> None:
-        """Ask for the dataset's checksum file without reading it.
+    def received(self, size: int) -> None:
+        """Count bytes of a file that came."""
+        with self._lock:
+            self.stats.received += size
+
+    # -- what it holds -----------------------------------------------------------------------------------------------
+
+    def smallest(self) -> Listed:
+        """The smallest file at the version's root, with which a way is tried.
+
+        Raises:
+            AccessRefused: These keys may not list it.
+            NotFound: It does not hold this version.
+            DestinationUnavailable: S3 cannot say now.
+        """
+        try:
+            found = [entry for entry in islice(self.bucket.list(), 1000) if entry.size]
+        except (BucketRefused, BucketMissing) as error:
+            raise self.refused(error) from None
+        if not found:
+            raise NotFound(
+                f"{self.bucket.name} holds nothing below {self.dataset.name}/. Nothing was fetched. Check "
+                f"`physionet_access_point` in the extra of the connection {self.conn_id}: the ARN is on the project's page, "
+                f"{self.dataset.page}, for those who are logged in and have access."
+            )
+        return min(found, key=lambda entry: ("/" in entry.path, entry.size))
+
+    def sizes(self, paths: Sequence[str]) -> dict[str, int]:
+        """The size in bytes of each of these files that is there; one LIST per 1,000 keys.
+
+        Args:
+            paths: In byte order.
+
+        Raises:
+            AccessRefused, DestinationUnavailable: As `smallest`.
+        """
+        if not paths:
+            return {}
+        parts = min(_LISTS_AT_ONCE, max(1, len(paths) // 50))
+        bounds = [len(paths) * n // parts for n in range(parts + 1)]
+
+        def look(between: tuple[int, int]) -> dict[str, int]:
+            part = paths[between[0] : between[1]]
+            wanted = set(part)
+            listed = self.bucket.list(start_after=part[0][:-1], last=part[-1])
+            return {entry.path: entry.size for entry in listed if entry.path in wanted}
+
+        found: dict[str, int] = {}
+        try:
+            with ThreadPoolExecutor(parts, thread_name_prefix="source") as pool:
+                for sizes in pool.map(look, pairwise(bounds)):
+                    found |= sizes
+        except (BucketRefused, BucketMissing) as error:
+            raise self.refused(error) from None
+        return found
+
+    # -- tables and lists, as PhysioNet's website gives them ---------------------------------------------------------
+
+    def check_access(self, dataset: Dataset | None = None) -> None:  # noqa: ARG002  as the website's
+        """Ask for the checksum file without reading it.
 
         Raises:
             AccessRefused: This AWS identity has no cloud access at PhysioNet.
@@ -62,106 +141,165 @@ class AccessPoint:
             DestinationUnavailable: S3 cannot say now.
         """
         try:
-            found = self._source.head(SUMS)
+            found = self.bucket.head(SUMS)
         except (BucketRefused, BucketMissing) as error:
-            raise AccessRefused(
-                f"S3 does not let this AWS identity read {self._source.name}. Nothing was copied. To get cloud access: enter "
-                "your AWS account at https://physionet.org/settings/cloud/, then ask for access under 'Files' at "
-                f"{self._dataset.page} (the data use agreement must be signed), and allow the role s3:GetObject on "
-                f"{self._source.name}/object/*. Or use source=physionet. What S3 said: {error}"
-            ) from None
+            raise self.refused(error) from None
         if found is None:
             raise NotFound(
-                f"{self._source.uri(SUMS)} does not exist. Nothing was copied. Check the access point in the AWS "
-                "connection's extra (`physionet_access_point`), or leave it out."
+                f"{self.bucket.uri(SUMS)} does not exist. Nothing was copied. Check `physionet_access_point` in the extra of "
+                f"the connection {self.conn_id}, or leave it out."
             )
 
-    def fetch(self, file: File, turn: Turn) -> Fetched:
-        """Copy one file and prove it, by the SHA-256 that S3 computed or else by reading it back.
+    def etag(self, dataset: Dataset, path: str) -> str | None:  # noqa: ARG002  as the website's
+        """The ETag of a file, which changes when the file does. Raises as `stat`."""
+        return self.stat(path).etag
 
-        Wrong bytes never replace what stands under the path, and what somebody else has written is never taken away.
+    def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:  # noqa: ARG002  as the website's
+        """One file of any size in chunks, proven when they end. ``sha256`` is None only for the checksum file itself.
 
         Raises:
-            NotFound, Corrupt, Throttled: As for a download.
-            DestinationError: S3 refused.
+            NotFound, FileRefused, Corrupt: By the fault of this file.
+            AccessRefused: By nobody's but the reader's.
+            Throttled: S3 asks for less, or is away.
         """
+        digest = hashlib.sha256()
         try:
-            there = self._there(file.path)
-            turn.answered(serves=True)
-            self._bring(there, file.sha256, self._dataset.image_type)
-        except FileNotFoundError:
-            raise self._not_found(file.path) from None
+            for chunk in self.bucket.open_read(path):
+                digest.update(chunk)
+                yield chunk
+        except (BucketRefused, FileNotFoundError) as error:
+            self.blame(path, error)
         except DestinationUnavailable as error:
-            self.stats.faults["throttled"] += 1
             raise Throttled(str(error)) from None
-        self.stats.received += there.size
-        return Fetched(there.size)
+        if sha256 is not None and digest.hexdigest() != sha256:
+            raise self.corrupt(path, sha256, "Nothing was stored.")
 
-    def _there(self, path: str) -> Stored:
+    def read_into(self, file: File, buffer: bytearray, turn: Turn) -> memoryview:
+        """A listed file's bytes, proven, in a buffer that the caller keeps. Raises as `stream`."""
+        assert file.bytes is not None
         try:
-            there = self._source.head(path)
-        except BucketRefused:
-            # Who may not list is told 403 of an object that is not there, as of one that is kept from him.
-            if self._source.head(SUMS) is None:
-                raise
-            there = None
-        if there is None:
-            raise self._not_found(path)
-        return there
+            data = self.bucket.get_into(file.path, memoryview(buffer)[: file.bytes], paced=True)
+        except (BucketRefused, FileNotFoundError) as error:
+            turn.answered(serves=False)
+            self.blame(file.path, error)
+        except DestinationUnavailable as error:
+            raise Throttled(str(error)) from None
+        except DestinationError as error:  # it is larger than was listed
+            raise self.corrupt(file.path, file.sha256, f"Nothing was stored. {error}") from None
+        turn.answered(serves=True)
+        self.received(len(data))
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise self.corrupt(file.path, file.sha256, "Nothing was stored.")
+        return data
 
-    def _not_found(self, path: str) -> NotFound:
-        return NotFound(
-            f"{self._source.uri(path)} does not exist, or S3 keeps this one object from us. Nothing else is affected. If "
-            "this goes on, use source=physionet for it."
-        )
-
-    def _bring(self, there: Stored, sha256: str, content_type: str) -> None:
-        """Copy where nothing stands; where something does, copy beside it, prove that, and only then over it."""
-        bucket = self._bucket
-        how: dict[str, Any] = {"content_type": content_type, "storage_class": self._storage_class}
-        if bucket.head(there.path) is None:
-            copy = bucket.copy_from(self._source, there, replace=False, **how)
-            if copy is not None:
-                self._prove(there.path, there.path, copy, sha256)
-                return
-        beside = COPYING + uuid4().hex
-        copy = bucket.copy_from(self._source, there, beside, **how)
-        assert copy is not None  # only replace=False gives none
-        self._prove(there.path, beside, copy, sha256)
+    def stat(self, path: str) -> Stored:
+        """Size and ETag of one file. Raises as `stream`."""
         try:
-            bucket.copy_from(bucket, replace(there, path=beside, etag=copy.etag), there.path, **how)
-        finally:
-            self._remove(beside, copy)
+            found = self.bucket.head(path)
+        except BucketRefused as error:
+            self.blame(path, error)
+        except DestinationUnavailable as error:
+            raise Throttled(str(error)) from None
+        if found is None:
+            raise self.not_found(path)
+        return found
 
-    def _prove(self, path: str, at: str, copy: Copy, sha256: str) -> None:
-        """Raise unless the copy that lies ``at`` its place hashes to ``sha256``; then it is removed, if it is still the one that was written."""
-        if (copy.sha256 or sha256_of(self._bucket, at)) == sha256:
-            return
-        removed = self._remove(at, copy)
-        raise Corrupt(
-            f"{path} at {self._source.name} does not hash to PhysioNet's checksum {sha256[:12]}…. "
-            + ("The copy was deleted. " if removed else "The copy could not be deleted, or was replaced meanwhile. ")
-            + "If this goes on, the file is damaged there: report it to PhysioNet, or use source=physionet."
-        )
+    # -- what a refusal means ----------------------------------------------------------------------------------------
 
-    def _remove(self, path: str, copy: Copy) -> bool:
+    def blame(self, path: str, error: Exception) -> NoReturn:
+        """Raise what a refused file means: that file's fault where the checksum file is still given, else the access.
+
+        S3 says 403 of what is not there, too: the listing knows better.
+        """
+        if isinstance(error, FileNotFoundError):
+            raise self.not_found(path) from None
         try:
-            return self._bucket.delete_exactly(path, copy.etag)
-        except DestinationError as error:
-            log.warning("%s was left behind. %s", self._bucket.uri(path), error)
+            found = self.bucket.head(SUMS) if path != SUMS else None
+        except DestinationUnavailable as unavailable:
+            raise Throttled(str(unavailable)) from None
+        except (BucketRefused, BucketMissing):
+            found = None
+        if found is None:
+            raise self.refused(error) from None
+        if not self._lists(path):
+            raise self.not_found(path) from None
+        raise FileRefused(
+            f"{self.bucket.uri(path)} is refused to {self.reader()}, although other files there are not. Nothing else is "
+            "affected. If this goes on, use source=physionet for it."
+        ) from None
+
+    def _lists(self, path: str) -> bool:
+        try:
+            return any(entry.path == path for entry in islice(self.bucket.list(path), 1))
+        except DestinationUnavailable as error:
+            raise Throttled(str(error)) from None
+        except (BucketRefused, BucketMissing):
             return False
 
+    def reader(self) -> str:
+        """Who reads, in words."""
+        arn = self._identity()
+        return (
+            f"{replies.redacted(arn)}, whose keys are in the connection {self.conn_id}"
+            if arn
+            else f"the keys of {self.conn_id}"
+        )
 
-def access_point_of(dataset: Dataset, override: str | None) -> str:
-    """The access point's ARN (or a bucket's name) that a dataset is copied from.
+    def refused(self, error: Exception) -> AccessRefused:
+        """The error of an access point that is not open to these keys, with PhysioNet's own steps."""
+        if (code := replies.code_in(str(error))) and code not in replies.DENIED:
+            return AccessRefused(
+                f"The keys of the connection {self.conn_id}, asked to read {self.bucket.name}, cannot be used ({code}). What is "
+                f"stored stays stored. {error} PhysioNet's own settings for AWS are at {CLOUD_SETTINGS}"
+            )
+        arn = self._identity()
+        kind = ""
+        if arn and (":assumed-role/" in arn or ":role/" in arn):
+            kind = "That is a role, and PhysioNet opens its access points to IAM users only, never to a role. "
+        elif arn and arn.endswith(":root"):
+            kind = "That is the account's root user, and PhysioNet opens its access points to IAM users only, never to root. "
+        return AccessRefused(
+            f"S3 does not let {self.reader()} read {self.bucket.name}. Nothing was fetched. {kind}To get access: make an IAM "
+            "user and put its access keys into an AWS connection `physionet_s3`; paste the output of `aws sts "
+            f"get-caller-identity`, run with these keys, at {CLOUD_SETTINGS}, run the `aws s3 presign` command that the page "
+            f"then gives and paste its result; sign the data use agreement at {self.dataset.page} and ask for access under "
+            "'Files' there (again, if it was signed before). That page then shows the ARN of your access point (it may end in "
+            f"-02 or later): put it into the connection's extra as `physionet_access_point`. Or use source=physionet. "
+            f"What S3 said: {error}"
+        )
+
+    def not_found(self, path: str) -> NotFound:
+        """The error of a file that is not there."""
+        return NotFound(
+            f"{self.bucket.uri(path)} does not exist. Nothing else is affected. If this goes on, use source=physionet for it."
+        )
+
+    def corrupt(self, path: str, sha256: str, what_became: str) -> Corrupt:
+        """The error of wrong bytes."""
+        return Corrupt(
+            f"{path} at {self.bucket.name} does not hash to PhysioNet's checksum {sha256[:12]}…. {what_became} If this goes on, "
+            "the file is damaged there: report it to PhysioNet, or use source=physionet."
+        )
+
+
+def access_point_of(dataset: Dataset, given: object, conn_id: str = "aws_default") -> str | None:
+    """The access point's ARN (or a bucket's name) of a dataset, or None where none is known.
+
+    Args:
+        dataset: Which.
+        given: ``physionet_access_point`` of the connection's extra: an ARN or name, or a mapping from ``slug/version`` to
+            one; empty = as the dataset declares.
+        conn_id: The connection, for the error text.
 
     Raises:
-        InputError: PhysioNet offers none for this version, and none is given.
+        InputError: It is neither.
     """
-    found = override or dataset.access_point
-    if not found:
+    if isinstance(given, dict):
+        given = given.get(dataset.name)
+    given = given or dataset.access_point
+    if given is not None and not isinstance(given, str):
         raise InputError(
-            f"source: PhysioNet is not known to offer an S3 access point for {dataset.name}. Nothing was done. Use "
-            "source=physionet, or give its ARN as `physionet_access_point` in the AWS connection's extra."
+            f"physionet_access_point in the extra of the connection {conn_id} is neither an ARN (or a bucket's name) nor a "
+            "mapping from a project such as mimic-cxr-jpg/2.1.0 to one. Nothing was done. Correct it under Admin > Connections."
         )
-    return found
+    return given.strip() if given else None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from physionet_mirror import manifest
 from physionet_mirror.dataset import SUMS, Dataset
@@ -18,7 +18,6 @@ from physionet_mirror.errors import FileError, MetadataError
 from physionet_mirror.layout import MANIFEST, SUMS_SEEN
 from physionet_mirror.records import SumsSeen, load
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.source.physionet import PhysioNet
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,19 @@ class Metadata:
     notes: tuple[str, ...]
 
 
-def fetch_metadata(source: PhysioNet, bucket: Bucket, dataset: Dataset) -> Metadata:
+class Source(Protocol):
+    """PhysioNet's website or its access point."""
+
+    def etag(self, dataset: Dataset, path: str) -> str | None:
+        """The ETag of a file, which changes when the file does; None where nobody names one."""
+        ...
+
+    def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
+        """One file in chunks, proven when they end."""
+        ...
+
+
+def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata:
     """Bring the tables, lists and SHA256SUMS.txt into the bucket, each proven, and build the manifest from them.
 
     What the bucket has already is not fetched again; the manifest is re-used while SHA256SUMS.txt is what it was and the
@@ -160,7 +171,7 @@ def _unlisted(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
     return [path for path in dict.fromkeys(dataset.tables.values()) if path not in published]
 
 
-def _download(source: PhysioNet, dataset: Dataset, path: str, sha256: str | None, file: Path) -> str:
+def _download(source: Source, dataset: Dataset, path: str, sha256: str | None, file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("wb") as out:
         for chunk in source.stream(dataset, path, sha256):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -23,6 +23,8 @@ from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, 
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.selection import choose
+from physionet_mirror.source.access_point import AccessPoint
+from physionet_mirror.source.way import Way
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,8 @@ def make_plan(
     file_list: Sequence[str] | None = None,
     part: int | None = None,
     most_shards: int = shards.MOST_SHARDS,
+    way: Way | None = None,
+    point: AccessPoint | None = None,
 ) -> Plan:
     """Choose the images, cut them into shards, estimate what it takes, and write it all down under the run's folder.
 
@@ -73,12 +77,16 @@ def make_plan(
         file_list: Lines of ``request.file_list``.
         part: Which of ``request.slices`` parts, from 0; what an earlier part left over is taken along.
         most_shards: More than these cannot be scheduled.
+        way: Which way the files take; None = from the website, and no word of it.
+        point: The access point, where they come from there: it is listed, so that sizes are exact, and what it lacks is
+            known.
 
     Raises:
         InputError: A filter that matches nothing, a shard size that cannot be. Nothing was written.
         MetadataError: There is no manifest.
     """
     request.share(streams)
+    request = replace(request, source=way.source if way is not None else "physionet")
     data = BytesIO(manifest_bytes(bucket))
     sums_sha256 = manifest.sums_sha256_of(data) or ""
     everything = manifest.read(data)
@@ -86,14 +94,22 @@ def make_plan(
         request = replace(request, selection=replace(request.selection, file_list=tuple(file_list)))
     chosen = choose(everything, request.selection)
     frame, notes = chosen.frame, [*everything.attrs["notes"], *chosen.notes]
+    if way is not None:
+        notes.insert(0, str(way))
     if part is not None and request.slices is not None:
         frame, note = _part_of(frame, part, request.slices, bucket)
         notes.append(note)
     count = len(frame)
     notes += (records.load(bucket, SUMS_SEEN, records.SumsSeen) or records.SumsSeen()).notes
-    known, mean_bytes = _present(frame, bucket, request.dataset)
+    present, mean_bytes = _present(frame, bucket, request.dataset)
+    known, sizes, exact = len(present), None, None
+    if point is not None:
+        sizes = point.sizes(list(frame["path"]))
+        notes += _lacking(frame["path"], sizes, point)
+        exact = sum(sizes.values()), sum(size for path, size in sizes.items() if path not in present)
+    through = way is not None and way.mode == "through"
     if request.shard_size is None:
-        at_once, speed = usual_speed(request, mean_bytes)
+        at_once, speed = usual_speed(request, mean_bytes, through=through)
         rate = speed.bytes_per_second
         size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
     else:
@@ -106,11 +122,13 @@ def make_plan(
         mean_bytes,
         region=bucket.client.meta.region_name,
         reports=report_documents(bucket, source=request.source),
+        exact=exact,
+        through=through,
     )
     # An earlier attempt of the same run may have cut its shards in another way: what it says of them is void.
     if stale := [entry.path for entry in bucket.list(run.results) if entry.size]:
         bucket.discard(stale)
-    packed = list(shards.pack(frame, size, run.shard))
+    packed = list(shards.pack(frame, size, run.shard, sizes))
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         for _ in pool.map(lambda part: bucket.write(part[0].path, part[1], content_type="text/plain"), packed):
             pass
@@ -128,6 +146,7 @@ def make_plan(
             shards=made.shards,
             estimate=expected,
             notes=notes,
+            way=way.to_json() if way is not None else None,
         ),
     )
     for note in notes:
@@ -211,8 +230,17 @@ def manifest_bytes(bucket: Bucket) -> bytes:
         ) from None
 
 
-def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[int, float]:
-    """How many of these images lie in the bucket now, and the mean size of an image in bytes.
+def _lacking(paths: Iterable[str], sizes: Mapping[str, int], point: AccessPoint) -> list[str]:
+    """A sentence on the files that the access point does not list, if any."""
+    lacking = [path for path in paths if path not in sizes]
+    if not lacking:
+        return []
+    named = lacking[0] if len(lacking) == 1 else f"{lacking[0]} and {len(lacking) - 1:,} more"
+    return [f"{point.bucket.name} does not list {named}: the run will name them as failed, and fetches the others"]
+
+
+def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[set[str], float]:
+    """Which of these images lie in the bucket now, and the mean size of an image in bytes.
 
     What counts is what S3 lists, not what an earlier run wrote down. Only of an image that PhysioNet has replaced since it
     was verified, the index knows more: that one is to be fetched.
@@ -225,10 +253,11 @@ def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[int, float]:
         replaced = set(
             frame["path"].to_numpy(dtype=object)[pc.fill_null(differs, False).to_numpy(zero_copy_only=False)]
         )
-    sizes = [file.size for file in _listed(frame, bucket) if file.path not in replaced]
+    present = {file.path: file.size for file in _listed(frame, bucket) if file.path not in replaced}
+    sizes = list(present.values())
     to_learn_from = known["bytes"].to_pylist() if known is not None and len(known) > len(sizes) else sizes
     enough = len(to_learn_from) >= _ENOUGH_TO_LEARN
-    return len(sizes), sum(to_learn_from) / len(to_learn_from) if enough else dataset.image_bytes
+    return set(present), sum(to_learn_from) / len(to_learn_from) if enough else dataset.image_bytes
 
 
 def _listed(frame: Any, bucket: Bucket) -> list[Verified]:

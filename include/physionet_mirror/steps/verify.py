@@ -64,6 +64,7 @@ def verify_run(
         started=started,
         index_rows=index.update(bucket, verdict, BytesIO(manifest_data)),
         notes=plan.notes,
+        way=plan.way,
         software=software,
         shard_of=_shard_of(verdict, parts, [shard.index for shard in plan.shards]),
     )

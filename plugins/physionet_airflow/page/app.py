@@ -463,8 +463,9 @@ def _cohort(
     """Count what the form selects; cached for some minutes."""
     wanted = filled.request
     assert wanted is not None
+    source = "s3" if wanted.source == "s3" else "physionet"
     read = (report for run in earlier[:_LATEST] if (report := _report_of(run)))
-    reports = [report for report in read if RunReport.from_json(report).source == wanted.source][:_REPORTS]
+    reports = [report for report in read if RunReport.from_json(report).source == source][:_REPORTS]
     region = _kept_bucket(mirror).client.meta.region_name
 
     def count(_: Any) -> overview.Preview:

@@ -29,6 +29,7 @@ from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.shards import decode
 from physionet_mirror.source import access_point
 from physionet_mirror.source.access_point import AccessPoint, access_point_of
+from physionet_mirror.source.copy import ServerSideCopy
 from physionet_mirror.transfer import Transfer
 
 NAME = MIMIC_CXR_JPG.name
@@ -79,7 +80,11 @@ def buckets(
     return source, Bucket.open(session, names[1], "mine", endpoint_url=endpoint)
 
 
-def copy(images: list[File], source: AccessPoint, **options: Any) -> Transfer:
+def copier(source: Bucket, bucket: Bucket, storage_class: str = "STANDARD") -> ServerSideCopy:
+    return ServerSideCopy(AccessPoint(source, MIMIC_CXR_JPG), bucket, storage_class)
+
+
+def copy(images: list[File], source: ServerSideCopy, **options: Any) -> Transfer:
     pace = Pace(16, received=lambda: source.stats.received)
     return Transfer(images, mover=source, pace=pace, backoff=0.01, **options)
 
@@ -88,7 +93,7 @@ def test_images_are_copied_and_proven_without_passing_through_here(
     buckets: tuple[Bucket, Bucket], images: list[File]
 ) -> None:
     origin, bucket = buckets
-    source = AccessPoint(origin, bucket, MIMIC_CXR_JPG)
+    source = copier(origin, bucket)
     source.check()
     tally = copy(images, source).run()
     assert (tally.stored, tally.state) == (len(images), "done")
@@ -108,9 +113,7 @@ def test_the_storage_class_is_the_destinations(endpoint: str, bucket_name: str) 
     origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
     client.put_object(Bucket=bucket_name, Key=origin.key("files/a.jpg"), Body=b"a", Tagging="owner=physionet")
-    AccessPoint(origin, bucket, MIMIC_CXR_JPG, "STANDARD_IA").fetch(
-        File("files/a.jpg", hashlib.sha256(b"a").hexdigest()), ALONE
-    )
+    copier(origin, bucket, "STANDARD_IA").fetch(File("files/a.jpg", hashlib.sha256(b"a").hexdigest()), ALONE)
     stored = bucket.head("files/a.jpg")
     assert stored is not None
     assert (stored.storage_class, stored.sha256) == ("STANDARD_IA", hashlib.sha256(b"a").hexdigest())
@@ -125,7 +128,7 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket
     origin.put(SUMS, b"sums", content_type="text/plain")  # without which nobody is served there
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
     wanted = [File("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), File("files/b.jpg", "0" * 64)]
-    transfer = copy(wanted, AccessPoint(origin, bucket, MIMIC_CXR_JPG))
+    transfer = copy(wanted, copier(origin, bucket))
     with pytest.raises(ImagesFailed):
         transfer.run()
     assert {(failure.path, failure.reason) for failure in transfer.tally.failed} == {
@@ -147,7 +150,7 @@ WHOLE = hashlib.sha256(b"whole").hexdigest()
 
 
 def bring(two: tuple[Bucket, Bucket]) -> None:
-    AccessPoint(*two, MIMIC_CXR_JPG).fetch(File("files/a.jpg", WHOLE), ALONE)
+    copier(*two).fetch(File("files/a.jpg", WHOLE), ALONE)
 
 
 def everything(bucket: Bucket) -> dict[str, bytes]:
@@ -244,10 +247,10 @@ def test_an_absent_file_costs_that_file_only(two: tuple[Bucket, Bucket], lists: 
         return found
 
     origin.head = answers  # type: ignore[method-assign]
-    with pytest.raises(NotFound, match=r"files/a\.jpg does not exist, or S3 keeps"):
+    with pytest.raises(NotFound, match=r"files/a\.jpg does not exist"):
         bring(two)
     origin.delete([SUMS])
-    with pytest.raises(NotFound if lists else BucketRefused):  # nothing is open to us
+    with pytest.raises(NotFound if lists else AccessRefused):  # nothing is open to us
         bring(two)
 
 
@@ -255,13 +258,13 @@ def test_who_has_no_cloud_access_is_told_how_to_get_it(s3_server: stack.S3Server
     stranger = boto3.Session("stranger1", "strangersecret", region_name="us-east-1")
     origin = Bucket.open(stranger, bucket_name, NAME, endpoint_url=s3_server.endpoint)
     with pytest.raises(AccessRefused, match=r"physionet\.org/settings/cloud"):
-        AccessPoint(origin, origin, MIMIC_CXR_JPG).check()
+        copier(origin, origin).check()
 
 
 def test_a_wrong_access_point_is_named(buckets: tuple[Bucket, Bucket]) -> None:
     _, empty = buckets
     with pytest.raises(NotFound, match="physionet_access_point"):
-        AccessPoint(empty, empty, MIMIC_CXR_JPG).check()
+        copier(empty, empty).check()
 
 
 def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, bucket_name: str, monkeypatch: Any) -> None:
@@ -272,7 +275,7 @@ def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, buck
     data = bytes(range(256)) * 40_000  # 10 MB: two parts of boto3's own transfer
     origin.upload("big.bin", [data], part_size=32 << 20)
     monkeypatch.setattr("physionet_mirror.s3.bucket._ONE_COPY", 1 << 20)
-    copied = AccessPoint(origin, bucket, MIMIC_CXR_JPG).fetch(File("big.bin", hashlib.sha256(data).hexdigest()), ALONE)
+    copied = copier(origin, bucket).fetch(File("big.bin", hashlib.sha256(data).hexdigest()), ALONE)
     assert copied.size == len(data)
     assert bucket.read("big.bin") == data
 
@@ -280,6 +283,9 @@ def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, buck
 def test_the_access_point_is_the_datasets_unless_another_is_given() -> None:
     assert access_point_of(MIMIC_CXR_JPG, None).startswith("arn:aws:s3:us-east-1:")
     assert access_point_of(MIMIC_CXR_JPG, "my-copy") == "my-copy"
-    with pytest.raises(InputError, match="source=physionet"):
-        access_point_of(MIMIC_CXR, None)
-    assert access_point.COPIES_A_CONNECTION == 8
+    assert access_point_of(MIMIC_CXR_JPG, {MIMIC_CXR_JPG.name: "arn-02"}) == "arn-02"
+    assert access_point_of(MIMIC_CXR_JPG, {"mimiciv/3.1": "arn-02"}) == access_point_of(MIMIC_CXR_JPG, None)
+    assert access_point_of(MIMIC_CXR, None) is None
+    with pytest.raises(InputError, match="physionet_s3 is neither an ARN"):
+        access_point_of(MIMIC_CXR, ["arn"], "physionet_s3")
+    assert access_point.COPIES_A_CONNECTION == 32

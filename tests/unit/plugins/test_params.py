@@ -105,5 +105,5 @@ def test_a_night_needs_no_param_but_the_bucket_takes_no_sample_and_asks_nobody()
     given = {name: param.resolve() for name, param in params.backfill_params().items()}
     wish = asked(**{**given, "bucket": "my-bucket"})
     assert (wish.slices, wish.stop_after, wish.selection.select, wish.approve_above_gb) == (30, None, "all", 0)
-    assert (wish.connections, wish.verify, wish.source) == (8, "checksum", "physionet")
+    assert (wish.connections, wish.verify, wish.source) == (8, "checksum", "auto")
     assert "sample_size" not in given

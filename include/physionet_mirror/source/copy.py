@@ -1,0 +1,121 @@
+"""The mover that copies inside S3: no byte of a file passes the worker."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from physionet_mirror.compare import sha256_of
+from physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable, Throttled
+from physionet_mirror.files import File
+from physionet_mirror.layout import COPYING
+from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.s3.bucket import Bucket, Copy, Listed, Stored
+from physionet_mirror.source.access_point import COPIES_A_CONNECTION, AccessPoint
+
+log = logging.getLogger(__name__)
+
+_UNKNOWN = datetime.min.replace(tzinfo=UTC)
+
+
+class ServerSideCopy:
+    """Files of an access point, copied by S3 itself; a `Mover`.
+
+    A copy is proven by the SHA-256 that S3 computed, or else by reading it back. Wrong bytes never replace what stands
+    under the path, and what somebody else has written is never taken away. In the ordinary case that is one request.
+
+    Args:
+        point: The access point.
+        bucket: The destination; its keys make the copies, so they must be allowed to read the source.
+        storage_class: S3 storage class of the copies.
+        conditional: The destination refuses to copy over an object where it is told so, and need not be asked first.
+    """
+
+    per_connection = COPIES_A_CONNECTION
+
+    def __init__(
+        self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD", *, conditional: bool = False
+    ) -> None:
+        self._point, self._bucket, self._conditional = point, bucket, conditional
+        self._how: dict[str, Any] = {"content_type": point.dataset.image_type, "storage_class": storage_class}
+
+    def __repr__(self) -> str:
+        return f"<ServerSideCopy from {self._point!r}>"
+
+    @property
+    def stats(self) -> SourceStats:
+        """The access point's."""
+        return self._point.stats
+
+    def check(self) -> None:
+        """Ask for the checksum file; raises as `AccessPoint.check_access`."""
+        self._point.check_access()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def fetch(self, file: File, turn: Turn) -> Fetched:
+        """Copy one file and prove it.
+
+        Raises:
+            NotFound, FileRefused, Corrupt, Throttled: As for a download.
+            AccessRefused: The access point is closed to these keys.
+            DestinationError: The destination refuses.
+        """
+        try:
+            there: Stored | Listed
+            there = self._point.stat(file.path) if file.bytes is None else Listed(file.path, file.bytes, "", _UNKNOWN)
+            self._bring(there, file.sha256, turn)
+        except FileNotFoundError:
+            raise self._point.not_found(file.path) from None
+        except DestinationUnavailable as error:
+            raise Throttled(str(error)) from None
+        self._point.received(there.size)
+        return Fetched(there.size)
+
+    def _bring(self, there: Stored | Listed, sha256: str, turn: Turn) -> None:
+        """Copy where nothing stands; where something does, copy beside it, prove that, and only then over it."""
+        if self._conditional or self._bucket.head(there.path, paced=True) is None:
+            copy = self._copy(there, there.path, turn, replace=False)
+            if copy is not None:
+                self._prove(there.path, there.path, copy, sha256)
+                return
+        beside = COPYING + uuid4().hex
+        copy = self._copy(there, beside, turn)
+        assert copy is not None  # only replace=False gives none
+        self._prove(there.path, beside, copy, sha256)
+        proven = Listed(beside, there.size, copy.etag, _UNKNOWN)
+        try:
+            self._bucket.copy_from(self._bucket, proven, there.path, **self._how)
+        finally:
+            self._remove(beside, copy)
+
+    def _copy(self, there: Stored | Listed, path: str, turn: Turn, *, replace: bool = True) -> Copy | None:
+        try:
+            copy = self._bucket.copy_from(self._point.bucket, there, path, replace=replace, paced=True, **self._how)
+        except (BucketRefused, FileNotFoundError) as error:
+            turn.answered(serves=False)
+            self._point.stat(there.path)  # raises where the source is what refuses
+            raise error from None
+        turn.answered(serves=True)
+        return copy
+
+    def _prove(self, path: str, at: str, copy: Copy, sha256: str) -> None:
+        """Raise unless the copy ``at`` its place hashes to ``sha256``; then it is removed, if it is still the one written."""
+        if (copy.sha256 or sha256_of(self._bucket, at)) == sha256:
+            return
+        removed = self._remove(at, copy)
+        raise self._point.corrupt(
+            path,
+            sha256,
+            "The copy was deleted." if removed else "The copy could not be deleted, or was replaced meanwhile.",
+        )
+
+    def _remove(self, path: str, copy: Copy) -> bool:
+        try:
+            return self._bucket.delete_exactly(path, copy.etag)
+        except DestinationError as error:
+            log.warning("%s was left behind. %s", self._bucket.uri(path), error)
+            return False

@@ -1,0 +1,88 @@
+"""The mover that reads the access point with the reader's keys and writes with the destination's: through the worker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from physionet_mirror.files import File
+from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.access_point import READS_A_CONNECTION, AccessPoint
+
+BIG = 32 << 20
+"""Bytes; a larger file is never held in memory."""
+
+_LEAST_BUFFER = 4 << 20
+
+
+class ThroughWorker:
+    """Files of an access point, through memory, where their SHA-256 is compared before the PUT; a `Mover`.
+
+    A file too big for memory is uploaded while it comes, and becomes visible only once it is proven.
+
+    Args:
+        point: The access point, with the reader's keys.
+        bucket: The destination, with its own.
+        storage_class: S3 storage class.
+    """
+
+    per_connection = READS_A_CONNECTION
+
+    def __init__(self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD") -> None:
+        self._point, self._bucket = point, bucket
+        self._kept = threading.local()
+        self._how: dict[str, Any] = {"content_type": point.dataset.image_type, "storage_class": storage_class}
+
+    def __repr__(self) -> str:
+        return f"<ThroughWorker from {self._point!r}>"
+
+    @property
+    def stats(self) -> SourceStats:
+        """The access point's."""
+        return self._point.stats
+
+    def check(self) -> None:
+        """Ask for the checksum file; raises as `AccessPoint.check_access`."""
+        self._point.check_access()
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def fetch(self, file: File, turn: Turn) -> Fetched:
+        """Read one file and prove it.
+
+        Raises:
+            NotFound, FileRefused, Corrupt, Throttled: As for a download.
+            AccessRefused: The access point is closed to these keys.
+            DestinationError: The destination refuses a file too big for memory.
+        """
+        if file.bytes is not None and file.bytes <= BIG:
+            data = self._point.read_into(file, self._buffer(file.bytes), turn)
+            return Fetched(len(data), partial(self._bucket.put, file.path, data, sha256=file.sha256, **self._how))
+        chunks = self._counted(self._point.stream(self._point.dataset, file.path, file.sha256), turn)
+        begun: list[bytes] = []
+        size = 0
+        for chunk in chunks:
+            begun.append(chunk)
+            size += len(chunk)
+            if size > BIG:
+                return Fetched(self._bucket.upload(file.path, chain(begun, chunks), **self._how))
+        return Fetched(size, partial(self._bucket.put, file.path, b"".join(begun), sha256=file.sha256, **self._how))
+
+    def _buffer(self, size: int) -> bytearray:
+        """Memory that this thread keeps, as allocating it anew for each file costs more than hashing it."""
+        kept: bytearray | None = getattr(self._kept, "buffer", None)
+        if kept is None or len(kept) < size:
+            kept = self._kept.buffer = bytearray(max(size, _LEAST_BUFFER))
+        return kept
+
+    def _counted(self, chunks: Iterator[bytes], turn: Turn) -> Iterator[bytes]:
+        for number, chunk in enumerate(chunks):
+            if number == 0:
+                turn.answered(serves=True)
+            self._point.received(len(chunk))
+            yield chunk
