@@ -1,14 +1,14 @@
-"""Streams a shard: PhysioNet → memory → SHA-256 → S3, many images at once, each retried until it is stored or named.
+"""Threads and retries of one shard, given a mover: many files at once, each retried until stored or reported as failed.
 
-An image waits for a download slot, is fetched and proven, gives the slot back and is stored. A failure is one of four:
+A file waits for a slot, is fetched and proven, gives the slot back and is stored. A failure is one of four:
 
 - fatal (password, agreement, bucket): the shard stops at once;
 - congestion (429, 503, connects that time out, connections that are never answered while others are): fewer connections,
-  and the image is asked for again, as often as it takes;
-- an outage (PhysioNet serves nobody): all workers pause, and one of them asks for the checksum file, ever more rarely, until
-  it is served or PATIENCE is over;
-- the image's own: it loses a try, and is named after three. That takes proof: PhysioNet must have served something that was
-  asked for after the image failed. Where no other image gives that proof, the checksum file is asked for.
+  and the file is asked for again, as often as it takes;
+- an outage (the source is down): all workers pause, with growing back-off, up to PATIENCE; one of them makes the mover's
+  probe;
+- the file's own: it loses a try, and is given up after three. That takes proof: the source must have served something that
+  was asked for after the file failed. Where no other file gives that proof, the probe does.
 
 Whatever was stored stays; whoever runs the shard again goes on from there. A file too big for memory is stored while it is
 fetched, and becomes visible only once it is proven.
@@ -48,7 +48,7 @@ from physionet_mirror.throughput import MOST_POINTS, progress_line
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""Tries of an image whose own fault it is."""
+"""Tries of a file whose own fault it is."""
 
 PATIENCE = 300.0
 """Seconds for which a server that serves nobody is waited for, before the task gives up and is retried later."""
@@ -60,7 +60,7 @@ LAST_WORDS = 5.0
 """Seconds that the last tally may take to be published once the shard is told to stop."""
 
 SUSPECTS = 4
-"""So many images in a row, and as many as may be asked for at once, fail although the checksum file is served: then one is
+"""So many files in a row, and as many as may be asked for at once, fail although the checksum file is served: then one is
 asked for at a time until one comes."""
 
 LOG_EVERY = 10.0
@@ -69,7 +69,7 @@ PUBLISH_EVERY = 5.0
 
 @dataclass(eq=False, slots=True)
 class _Job:
-    """An image until it is stored or given up."""
+    """A file until it is stored or given up."""
 
     file: File
     tries: int = 0
@@ -194,13 +194,13 @@ class _Publisher:
                 tally, self._next = self._next, None
             try:
                 self._publish(tally)
-            except Exception:  # progress is for looking at; the images matter
+            except Exception:  # progress is for looking at; the files matter
                 log.exception("the progress could not be published")
 
 
 @dataclass
 class Tally:
-    """What has been done so far; ``series`` holds (seconds, images, bytes, connections) for each stretch of time."""
+    """What has been done so far; ``series`` holds (seconds, files, bytes, connections) for each stretch of time."""
 
     images: int
     todo: int
@@ -273,7 +273,7 @@ class Transfer:
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
         self._running: set[_Job] = set()
         self._unsettled = len(self._ready)
-        self._served = 0  # images that came whole
+        self._served = 0  # files that came whole
         self._asked_when_served = 0.0  # when something was asked for that PhysioNet then served
         self._fatal: MirrorError | None = None
         self._over = False
@@ -297,12 +297,12 @@ class Transfer:
         """Store everything; returns the tally when all is stored or when it was drained.
 
         Raises:
-            ImagesFailed: Some images could not be had, by their own fault; the others are stored.
+            ImagesFailed: Some files could not be had, by their own fault; the others are stored.
             Throttled, SourceUnavailable, DestinationUnavailable: A server served nobody for longer than patience lasts.
             MirrorError: What makes going on senseless (credentials, agreement, bucket), or a defect of ours.
         """
         count = min(self.tally.todo, self._pace.limit + max(2, self._pace.limit // 2))  # the surplus stores meanwhile
-        threads = [threading.Thread(target=self._work, name=f"image-{n}", daemon=True) for n in range(count)]
+        threads = [threading.Thread(target=self._work, name=f"file-{n}", daemon=True) for n in range(count)]
         publisher = _Publisher(self._publish)
         begun = time.monotonic()
         interrupted = True
@@ -322,7 +322,7 @@ class Transfer:
         if self._fatal is not None:
             raise self._fatal
         if self.tally.failed:
-            raise self._images_failed()
+            raise self._files_failed()
         return self.tally
 
     def _conclude(self, seconds: float) -> None:
@@ -335,7 +335,7 @@ class Transfer:
         else:
             tally.state = "failed" if self._fatal is not None or tally.failed else "drained"
 
-    def _images_failed(self) -> ImagesFailed:
+    def _files_failed(self) -> ImagesFailed:
         failed, tally = self.tally.failed, self.tally
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(f.reason for f in failed).most_common())
         return ImagesFailed(
@@ -362,9 +362,9 @@ class Transfer:
             with self._changed:
                 self.tally.seconds = now - begun
                 self.tally.connections = self._pace.slots
-                at, images, received = sampled
+                at, stored, received = sampled
                 if over or now - at >= 1.0:
-                    self._sample(now - begun, self.tally.stored - images, self.tally.bytes - received)
+                    self._sample(now - begun, self.tally.stored - stored, self.tally.bytes - received)
                     sampled = now, self.tally.stored, self.tally.bytes
                 if over:
                     return
@@ -376,9 +376,9 @@ class Transfer:
                 publisher.offer(snapshot)
                 next_publish = now + PUBLISH_EVERY
 
-    def _sample(self, at: float, images: int, received: int) -> None:
+    def _sample(self, at: float, stored: int, received: int) -> None:
         series = self.tally.series
-        series.append((round(at, 1), images, received, self._pace.slots))
+        series.append((round(at, 1), stored, received, self._pace.slots))
         if len(series) > MOST_POINTS:  # neighbours are merged
             pairs = zip(series[::2], series[1::2], strict=False)
             series[: len(series) // 2 * 2] = [(b[0], a[1] + b[1], a[2] + b[2], b[3]) for a, b in pairs]
@@ -391,7 +391,7 @@ class Transfer:
     # -- the work --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """A thread: one image after the other, and a probe now and then."""
+        """A thread: one file after the other, and a probe now and then."""
         try:
             while (job := self._take()) is not None:
                 if job == "probe":
@@ -403,14 +403,14 @@ class Transfer:
             self._end(MirrorError(f"Unexpected {type(error).__name__}; the log above shows where."))
 
     def _take(self) -> _Job | Literal["probe"] | None:
-        """The next image that is due, or the probe that an outage is asked with; None when there will be none."""
+        """The next file that is due, or the probe that an outage is asked with; None when there will be none."""
         with self._changed:
             while self._unsettled and not self._is_stopping():
                 now = time.monotonic()
                 doubtful = self._is_doubtful()
                 while self._later and self._later[0][0] <= now:
                     due = heapq.heappop(self._later)[2]
-                    # In doubt the same image first: the server may refuse each of them just once.
+                    # In doubt the same file first: the server may refuse each of them just once.
                     (self._ready.appendleft if doubtful else self._ready.append)(due)
                 if self._down:
                     if now >= self._hold_until and not self._probing:
@@ -433,7 +433,7 @@ class Transfer:
             return None
 
     def _attempt(self, job: _Job) -> None:
-        """Fetch and store one image, or decide what its failure means."""
+        """Fetch and store one file, or decide what its failure means."""
         served = self._served
         try:
             size = self._move(job)
@@ -544,7 +544,7 @@ class Transfer:
             self._settled()
 
     def _missed(self, job: _Job, error: MirrorError, served: int) -> None:
-        """Classify a failure: fatal, congestion, an outage, or this image's own. ``served`` had come when it was asked for."""
+        """Classify a failure: fatal, congestion, an outage, or this file's own. ``served`` had come when it was asked for."""
         since = time.monotonic()
         with self._changed:
             self.tally.faults[error.reason] += 1
@@ -610,7 +610,7 @@ class Transfer:
                 self._wait_for_source(None, error)
 
     def _is_back(self) -> None:
-        """An image is served: the outage is over."""
+        """A file is served: the outage is over."""
         with self._changed:
             self._down, self._down_since = False, None
             self._changed.notify_all()
@@ -624,7 +624,7 @@ class Transfer:
         down = now - self._down_since
         if job is not None:
             job.waits += 1
-            # The same image again, as the server may refuse each of them just once; then another.
+            # The same file again, as the server may refuse each of them just once; then another.
             (self._ready.appendleft if job.waits % 3 else self._ready.append)(job)
             self.tally.retries += 1
         if down > self._patience:
@@ -661,7 +661,7 @@ class Transfer:
         return len(self._suspects) >= max(SUSPECTS, self._pace.limit)
 
     def _is_to_be_spared(self, job: _Job, error: SourceError) -> bool:
-        """Whether an image keeps its last try, as none of many came, although the checksum file is served.
+        """Whether a file keeps its last try, as none of many came, although the checksum file is served.
 
         It is then asked for again when the others have been. With the probe, that is about two requests a second.
         """
