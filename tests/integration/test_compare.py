@@ -298,3 +298,11 @@ def test_an_audit_names_what_is_lost_or_strange_and_changes_nothing(mirror: Mirr
     assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == [lost]
     mirror.bucket.delete([INDEX])  # what is nowhere known to have been there is not missed
     assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == []
+
+
+def test_what_a_shard_has_stored_is_proven_there_and_not_asked_for_again(mirror: Mirror) -> None:
+    mirror.bucket.delete(sorted(mirror.files)[::3])
+    found, verdict = mirror.find_and_stream()
+    assert sum(len(missing.images) for missing in found) == len(sorted(mirror.files)[::3])
+    assert (verdict.passed, verdict.remembered) == (True, len(mirror.files))
+    assert verdict.requests.get("HEAD", 0) == 0

@@ -234,4 +234,16 @@ def stream_shard(
         tally.retries,
         mover.stats.handshakes,
     )
+    if request.verify == "checksum" and not stop.event.is_set():
+        _prove(shard, images, bucket)
     return told(tally.as_dict())
+
+
+def _prove(shard: shards.Shard, files: Sequence[File], bucket: Bucket) -> None:
+    """Ask S3 for the checksums that it holds of what was stored, side by side with the other shards; `verify`, which runs
+    alone, then asks for none of them again. What is not right stays for it to say.
+    """
+    try:
+        compare(files, bucket, Comparison("checksum"), span=shard.span)
+    except DestinationError as error:
+        log.warning("%s: S3 could not be asked for its checksums; the verification asks again. %s", shard.name, error)
