@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from demo import stack
+from physionet_airflow.compat import AIRFLOW
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
 from tests.page_server import A_SHARD, BUCKET, DONE, ELSEWHERE, LIVE, PREFIX, SHARDS, page_server, result_of
 
@@ -413,8 +414,9 @@ def test_airflow_offers_the_connection_type_with_its_form(server):
     forms = server.as_user("admin").get(f"{server.url}/ui/connections/hook_meta").json()
     form = next(form for form in forms if form["connection_type"] == "physionet")
     assert form["hook_name"] == "PhysioNet"
-    assert form["standard_fields"]["login"]["title"] == "PhysioNet user name"
-    assert "user_agent" in form["extra_fields"]
+    if AIRFLOW >= (3, 2):  # 3.1 does not read the form from the provider's description
+        assert form["standard_fields"]["login"]["title"] == "PhysioNet user name"
+        assert "user_agent" in form["extra_fields"]
     assert any(form["connection_type"] == "http" for form in forms)
 
 
