@@ -6,7 +6,6 @@ LIST and at most four GETs, however many shards the run has and however many peo
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from physionet_mirror import throughput
 from physionet_mirror.errors import MetadataError
 from physionet_mirror.layout import RunLayout
-from physionet_mirror.records import ShardResult
+from physionet_mirror.records import ShardResult, read_object
 
 if TYPE_CHECKING:
     from physionet_mirror.s3.bucket import Bucket
@@ -250,23 +249,10 @@ def read_document(bucket: Bucket, path: str) -> dict[str, Any] | None:
         MetadataError: It is something else, or longer.
         DestinationError: S3 cannot be asked.
     """
-    data = bytearray()
     try:
-        for chunk in bucket.open_read(path):
-            data += chunk
-            if len(data) > MOST_BYTES:
-                raise MetadataError(
-                    f"{path} has more than {MOST_BYTES >> 20} MB, so it is none of ours and is not read."
-                )
-    except FileNotFoundError:
-        return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise MetadataError(f"{path} is damaged and is left out: {error}.") from None
-    if not isinstance(document, dict):
-        raise MetadataError(f"{path} is no JSON object and is left out.")
-    return document
+        return read_object(bucket, path, MOST_BYTES)
+    except ValueError as error:
+        raise MetadataError(f"{path} is left out, because it is not as this software writes it: {error}.") from None
 
 
 def _result(document: Mapping[str, Any], path: str) -> ShardResult:

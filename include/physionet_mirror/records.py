@@ -7,6 +7,7 @@ warning and counts as absent, so that it costs requests and never a run.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections import Counter
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POINTS = 240  # of a series that holds several tries, before neighbours are merged
+
+MOST_BYTES = 64 << 20
+"""Of a document that is read. Ours have some kilobytes; a result that names each of 10,000 images has 4 MB."""
 
 R = TypeVar("R", bound="Record")
 
@@ -59,13 +63,36 @@ def read_document(bucket: Bucket, path: str) -> dict[str, Any] | None:
         DestinationError: S3 cannot be asked.
     """
     try:
-        document = bucket.read_json(path)
-        if document is None or isinstance(document, dict):
-            return document
-        raise ValueError("it is no JSON object")
-    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        return read_object(bucket, path)
+    except ValueError as error:
         _warn(bucket, path, error)
         return None
+
+
+def read_object(bucket: Bucket, path: str, most: int = MOST_BYTES) -> dict[str, Any] | None:
+    """The JSON object of at most ``most`` bytes at ``path``; None where there is none, or an emptied one.
+
+    Raises:
+        ValueError: It is something else, or longer.
+        DestinationError: S3 cannot be asked.
+    """
+    data = bytearray()
+    try:
+        for chunk in bucket.open_read(path):
+            data += chunk
+            if len(data) > most:
+                raise ValueError(f"it has more than {most >> 20} MB, so it is none of ours")
+    except FileNotFoundError:
+        return None
+    if not data:
+        return None
+    try:
+        document = json.loads(data)  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(document, dict):
+        raise ValueError("it is no JSON object")
+    return document
 
 
 def _warn(bucket: Bucket, path: str, error: Exception) -> None:

@@ -6,9 +6,9 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +48,9 @@ class FakeBucket:
         except KeyError:
             raise FileNotFoundError(path) from None
 
+    def open_read(self, path):
+        yield self.read(path)
+
     def read_json(self, path):
         return json.loads(self.objects[path]) if path in self.objects else None
 
@@ -84,8 +87,9 @@ class OneFile:
     def read(self, _: str) -> bytes:
         return self.data
 
-    def read_json(self, _: str) -> Any:
-        return json.loads(self.data) if self.data else None
+    def open_read(self, _: str) -> Iterator[bytes]:
+        for at in range(0, len(self.data), 1 << 20):
+            yield self.data[at : at + (1 << 20)]
 
 
 def make_manifest(count, seed=1, labels=LABELS):

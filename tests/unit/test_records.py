@@ -101,6 +101,13 @@ def test_deeply_nested_json_is_damage_too() -> None:
     assert records.read_document(OneFile(b"[" * 100_000), "x.json") is None  # type: ignore[arg-type]
 
 
+def test_a_document_of_any_size_is_read_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
+    """Somebody else's file under one of our names: it must not fill the memory of a worker or of the API server."""
+    huge = OneFile(b'{"shard": 1, "x": "' + b" " * records.MOST_BYTES + b'"}')
+    assert records.load(huge, "x.json", ShardResult) is None  # type: ignore[arg-type]
+    assert "more than 64 MB" in caplog.text
+
+
 def test_a_second_try_adds_up() -> None:
     second = ShardResult(
         0,
