@@ -9,8 +9,11 @@ import hashlib
 import io
 import json
 import logging
+import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,8 @@ from botocore.exceptions import ReadTimeoutError
 from demo import stack
 from demo.lookalike import Fault, Kind, Lookalike, User
 from physionet_mirror import index, layout, manifest, overview, records, shards
-from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
-from physionet_mirror.errors import BucketRefused, DestinationUnavailable, ImagesFailed, InputError
+from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
+from physionet_mirror.errors import BucketRefused, DestinationUnavailable, ImagesFailed, InputError, MirrorError
 from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
 from physionet_mirror.request import Request
@@ -599,8 +602,6 @@ def test_a_file_list_that_is_too_large_is_not_read(bucket: Bucket, monkeypatch: 
 @pytest.fixture
 def own_version(tiny_dataset: Path, tmp_path: Path) -> Path:
     """A copy of the dataset that a test may change."""
-    import shutil
-
     version = tmp_path / "physionet" / MIMIC_CXR_JPG.name
     shutil.copytree(tiny_dataset / MIMIC_CXR_JPG.name, version)
     return version
@@ -647,3 +648,25 @@ def test_a_file_that_no_image_needs_is_reported_and_stops_nothing(
     assert any(named in note for note in report["notes"])
     assert named in caplog.text
     assert json.loads(bucket.read(SUMS_SEEN))["notes"]
+
+
+@pytest.mark.parametrize("role", ["records", "studies"])
+@pytest.mark.parametrize("lost", ["unlisted", "gone"])
+def test_where_the_tables_are_what_is_wanted_none_may_be_absent(
+    role: str, lost: str, tiny_dataset: Path, tmp_path: Path, reader: tuple[str, str], bucket: Bucket
+) -> None:
+    version, table = tmp_path / "physionet" / MIMIC_CXR.name, MIMIC_CXR.tables[role]
+    shutil.copytree(tiny_dataset / MIMIC_CXR.name, version)
+    if lost == "gone":
+        (version / table).unlink()
+    else:
+        lines = (version / SUMS).read_text().splitlines(keepends=True)
+        (version / SUMS).write_text("".join(line for line in lines if table not in line))
+    login, password = reader
+    with (
+        Lookalike(version.parents[1], users={login: User(password)}, check_seconds=0) as server,
+        closing(PhysioNet(server.url, login, password)) as source,
+        pytest.raises(MirrorError, match=re.escape(table)),
+    ):
+        fetch_metadata.fetch_metadata(source, bucket, MIMIC_CXR)
+    assert list(bucket.list()) == []

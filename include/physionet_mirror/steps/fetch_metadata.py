@@ -156,15 +156,21 @@ def _unchanged_sums(bucket: Bucket, seen: SumsSeen, etag: str | None, file: Path
 
 
 def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> tuple[set[str], list[str]]:
-    """What the manifest is made of (of a dataset from which nothing is joined: its tables), and all that is to be fetched."""
-    joined = {dataset.tables[role] for role in ("metadata", "split", "labels") if role in dataset.tables}
-    if absent := sorted(joined - published.keys()):
+    """What may not be absent, and all that is to be fetched.
+
+    Of a dataset whose tables describe its images, that is what the manifest is made of; of another one the tables are
+    what is wanted, and each of them counts.
+    """
+    roles = ("metadata", "split", "labels") if dataset.describes_images else tuple(dataset.tables)
+    needed = {dataset.tables[role] for role in roles if role in dataset.tables}
+    if absent := sorted(needed - published.keys()):
+        use = "which the manifest is made of" if dataset.describes_images else "which this job is to bring"
         raise MetadataError(
-            f"{SUMS} of {dataset.name} does not list {', '.join(absent)}, which the manifest is made of. Nothing was "
-            f"written. Look at {dataset.page}: this may be another version than the one that was asked for."
+            f"{SUMS} of {dataset.name} does not list {', '.join(absent)}, {use}. Nothing was written. Look at "
+            f"{dataset.page}: this may be another version than the one that was asked for."
         )
     wanted = [path for path in (*dict.fromkeys(dataset.tables.values()), _LICENCE) if path in published]
-    return joined or set(dataset.tables.values()), wanted
+    return needed, wanted
 
 
 def _unlisted(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
