@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
+from weakref import WeakKeyDictionary
 
 from physionet_mirror.errors import DestinationUnavailable
 from physionet_mirror.layout import RunLayout, verified
@@ -42,6 +43,7 @@ _OLD_HEADER = "\t".join(COLUMNS[:-1])
 _TABS = len(COLUMNS) - 2  # of an entry, which is a line without its path
 _LEVELS = frozenset({"checksum", "content", "wrong"})
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+_WARNED: WeakKeyDictionary[Bucket, set[str]] = WeakKeyDictionary()
 _TRIES = 12  # of writing a file that other tasks write to as well
 
 
@@ -231,14 +233,22 @@ def _read(bucket: Bucket, group: str) -> dict[str, str]:
         if entry and (entry := entry + no_run).count("\t") == _TABS:
             entries[path] = entry
     if bad := sum(1 for line in lines if line) - len(entries):
-        log.warning("%s holds %d lines that cannot be read; these objects are checked anew.", bucket.uri(file), bad)
+        _warn_once(bucket, f"{bucket.uri(file)} holds {bad} lines that cannot be read; these objects are checked anew.")
     return entries
 
 
 def _damaged(bucket: Bucket, file: str, why: str) -> dict[str, str]:
-    log.warning(
-        "%s cannot be read (%s). No image is affected: its objects are checked anew and the file is rewritten.",
-        bucket.uri(file),
-        why,
+    _warn_once(
+        bucket,
+        f"{bucket.uri(file)} cannot be read ({why}). No image is affected: its objects are checked anew and the file is "
+        "rewritten.",
     )
     return {}
+
+
+def _warn_once(bucket: Bucket, message: str) -> None:
+    """A warning is said once to each user of a bucket: files are read for each block, and again before they are written."""
+    said = _WARNED.setdefault(bucket, set())
+    if message not in said:
+        said.add(message)
+        log.warning("%s", message)
