@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,8 @@ class FetchMetadataOperator(BaseOperator):
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
-            source = run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)
-            found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
+            with closing(run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)) as source:
+                found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         figures = {
             "images": found.images,
             "files": list(found.files),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,8 @@ class AccessCheckSensor(BaseSensorOperator):
                 run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
                 check_bucket(run.bucket, self.aws_conn_id)
                 way = choose_way(run.request.source, run.request.dataset, run.bucket, self.aws_conn_id)
-                run.origin(way, physionet_conn_id=self.physionet_conn_id).check_access(run.request.dataset)
+                with closing(run.origin(way, physionet_conn_id=self.physionet_conn_id)) as source:
+                    source.check_access(run.request.dataset)
         except MirrorError as error:
             if error.retry_delay is None:  # nothing that passes by itself within hours
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from None
