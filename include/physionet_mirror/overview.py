@@ -213,12 +213,14 @@ class Preview:
         counts: Who is in it; ``verified`` are in the bucket already.
         matched: Images that the filters leave, before the sample.
         estimate: What it would take.
+        other_way: What it would take from the other source: PhysioNet's access point, or its website.
         notes: Sentences of the selection.
     """
 
     counts: Counts
     matched: int
     estimate: Estimate
+    other_way: Estimate
     notes: Sequence[str]
 
     @property
@@ -262,4 +264,11 @@ def preview(
         region=region,
         reports=reports,
     )
-    return Preview(counts, chosen.matched, expected, chosen.notes)
+    other = estimate_run(
+        replace(request, source="physionet" if request.source == "s3" else "s3"),
+        counts.images,
+        counts.images - counts.verified,
+        catalog.mean_bytes or request.dataset.image_bytes,
+        region=region,
+    )
+    return Preview(counts, chosen.matched, expected, other, chosen.notes)
