@@ -13,7 +13,8 @@ often as you like: it fetches only what is missing or wrong, and continues where
 | `verify` | Compares the whole selection with the bucket, writes `report.html`, `failed_images.txt` and the training index, and fails the run if anything is missing or wrong. |
 
 **Needs** the connections `physionet_default` (type http: login and password of a credentialed PhysioNet account that has
-signed the dataset's data use agreement) and `aws_default`. No variable and no pool.
+signed the dataset's data use agreement) and `aws_default`. No variable and no pool. With a connection `physionet_s3` the
+files come from PhysioNet's S3 access point, and `physionet_default` is not needed.
 
 **Environment** (optional): `MIMIC_CXR_BUCKET`, the default of the param `bucket`; `PHYSIONET_STREAMS`, shards streamed at
 once (4); `PHYSIONET_POOL`, the pool that holds the streams of all runs together.
