@@ -238,8 +238,8 @@ def child(given: dict[str, Any], opened: Callable[[Bucket, Dataset], Mover]) -> 
     )
     cpu, seconds = time.process_time() - cpu, time.monotonic() - begun
     over.set()
-    figures = {"begun": begun, "seconds": seconds, "cpu": cpu, "memory": peak_mb() - idle, "images": result["stored"]}
-    print(json.dumps({**figures, "connections": result["connections"], "flat": samples}))
+    figures = {"begun": begun, "seconds": seconds, "cpu": cpu, "memory": peak_mb() - idle, "images": result.stored}
+    print(json.dumps({**figures, "connections": result.connections, "flat": samples}))
 
 
 def download(given: dict[str, Any], bucket: Bucket, dataset: Dataset) -> Mover:

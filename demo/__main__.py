@@ -146,38 +146,44 @@ def _mirror(running: stack.Airflow, bucket: Bucket, images: int) -> tuple[RunLay
 
 def _progress(bucket: Bucket, run: RunLayout) -> dict[str, Any]:
     """What to show in the bar, from plan.json and results/*.json of the run."""
-    plan = bucket.read_json(run.plan)
+    from physionet_mirror.records import Plan, load
+    from physionet_mirror.report.document import read_results
+
+    plan = load(bucket, run.plan, Plan)
     if plan is None:
         return {"description": "tables, checksums, plan"}
-    results = [bucket.read_json(found.path) or {} for found in bucket.list(run.results)]
-    stored, size = (sum(result.get(key, 0) for result in results) for key in ("stored", "bytes"))
-    at_work = [result for result in results if result.get("state") == "running"]
-    connections = sum(result.get("connections", 0) for result in at_work)
+    results = read_results(bucket, run)
+    stored, size = sum(result.stored for result in results), sum(result.bytes for result in results)
+    at_work = [result for result in results if result.state == "running"]
+    connections = sum(result.connections for result in at_work)
     return {
         "description": f"streaming, {connections} connections" if at_work else "shards and verification",
-        "total": plan["selection"]["images"],
-        "completed": sum(result["images"] - result["todo"] + result["stored"] for result in results if result),
+        "total": plan.selection.images,
+        "completed": sum(result.images - result.todo + result.stored for result in results),
         "text": f"{stored} images, {words.size(size)}" if results else "",
     }
 
 
 def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunLayout) -> None:
-    report = bucket.read_json(run.report_json)
+    from physionet_mirror.records import RunReport, load
+
+    report = load(bucket, run.report_json, RunReport)
     if report is None:
         console.print("[red]The run ended before its verification.[/]")
     else:
-        result, transfer = report["result"], report["transfer"]
-        table = Table(title=f"Verification, level {result['level']}", title_justify="left", show_header=False)
+        result, transfer = report.result, report.transfer
+        table = Table(title=f"Verification, level {result.level}", title_justify="left", show_header=False)
         table.add_column()
         table.add_column(justify="right")
         for name in ("selected", "present", "verified", "missing", "wrong", "empty"):
-            bad = result[name] and name in ("missing", "wrong", "empty")
-            table.add_row(name, f"[red]{result[name]:,}[/]" if bad else f"{result[name]:,}")
-        table.add_row("size", words.size(result["bytes"]))
-        table.add_row("fetched by this run", f"{transfer['images']:,}")
+            count = getattr(result, name)
+            bad = count and name in ("missing", "wrong", "empty")
+            table.add_row(name, f"[red]{count:,}[/]" if bad else f"{count:,}")
+        table.add_row("size", words.size(result.bytes))
+        table.add_row("fetched by this run", f"{transfer.images:,}")
         console.print(table)
-        if result["passed"] and not transfer["images"]:
-            console.print(f"All {result['selected']} images were there from an earlier run: nothing was fetched.")
+        if result.passed and not transfer.images:
+            console.print(f"All {result.selected} images were there from an earlier run: nothing was fetched.")
         console.print(f"Images  {_short(folder / 'files')}", soft_wrap=True)
         console.print(f"Report  {_short(folder / run.report_html)}", soft_wrap=True)
     for task in running.api.task_instances(DAG, run.run_id):

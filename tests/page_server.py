@@ -22,6 +22,7 @@ import requests
 
 from demo import stack
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout, verified
+from physionet_mirror.records import Shard
 
 BUCKET, PREFIX = "lab-bucket", "mimic-cxr-jpg/2.1.0"
 SHARDS, A_SHARD = 400, 900
@@ -127,13 +128,16 @@ def go_on(s3: stack.S3Server) -> None:
 def plan(shards: int = SHARDS) -> dict[str, Any]:
     """plan.json as the plan task writes it."""
     images = shards * A_SHARD
-    names = [f"p{10 + 10 * n // shards} … p{10 + (10 * n + 5) // shards}, {A_SHARD} images" for n in range(shards)]
+    ends = [(f"p{10 + 10 * n // shards}", f"p{10 + (10 * n + 5) // shards}") for n in range(shards)]
     return {
         "schema": "physionet-mirror/plan/1",
         "run_id": LIVE,
         "request": {"bucket": BUCKET, "prefix": PREFIX, "connections": 8},
         "selection": {"matched": images, "images": images, "notes": []},
-        "shards": [{"index": n, "name": names[n], "images": A_SHARD} for n in range(shards)],
+        "shards": [
+            Shard(n, A_SHARD, f"files/{first}/a/a", f"files/{last}/z/z", RunLayout(LIVE).shard(n), A_SHARD).to_json()
+            for n, (first, last) in enumerate(ends)
+        ],
         "estimate": {"missing": images, "missing_bytes": images * 1_450_000},
     }
 

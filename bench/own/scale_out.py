@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._measure import cpu_of
+from physionet_mirror.records import ShardResult
 
 ROOT = Path(__file__).resolve().parents[2]
 DAG = "mimic_cxr_jpg"
@@ -255,7 +256,7 @@ def _with_workers(folder: Path, workers: int, images: int, most: int, database: 
             raise RuntimeError(f"{workers} workers: the run is {state}; logs below {home}")
     streamed = [task for task in tasks if task["task_id"] == "mirror_shard.stream"]
     seconds = _span(streamed)
-    done = sum(_results(home / "s3" / BUCKET, key="stored"))
+    done = sum(result.stored for result in _results(home / "s3" / BUCKET))
     return {
         "workers": workers,
         "streams": streams,
@@ -320,8 +321,9 @@ def _span(tasks: Sequence[dict[str, Any]]) -> float:
     return (max(ended) - min(started)).total_seconds()
 
 
-def _results(bucket: Path, key: str) -> list[int]:
-    return [json.loads(file.read_text())[key] for file in bucket.glob("*/*/_mirror/runs/*/results/*.json")]
+def _results(bucket: Path) -> list[ShardResult]:
+    files = bucket.glob("*/*/_mirror/runs/*/results/*.json")
+    return [ShardResult.from_json(json.loads(file.read_text())) for file in files]
 
 
 # ------------------------------------------------------------------------------------------------------- reporting

@@ -27,6 +27,7 @@ from bench._measure import Check, command_line, cpu_of, memory_of, scratch
 from demo import stack, synthetic
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.layout import RunLayout
+from physionet_mirror.records import ShardResult
 
 IMAGES, SIZE, SHARDS = 100_000, 10_000, 40
 DAG, BUCKET = "mimic_cxr_jpg", "soak"
@@ -69,7 +70,8 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
         tasks = running.api.task_instances(DAG, run_id)
         layout = RunLayout(run_id)
         results = [
-            json.loads(f.read_text()) for f in (where / BUCKET / MIMIC_CXR_JPG.name / layout.results).glob("*.json")
+            ShardResult.from_json(json.loads(f.read_text()))
+            for f in (where / BUCKET / MIMIC_CXR_JPG.name / layout.results).glob("*.json")
         ]
         failed = where / BUCKET / MIMIC_CXR_JPG.name / layout.failed_images
         failures = len(failed.read_text().splitlines()) if failed.exists() else 0
@@ -81,7 +83,7 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
         "stored": stored,
         "state": state,
         "failures": failures,
-        "retries": sum(r["retries"] for r in results),
+        "retries": sum(r.retries for r in results),
         "task_tries": sum(t["try_number"] for t in tasks if t["state"] == "success")
         - sum(t["state"] == "success" for t in tasks),
         "seconds": seconds,

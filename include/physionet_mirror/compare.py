@@ -28,6 +28,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, ObjectArchived
+from physionet_mirror.records import Failure
 from physionet_mirror.request import LEVELS, Level
 from physionet_mirror.verified_cache import Memory, groups_of
 
@@ -69,17 +70,6 @@ class Verified(NamedTuple):
     sha256: str
 
 
-class Problem(NamedTuple):
-    """A file that is not. ``reason`` is ``missing``, ``empty``, ``wrong bytes`` or ``object archived``.
-
-    ``detail`` is a sentence or empty.
-    """
-
-    path: str
-    reason: str
-    detail: str = ""
-
-
 @dataclass
 class Comparison:
     """What a comparison found.
@@ -98,7 +88,7 @@ class Comparison:
 
     level: Level
     ok: list[Verified] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[Failure] = field(default_factory=list)
     remembered: int = 0
     read_back: int = 0
     seconds: float = 0.0
@@ -152,7 +142,7 @@ def compare(
             look = _Look(bucket, memory, into, run, anew)
             try:
                 for file, outcome in look.at(found, pool):
-                    if isinstance(outcome, Problem):
+                    if isinstance(outcome, Failure):
                         into.problems.append(outcome)
                     else:
                         into.ok.append(Verified(file.path, *outcome, file.sha256))
@@ -286,7 +276,7 @@ def _list(
 
 # -- is it right -----------------------------------------------------------------------------------------------------
 
-_Outcome = Problem | tuple[int, str]  # or size and ETag of an object that is right
+_Outcome = Failure | tuple[int, str]  # or size and ETag of an object that is right
 
 
 class _Look:
@@ -314,9 +304,9 @@ class _Look:
     def _from_what_is_known(self, file: File, there: Listed | Stored | None) -> _Outcome | bool:
         """The outcome, where no request is needed for it; else whether the bytes themselves must be read."""
         if there is None:
-            return Problem(file.path, "missing")
+            return Failure(file.path, "missing")
         if there.size == 0:
-            return Problem(file.path, "empty", "an object of zero bytes")
+            return Failure(file.path, "empty", "an object of zero bytes")
         if self.into.level == "count":
             return there.size, there.etag
         judgement = self.memory.judge(
@@ -335,9 +325,9 @@ class _Look:
             return self._read_back(file, there.size, there.etag)
         stored = there if isinstance(there, Stored) else self.bucket.head(file.path)
         if stored is None:
-            return Problem(file.path, "missing", "deleted while the comparison ran")
+            return Failure(file.path, "missing", "deleted while the comparison ran")
         if stored.size == 0:
-            return Problem(file.path, "empty", "an object of zero bytes")
+            return Failure(file.path, "empty", "an object of zero bytes")
         # Of an object that came in parts, some servers give a checksum of the parts' checksums without saying so.
         of_parts = stored.sha256 != file.sha256 and "-" in stored.etag
         if stored.sha256 is None or of_parts:
@@ -352,9 +342,9 @@ class _Look:
                 digest = sha256_of(self.bucket, file.path)
                 break
             except FileNotFoundError:
-                return Problem(file.path, "missing", "deleted while the comparison ran")
+                return Failure(file.path, "missing", "deleted while the comparison ran")
             except ObjectArchived as error:  # it is there, but what it holds cannot be proven
-                return Problem(file.path, error.reason, str(error))
+                return Failure(file.path, error.reason, str(error))
             except DestinationUnavailable:  # in mid-body, where the client does not try again by itself
                 if not attempts_left:
                     raise
@@ -369,7 +359,7 @@ class _Look:
         if right:
             return size, etag
         whose = "the bytes read back hash to" if level == "content" else "S3 holds the SHA-256"
-        return Problem(file.path, "wrong bytes", f"{whose} {sha256}, PhysioNet publishes {file.sha256}")
+        return Failure(file.path, "wrong bytes", f"{whose} {sha256}, PhysioNet publishes {file.sha256}")
 
 
 def sha256_of(bucket: Bucket, path: str) -> str:

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from physionet_mirror.records import RunPlan, load
+from physionet_mirror.records import Plan, load
 
 if TYPE_CHECKING:
     from physionet_mirror.s3.bucket import Bucket
@@ -145,5 +145,5 @@ def located(bucket: Bucket, run: RunLayout) -> RunLayout:
     if run.dag_id in _BEFORE:
         return before if any(True for _ in bucket.list(before.root)) else run
     # A folder with the run id alone may be that of a run of the main DAG; a plan of the backfill tells.
-    plan = load(bucket, before.plan, RunPlan)
-    return before if plan is not None and not plan.dag_id and "slices" in plan.params else run
+    plan = load(bucket, before.plan, Plan)
+    return before if plan is not None and not plan.dag_id and "slices" in plan.request else run

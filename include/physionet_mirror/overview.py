@@ -19,13 +19,14 @@ import numpy as np
 from physionet_mirror import manifest, overview_tables
 from physionet_mirror.cohort import Counts, count
 from physionet_mirror.errors import MetadataError
-from physionet_mirror.estimate import Estimate, estimate_run
+from physionet_mirror.estimate import estimate_run
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR
 from physionet_mirror.selection import choose
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from physionet_mirror.records import Estimate, RunReport
     from physionet_mirror.request import Request
     from physionet_mirror.s3.bucket import Bucket
 
@@ -240,7 +241,7 @@ class Preview:
 
 
 def preview(
-    catalog: Catalog, request: Request, *, region: str | None = None, reports: Iterable[Mapping[str, Any]] = ()
+    catalog: Catalog, request: Request, *, region: str | None = None, reports: Iterable[RunReport] = ()
 ) -> Preview:
     """Choose as a run would, and count. A ``file_list`` is not read.
 
@@ -248,7 +249,7 @@ def preview(
         catalog: Of the request's bucket.
         request: What would be asked for.
         region: Of the bucket, for the prices.
-        reports: ``report.json`` of earlier runs from the same source, newest first, for the speed.
+        reports: Of earlier runs from the same source, newest first, for the speed.
 
     Raises:
         InputError: A filter that matches nothing; the message names it.

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from physionet_mirror import words
+from physionet_mirror.records import PaceMemory
 
 START = 2
 """Slots to begin with where nothing is remembered."""
@@ -157,18 +158,16 @@ class _Former:
     probe_in: float
 
 
-def recall(memory: Any, limit: int) -> dict[str, Any]:
-    """Arguments of :class:`Pace` from a saved ``Pace.memory()``; invalid input is ignored, and nothing is raised."""
+def recall(memory: PaceMemory | None, limit: int) -> dict[str, Any]:
+    """Arguments of :class:`Pace` from what ``Pace.memory()`` gave once; what cannot be is ignored."""
     found: dict[str, Any] = {}
-    if not isinstance(memory, dict):
+    if memory is None:
         return found
-    for name, least, most in (("start", 1, limit), ("too_many", 2, limit + 1)):
-        value = memory.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    for name, value, least, most in (("start", memory.start, 1, limit), ("too_many", memory.too_many, 2, limit + 1)):
+        if value:
             found[name] = max(least, min(value, most))
-    interval = memory.get("probe_in")
-    if isinstance(interval, int | float) and not isinstance(interval, bool) and interval > 0:  # NaN is not
-        found["probe_in"] = float(max(PROBE[0], min(interval, PROBE[1])))
+    if memory.probe_in is not None and memory.probe_in > 0:
+        found["probe_in"] = float(max(PROBE[0], min(memory.probe_in, PROBE[1])))
     return found
 
 
@@ -235,10 +234,11 @@ class Pace:
         trial = self._trial
         return self.slots if trial is None else trial.numbers.low if trial.up else trial.numbers.high
 
-    def memory(self) -> dict[str, Any]:
-        """What the next one should know, for JSON; see :func:`recall`."""
-        bound = {"too_many": self._bound, "probe_in": round(self._probe_in, 1)} if self._bound <= self.limit else {}
-        return {"start": self.held, **bound}
+    def memory(self) -> PaceMemory:
+        """What the next one should know; see :func:`recall`."""
+        if self._bound > self.limit:
+            return PaceMemory(self.held)
+        return PaceMemory(self.held, self._bound, round(self._probe_in, 1))
 
     def age(self, slot: Slot) -> float:
         """Seconds since a request was given its slot."""

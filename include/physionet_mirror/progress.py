@@ -11,16 +11,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, TypeVar
 
 from physionet_mirror import throughput
-from physionet_mirror.errors import MetadataError
 from physionet_mirror.layout import RunLayout
-from physionet_mirror.records import ShardResult, read_object
+from physionet_mirror.records import FailureGroup, Plan, RunReport, Shard, ShardResult, grouped, read
 
 if TYPE_CHECKING:
+    from physionet_mirror.records import Record
     from physionet_mirror.s3.bucket import Bucket
+
+R = TypeVar("R", bound="Record")
 
 SHORTEST_STRETCH = 5.0
 """Seconds; stream tasks publish as often."""
@@ -99,15 +101,6 @@ class ShardProgress:
     try_number: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Failures:
-    """Images that could not be had for one reason; ``named`` holds up to `MOST_NAMED` of them as (path, detail)."""
-
-    reason: str
-    count: int
-    named: Sequence[tuple[str, str]]
-
-
 @dataclass(frozen=True)
 class Progress:
     """A run now. Sizes in bytes, times in seconds.
@@ -127,7 +120,7 @@ class Progress:
         seconds_left: None where it cannot be told.
         seconds: From the first shard's start to the last sign of life.
         series: Each point for the stretch of time that ends there.
-        failures: By reason, the most frequent first.
+        failures: By reason, the most frequent first, with up to `MOST_NAMED` examples each.
         retries, handshakes: Of all shards.
         faults: Faults met on the way, by kind.
         updated: The last sign of life of any shard.
@@ -151,12 +144,12 @@ class Progress:
     seconds_left: float | None = None
     seconds: float = 0.0
     series: Sequence[throughput.Point] = ()
-    failures: Sequence[Failures] = ()
+    failures: Sequence[FailureGroup] = ()
     retries: int = 0
     handshakes: int = 0
     faults: Mapping[str, int] = field(default_factory=dict)
     updated: datetime | None = None
-    report: Mapping[str, Any] | None = None
+    report: RunReport | None = None
     files: frozenset[str] = frozenset()
     troubles: Sequence[str] = ()
 
@@ -177,7 +170,7 @@ class Watch:
 
     def __init__(self, bucket: Bucket, run: RunLayout) -> None:
         self._bucket, self._run = bucket, run
-        self._known: dict[str, tuple[str, Any, str]] = {}
+        self._known: dict[str, tuple[str, Record | None, str]] = {}
         self._lock = threading.Lock()
 
     def look(self, tasks: Mapping[int, Tasks] | None = None, *, now: datetime | None = None) -> Progress:
@@ -199,20 +192,14 @@ class Watch:
             self._known = {path: known for path, known in self._known.items() if path in found}
             wanted = [p for p in (run.plan, run.report_json) if p in found]
             wanted += sorted(path for path in found if path.startswith(run.results))
-            read, left = {}, MOST_BYTES_A_RUN
-            for path in wanted:
-                left -= found[path].size
-                if left < 0:
-                    troubles.append(
-                        f"{run.root} holds more than {MOST_BYTES_A_RUN >> 20} MB, and the rest is not read."
-                    )
-                    break
-                read[path] = self._read(path, found[path].etag, troubles)
-        plan, report = read.pop(run.plan, None), read.pop(run.report_json, None)
-        results = [result for result in read.values() if result]
-        if plan is not None and (fault := _plan_fault(plan)):
-            troubles.append(f"{run.plan} is not as this software writes it: {fault}.")
-            plan = None
+            sizes = list(accumulate(found[path].size for path in wanted))
+            if sizes and sizes[-1] > MOST_BYTES_A_RUN:
+                troubles.append(f"{run.root} holds more than {MOST_BYTES_A_RUN >> 20} MB, and the rest is not read.")
+            etags = {p: found[p].etag for p, size in zip(wanted, sizes, strict=True) if size <= MOST_BYTES_A_RUN}
+            plan = self._read(run.plan, Plan, etags, troubles)
+            report = self._read(run.report_json, RunReport, etags, troubles)
+            paths = [path for path in etags if path.startswith(run.results)]
+            results = [r for path in paths if (r := self._read(path, ShardResult, etags, troubles)) is not None]
         seen = progress(
             plan,
             results,
@@ -223,71 +210,28 @@ class Watch:
         )
         return replace(seen, troubles=troubles)
 
-    def _read(self, path: str, etag: str, troubles: list[str]) -> Any:
-        """The document, read again only where it has changed; None for one that is none of ours."""
+    def _read(self, path: str, kind: type[R], etags: Mapping[str, str], troubles: list[str]) -> R | None:
+        """The record, read again only where it has changed; None where there is none, or none of ours."""
+        if path not in etags:
+            return None
         known = self._known.get(path)
-        if known is None or known[0] != etag:
-            fault = ""
-            content: Any = None
+        if known is None or known[0] != etags[path]:
             try:
-                content = read_document(self._bucket, path)
-                if content is not None and path.startswith(self._run.results):
-                    content = _result(content, path)
-            except MetadataError as error:
-                content = None
-                fault = str(error)
-            known = self._known[path] = (etag, content, fault)
+                known = (etags[path], read(self._bucket, path, kind, most=MOST_BYTES), "")
+            except ValueError as error:
+                known = (etags[path], None, f"{path} is damaged and is left out: {error}.")
+            self._known[path] = known
         if known[2]:
             troubles.append(known[2])
-        return known[1]
-
-
-def read_document(bucket: Bucket, path: str) -> dict[str, Any] | None:
-    """A JSON object of at most `MOST_BYTES`; None where there is none.
-
-    Raises:
-        MetadataError: It is something else, or longer.
-        DestinationError: S3 cannot be asked.
-    """
-    try:
-        return read_object(bucket, path, MOST_BYTES)
-    except ValueError as error:
-        raise MetadataError(f"{path} is left out, because it is not as this software writes it: {error}.") from None
-
-
-def _result(document: Mapping[str, Any], path: str) -> ShardResult:
-    try:
-        return ShardResult.from_json(document)
-    except ValueError:
-        raise MetadataError(f"{path} is not as this software writes it and is left out.") from None
-
-
-def _plan_fault(plan: Mapping[str, Any]) -> str:
-    """Why a plan cannot be shown, as half a sentence; empty where it can."""
-    shards = plan.get("shards")
-    if not isinstance(shards, list) or not all(isinstance(shard, Mapping) for shard in shards):
-        return "it lists no shards"
-    for shard in shards:
-        if not all(_is_count(shard.get(name)) for name in ("index", "images")) or "name" not in shard:
-            return "a shard is not described in full"
-    for name in ("request", "selection", "estimate"):
-        if not isinstance(plan.get(name, {}), Mapping):
-            return f"{name} is no object"
-    if not isinstance((plan.get("selection") or {}).get("notes", []), list):
-        return "its notes are no list"
-    return ""
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 40
+        return known[1] if isinstance(known[1], kind) else None
 
 
 def progress(
-    plan: Mapping[str, Any] | None,
+    plan: Plan | None,
     results: Iterable[ShardResult],
     tasks: Mapping[int, Tasks] | None = None,
     *,
-    report: Mapping[str, Any] | None = None,
+    report: RunReport | None = None,
     files: Iterable[str] = (),
     now: datetime | None = None,
 ) -> Progress:
@@ -306,11 +250,10 @@ def progress(
         return Progress(files=files, report=report)
     by_shard = {result.shard: result for result in results}
     shards = [
-        _shard(planned, by_shard.get(int(planned["index"])), None if tasks is None else tasks.get(planned["index"]))
-        for planned in plan["shards"]
+        _shard(planned, by_shard.get(planned.index), None if tasks is None else tasks.get(planned.index))
+        for planned in plan.shards
     ]
     results = list(by_shard.values())
-    estimate = plan.get("estimate") or {}
     running = any(shard.state not in _ENDED for shard in shards)
     spans = throughput.spans(results)
     started, updated = min((s[0] for s in spans), default=0.0), max((s[1] for s in spans), default=0.0)
@@ -321,10 +264,10 @@ def progress(
     else:
         seconds = max(updated - started, 1.0)
         speed = (stored / seconds, sent / seconds)
-    left = _left(shards, estimate)
+    left = _left(shards, plan.estimate.missing)
     return Progress(
         planned=True,
-        notes=(plan.get("selection") or {}).get("notes") or (),
+        notes=plan.notes,
         shards=shards,
         images=sum(shard.images for shard in shards),
         there=sum(shard.there for shard in shards),
@@ -338,11 +281,11 @@ def progress(
         seconds_left=throughput.seconds_left(left, speed[0]) if running else None,
         seconds=updated - started,
         series=throughput.series(results, started, updated, shortest=SHORTEST_STRETCH),
-        failures=_failures(results),
+        failures=grouped((failure for result in results for failure in result.failed), MOST_NAMED),
         retries=sum(result.retries for result in results),
         handshakes=sum(result.handshakes for result in results),
         faults=dict(sum((Counter(result.faults) for result in results), Counter()).most_common()),
-        updated=datetime.fromtimestamp(updated, UTC) if updated else None,
+        updated=_time(updated),
         report=report,
         files=files,
     )
@@ -351,8 +294,8 @@ def progress(
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
-def _shard(planned: Mapping[str, Any], result: ShardResult | None, tasks: Tasks | None) -> ShardProgress:
-    images = int(planned["images"])
+def _shard(planned: Shard, result: ShardResult | None, tasks: Tasks | None) -> ShardProgress:
+    images = planned.images
     state = _state(result, tasks)
     failed = len(result.failed) if result else 0
     stored = result.stored if result else 0
@@ -364,8 +307,8 @@ def _shard(planned: Mapping[str, Any], result: ShardResult | None, tasks: Tasks 
     elif state in _ENDED:
         left = 0
     return ShardProgress(
-        index=int(planned["index"]),
-        name=str(planned["name"]),
+        index=planned.index,
+        name=planned.name,
         images=images,
         state=state,
         there=min(there, images),
@@ -407,21 +350,16 @@ def _state(result: ShardResult | None, tasks: Tasks | None) -> str:
     return WAITING
 
 
-def _left(shards: Sequence[ShardProgress], estimate: Mapping[str, Any]) -> int:
+def _left(shards: Sequence[ShardProgress], expected: int) -> int:
     """Images to be streamed; of shards that nobody has looked at yet no more than the plan expects."""
     known = sum(shard.left for shard in shards if shard.left is not None)
     unknown = sum(shard.images for shard in shards if shard.left is None)
-    expected = estimate.get("missing")
-    if isinstance(expected, int):
-        seen = sum(shard.stored + shard.failed + (shard.left or 0) for shard in shards)
-        unknown = min(unknown, max(expected - seen, 0))
-    return known + unknown
+    seen = sum(shard.stored + shard.failed + (shard.left or 0) for shard in shards)
+    return known + min(unknown, max(expected - seen, 0))
 
 
-def _failures(results: Sequence[ShardResult]) -> list[Failures]:
-    by_reason: dict[str, list[tuple[str, str]]] = {}
-    for result in results:
-        for failed in result.failed:
-            by_reason.setdefault(failed.reason, []).append((failed.path, failed.detail))
-    most_first = sorted(by_reason.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [Failures(reason, len(named), sorted(named)[:MOST_NAMED]) for reason, named in most_first]
+def _time(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC) if seconds else None
+    except (ValueError, OverflowError, OSError):  # no time of ours
+        return None

@@ -6,12 +6,12 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.files import File
+from physionet_mirror.records import Shard
 from physionet_mirror.request import SHARD_SIZE
 
 if TYPE_CHECKING:
@@ -40,54 +40,6 @@ HANDFUL = 5
 """Fewer images a stream than this are not worth a shard of their own."""
 
 KEYS_PER_LIST = 1_000
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A contiguous part of the selection, in byte order of path; small enough for XCom.
-
-    Attributes:
-        index: 0, 1, 2, …
-        images: How many.
-        first: Path of the first image.
-        last: Path of the last image.
-        path: Where its list of images lies below the prefix (see ``encode``).
-        span: How many images the whole dataset has from first to last: what a LIST of the range costs in a full bucket.
-        sha256: Of the bytes of that list (hex); empty in a plan of an earlier version.
-    """
-
-    index: int
-    images: int
-    first: str
-    last: str
-    path: str
-    span: int
-    sha256: str = ""
-
-    @property
-    def name(self) -> str:
-        """For people: ``p10 … p11, 500 images``; within one group by subject, ``p10000032 … p10046166, 943 images``."""
-        return f"{_range_name(self.first, self.last)}, {self.images:,} image{'' if self.images == 1 else 's'}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for XCom and plan.json; ``name`` comes along for whoever reads them."""
-        return {**asdict(self), "name": self.name}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Shard:
-        known = {name: values[name] for name in ("index", "images", "first", "last", "path", "span")}
-        return cls(**known, sha256=values.get("sha256", ""))
-
-
-def _range_name(first: str, last: str) -> str:
-    ours, theirs = first.split("/"), last.split("/")
-    for depth in (1, 2):  # files/<group>/<patient>/…: the first that tells the ends apart
-        if depth < min(len(ours), len(theirs)) - 1 and ours[depth] != theirs[depth]:
-            return f"{ours[depth]} … {theirs[depth]}"
-    if len(ours) > 3:
-        return ours[2]  # one patient
-    return ours[-1] if first == last else f"{ours[-1]} … {theirs[-1]}"
-
 
 # --- cutting ----------------------------------------------------------------------------------------------------------
 

@@ -180,13 +180,9 @@ def _at_work(result: ShardResult) -> Iterable[Stretch]:
         yield from idle
 
 
-def connection_seconds(points: object) -> float:
-    """Seconds times connections in use, from the common series as a report of an earlier version holds it."""
+def connection_seconds(points: Iterable[Sequence[float]]) -> float:
+    """Seconds times connections in use, from the common series, for the report of an earlier version."""
     total = since = 0.0
-    for point in points if isinstance(points, list) else ():
-        try:
-            until, connections = float(point[0]), float(point[3])
-        except (TypeError, ValueError, IndexError):
-            return 0.0
+    for until, _, _, connections in points:
         total, since = total + (until - since) * connections, until
-    return total if math.isfinite(total) else 0.0
+    return total

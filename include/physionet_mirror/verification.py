@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from physionet_mirror.compare import WORKERS, Comparison, File, Problem, Verified, compare
+from physionet_mirror.compare import WORKERS, Comparison, File, Verified, compare
 from physionet_mirror.errors import VerificationFailed
 from physionet_mirror.s3.prices import request_cost
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from physionet_mirror.request import Level
     from physionet_mirror.s3.bucket import Bucket
 
-__all__ = ["Problem", "Verdict", "Verified", "verify"]
+__all__ = ["Verdict", "Verified", "verify"]
 
 
 @dataclass

@@ -51,7 +51,7 @@ class AuditOperator(BaseOperator):
             run = Run.of(context, self.aws_conn_id, verify=params["level"])
             share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
             verdict = audit.audit(run.bucket, run.request.verify, share, attempt_of(run.layout, run.started))
-            return audit.write_audit(run.bucket, run.layout, verdict, share, run.started)
+            return audit.write_audit(run.bucket, run.layout, verdict, share, run.started).to_json()
 
 
 class RepairOperator(TriggerDagRunOperator):
@@ -77,15 +77,16 @@ class RepairOperator(TriggerDagRunOperator):
     @engine_errors()
     def execute(self, context: Context) -> Any:
         """Trigger, or skip."""
+        from physionet_mirror.records import Audit
         from physionet_mirror.steps import audit
 
-        found = result_of(context, AUDIT)
-        if not found["failed_images"]:
+        found = Audit.from_json(result_of(context, AUDIT))
+        if not found.failed_images:
             raise AirflowSkipException("Nothing differs, so there is nothing to repair.")
         if not context["params"]["repair"]:
             raise AirflowSkipException(
                 "Not asked to repair. Trigger mimic_cxr_jpg with select=all and "
-                f"file_list={found['failed_images']}, or this audit with repair=true."
+                f"file_list={found.failed_images}, or this audit with repair=true."
             )
         ti = context["ti"]
         run_id, is_running = _repair_run(ti, self.trigger_dag_id, context["dag_run"].run_after)
@@ -125,19 +126,22 @@ class JudgeAuditOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> None:
         """Judge."""
-        found = context["ti"].xcom_pull(task_ids=AUDIT)
-        if found is None:
+        from physionet_mirror.records import Audit
+
+        result = context["ti"].xcom_pull(task_ids=AUDIT)
+        if result is None:
             raise VerificationFailed(
                 "There is no audit to judge: the task audit failed, and its log says why, or it was marked as success by "
                 "hand. Nothing was changed in the bucket. Clear it with what comes after it."
             )
-        if not found["differing"]:
-            self.log.info("All %s images are what PhysioNet publishes.", f"{found['verified']:,}")
+        found = Audit.from_json(result)
+        if not found.differing:
+            self.log.info("All %s images are what PhysioNet publishes.", f"{found.verified:,}")
             return
-        counts = ", ".join(f"{number:,} {reason}" for reason, number in found["differing"].items())
+        counts = ", ".join(f"{number:,} {reason}" for reason, number in found.differing.items())
         raise VerificationFailed(
-            f"{found['destination']} differs from what PhysioNet publishes: {counts} of {found['looked_at']:,} images "
-            f"looked at. The others are untouched. Which ones: {found['failed_images']}. {_what_next(context)}"
+            f"{found.destination} differs from what PhysioNet publishes: {counts} of {found.looked_at:,} images "
+            f"looked at. The others are untouched. Which ones: {found.failed_images}. {_what_next(context)}"
         )
 
 

@@ -17,10 +17,14 @@ Names carry the prefix of Airflow's configuration (``airflow.`` by default). Wit
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 from physionet_mirror.errors import MirrorError
+
+if TYPE_CHECKING:
+    from physionet_mirror.records import ShardResult
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +42,17 @@ class ShardMetrics:
         self._tags = {"shard": str(shard)}
         self._sent: dict[str, int] = {}
 
-    def publish(self, tally: Mapping[str, Any]) -> None:
-        """Send what has been added since the last call. ``tally`` is ``Tally.as_dict()``."""
+    def publish(self, now: ShardResult) -> None:
+        """Send what this try has added since the last call."""
         for key, name in _COUNTERS.items():
-            self._add(name, int(tally[key]))
-        failed = tally["failed"]
-        for reason in {failure["reason"] for failure in failed}:
-            self._add("images_failed", sum(failure["reason"] == reason for failure in failed), reason)
-        for reason, count in tally["faults"].items():
+            self._add(name, getattr(now, key))
+        for reason, count in Counter(failure.reason for failure in now.failed).items():
+            self._add("images_failed", count, reason)
+        for reason, count in now.faults.items():
             self._add("faults", count, reason)
-        running = tally["state"] == "running"
-        left = tally["todo"] - tally["stored"] - len(failed)
-        _send("gauge", "connections", tally["connections"] if running else 0, tags=self._tags)
+        running = now.state == "running"
+        left = now.todo - now.stored - len(now.failed)
+        _send("gauge", "connections", now.connections if running else 0, tags=self._tags)
         _send("gauge", "images_left", left if running else 0, tags=self._tags)
 
     def image(self, seconds: float) -> None:

@@ -98,8 +98,8 @@ class PlanShardsOperator(BaseOperator):
         aws_conn_id: The bucket's account.
 
     Returns (XCom):
-        The shards (``Shard.to_dict()``) to map over; none in a dry run. Under the key ``plan``: ``images``, ``shards``,
-        ``dry_run``, ``approve_above_gb``, ``estimate`` (``Estimate.to_dict()``), ``table`` (text), ``uri`` of plan.json.
+        The shards (``Shard.to_json()``) to map over; none in a dry run. Under the key ``plan``: ``images``, ``shards``,
+        ``dry_run``, ``approve_above_gb``, ``estimate`` (``Estimate.to_json()``), ``table`` (text), ``uri`` of plan.json.
     """
 
     ui_color = "#e4ecf4"
@@ -135,7 +135,7 @@ class PlanShardsOperator(BaseOperator):
                 "shards": len(made.shards),
                 "dry_run": run.request.dry_run,
                 "approve_above_gb": run.request.approve_above_gb,
-                "estimate": made.estimate.to_dict(),
+                "estimate": made.estimate.to_json(),
                 "table": made.table(),
                 "uri": run.bucket.uri(run.layout.plan),
             },
@@ -143,7 +143,7 @@ class PlanShardsOperator(BaseOperator):
         if run.request.dry_run:
             self.log.info("Dry run: it ends here. No image is fetched. The plan: %s", run.bucket.uri(run.layout.plan))
             return []
-        return [shard.to_dict() for shard in made.shards]
+        return [shard.to_json() for shard in made.shards]
 
     def _part(self, context: Context, run: Run) -> int | None:
         """The part of the day (UTC) of the run's logical date, or, without one, of the day it was triggered; None = no parts.
@@ -222,10 +222,10 @@ class ApproveLargePlanOperator(AskOperator):
 
     def question(self, context: Context) -> str | None:
         """Images, GB, hours and dollars of a plan above the limit."""
-        from physionet_mirror.estimate import Estimate
+        from physionet_mirror.records import Estimate
 
         plan = result_of(context, PLAN, PLAN)
-        estimate = Estimate.from_dict(plan["estimate"])
+        estimate = Estimate.from_json(plan["estimate"])
         limit = plan["approve_above_gb"]
         if plan["dry_run"] or not limit or estimate.gigabytes <= limit:
             self.log.info("%.1f GB to fetch: no approval needed (limit: %g GB).", estimate.gigabytes, limit)
@@ -294,7 +294,7 @@ class StreamShardOperator(BaseOperator):
             show_shard(context, "unknown")
             raise no_result("missing?")
         show_shard(context, self.shard["name"])
-        from physionet_mirror.shards import Shard
+        from physionet_mirror.records import Shard
         from physionet_mirror.steps import mirror_shard
 
         self._stop = mirror_shard.Stop()
@@ -302,7 +302,7 @@ class StreamShardOperator(BaseOperator):
             run = Run.of(context, self.aws_conn_id)
             connections = run.request.share(streams())
             result = mirror_shard.stream_shard(
-                Shard.from_dict(self.shard),
+                Shard.from_json(self.shard),
                 run.request,
                 run.mover(run.way(context), connections, self.physionet_conn_id),
                 run.bucket,
@@ -315,10 +315,11 @@ class StreamShardOperator(BaseOperator):
             )
         if self._killed:
             raise AirflowException(
-                f"Told to stop after {result['stored']:,} of {result['todo']:,} images, which are stored. "
+                f"Told to stop after {result.stored:,} of {result.todo:,} images, which are stored. "
                 "The next try goes on from there."
             )
-        return {key: result[key] for key in ("shard", "stored", "bytes", "seconds", "retries")}
+        figures = result.to_json()
+        return {key: figures[key] for key in ("shard", "stored", "bytes", "seconds", "retries")}
 
     def on_kill(self) -> None:
         """Finish the images in flight, start no others, and end."""

@@ -90,7 +90,7 @@ class MissingSensor(BaseSensorOperator):
     """Compares one shard with the bucket; skips it if it is complete, else returns it with the number of missing images.
 
     Args:
-        shard: ``Shard.to_dict()``, one of the plan's.
+        shard: ``Shard.to_json()``, one of the plan's.
         aws_conn_id: The bucket's account.
 
     Returns (XCom):
@@ -109,13 +109,13 @@ class MissingSensor(BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Compare once; never pokes again."""
         show_shard(context, self.shard["name"])
-        from physionet_mirror.shards import Shard
+        from physionet_mirror.records import Shard
         from physionet_mirror.steps import mirror_shard
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             found = mirror_shard.find_missing(
-                Shard.from_dict(self.shard), run.request, run.bucket, run.layout, started=run.started
+                Shard.from_json(self.shard), run.request, run.bucket, run.layout, started=run.started
             )
         if not found.images:
             raise AirflowSkipException(f"Nothing is missing: all {found.present:,} images are there.")

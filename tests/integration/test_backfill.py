@@ -40,7 +40,7 @@ class Night:
 
     @property
     def stored(self) -> int:
-        return int(self.report["transfer"]["images"])
+        return int(self.report.transfer.images)
 
 
 @pytest.fixture
@@ -164,8 +164,8 @@ def test_when_the_time_is_up_the_rest_is_left_and_the_next_night_takes_it_along(
     assert first.verdict.passed
     assert first.errors == []
     assert (first.verdict.postponed, left(bucket), there(bucket)) == (mine, mine, [])
-    assert any(note.startswith("To be continued") for note in first.report["notes"])
-    assert first.report["result"]["passed"]
+    assert any(note.startswith("To be continued") for note in first.report.notes)
+    assert first.report.result.passed
 
     second = night(1)
     assert second.verdict.passed
@@ -232,7 +232,7 @@ def test_a_failure_in_a_drained_night_is_still_red_and_the_rest_is_left(
         started=datetime.now(UTC) - LATER,
     )
     assert [problem.path for problem in verdict.problems] == [bad]
-    assert report["failures"][0]["reason"] == "not found"
+    assert report.failures[0].reason == "not found"
     assert verdict.postponed == left(bucket) == others[7:]
     with pytest.raises(VerificationFailed, match="1 of 8 selected"):
         verdict.raise_if_failed()
@@ -284,7 +284,7 @@ def test_a_part_without_images_is_green(night: Callable[..., Night], bucket: Buc
     empty = night(0, slices=61)  # 60 images: the first part has none
     assert empty.planned.shards == []
     assert empty.verdict.passed
-    assert empty.report["result"]["selected"] == 0
+    assert empty.report.result.selected == 0
     assert "part 1 of 61: 0 of 60 images" in empty.planned.notes
 
 

@@ -242,7 +242,7 @@ def test_a_shard_list_that_lost_its_end_is_refused_by_all_who_read_it(mirror: Mi
     mirror.find_and_stream()
     wish = Request.from_params({"bucket": mirror.bucket.name, "prefix": mirror.bucket.prefix, "select": "all"})
     plan = mirror.bucket.read_json(mirror.run.plan)
-    shard = Shard.from_dict(plan["shards"][1])
+    shard = Shard.from_json(plan["shards"][1])
     mirror.bucket.write(shard.path, damage(mirror.bucket.read(shard.path)))
     for read in (
         lambda: mirror_shard.find_missing(shard, wish, mirror.bucket, mirror.run),

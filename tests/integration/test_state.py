@@ -31,6 +31,7 @@ from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, SUMS
 from physionet_mirror.errors import BucketRefused, DestinationUnavailable, ImagesFailed, InputError, MirrorError
 from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, LEFT, MANIFEST, SUMS_SEEN, RunLayout
+from physionet_mirror.records import RunReport
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.download import Download
@@ -160,7 +161,7 @@ def test_a_pace_that_is_no_json_is_ignored(
     assert (
         mirror_shard.stream_shard(
             shard, wish, Download(source, MIMIC_CXR_JPG, bucket), bucket, FIRST, connections=4, stop=mirror_shard.Stop()
-        )["state"]
+        ).state
         == "done"
     )
 
@@ -494,8 +495,8 @@ def a_report(day: int, *, source: str = "physionet", size: int = 10**9) -> dict[
     }
 
 
-def days(documents: list[Mapping[str, Any]]) -> list[int]:
-    return [int(document["run"]["id"][1:]) for document in documents]
+def days(reports: list[RunReport]) -> list[int]:
+    return [int(report.run.id[1:]) for report in reports]
 
 
 def test_audits_and_reruns_hide_no_report_from_the_estimate(bucket: Bucket) -> None:
@@ -506,14 +507,14 @@ def test_audits_and_reruns_hide_no_report_from_the_estimate(bucket: Bucket) -> N
         bucket.write_json(RunLayout(f"scheduled__{week:02}", "mimic_cxr_audit").audit_json, {})
         bucket.write_json(RunLayout(f"x__{week:02}", "mimic_cxr_cleanup").root + "deleted.jsonl.gz", {})
         bucket.write_json(RunLayout(f"zz__dry{week:02}").plan, {"shards": []})
-    assert days(plan.report_documents(bucket)) == [5, 4, 3, 2, 1]
+    assert days(plan.earlier_reports(bucket)) == [5, 4, 3, 2, 1]
     for day in range(6, 25):  # nights that only verified
         bucket.write_json(RunLayout(f"again__{day:02}").report_json, a_report(day, size=0))
-    assert days(plan.report_documents(bucket))[-5:] == [5, 4, 3, 2, 1]
+    assert days(plan.earlier_reports(bucket))[-5:] == [5, 4, 3, 2, 1]
     for day in range(25, 29):
         bucket.write_json(RunLayout(f"copied__{day}").report_json, a_report(day, source="s3"))
-    assert days(plan.report_documents(bucket, source="s3")) == [28, 27, 26, 25]
-    assert days(plan.report_documents(bucket, source="physionet"))[-5:] == [5, 4, 3, 2, 1]
+    assert days(plan.earlier_reports(bucket, source="s3")) == [28, 27, 26, 25]
+    assert days(plan.earlier_reports(bucket, source="physionet"))[-5:] == [5, 4, 3, 2, 1]
 
 
 # -- a second try ------------------------------------------------------------------------------------------------------
@@ -548,11 +549,11 @@ def test_a_second_try_adds_to_the_report_and_overwrites_nothing(
         try_number=2,
     )
     _, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
-    assert report["transfer"]["images"] == 60
-    assert report["transfer"]["bytes"] == sum(entry.size for entry in bucket.list("files/"))
-    assert report["transfer"]["retries"] >= first.retries
-    assert report["transfer"]["shards"] == {"done": 1}
-    assert not report["failures"]
+    assert report.transfer.images == 60
+    assert report.transfer.bytes == sum(entry.size for entry in bucket.list("files/"))
+    assert report.transfer.retries >= first.retries
+    assert report.transfer.shards == {"done": 1}
+    assert not report.failures
     both = records.load(bucket, FIRST.result(0), records.ShardResult)
     assert both is not None
     assert (both.todo, both.stored, both.try_number, both.started) == (60, 60, 2, first.started)
@@ -645,7 +646,7 @@ def test_a_file_that_no_image_needs_is_reported_and_stops_nothing(
         verdict, report = verify.verify_run(wish, bucket, FIRST, params={}, started=datetime.now(UTC))
     assert any(named in note for note in made.notes)
     assert verdict.passed
-    assert any(named in note for note in report["notes"])
+    assert any(named in note for note in report.notes)
     assert named in caplog.text
     assert json.loads(bucket.read(SUMS_SEEN))["notes"]
 

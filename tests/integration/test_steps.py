@@ -23,6 +23,7 @@ from physionet_mirror.compare import Verified
 from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
 from physionet_mirror.errors import InputError, MetadataError, MirrorError, ObjectLocked
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
+from physionet_mirror.records import Audit
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.download import Download
@@ -168,8 +169,8 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
     threading.Thread(target=stop_after_some_images, daemon=True).start()
     mover = Download(client_of(physionet, reader), MIMIC_CXR_JPG, bucket)
     result = mirror_shard.stream_shard(shard, wish, mover, bucket, RUN, connections=4, stop=stop)
-    assert result["state"] == "drained"
-    assert 0 < result["stored"] < shard.images
+    assert result.state == "drained"
+    assert 0 < result.stored < shard.images
     assert bucket.read_json(RUN.result(shard.index))["state"] == "drained"
     assert bucket.read_json(RUN.pace)["start"] >= 1  # where the next shard begins
 
@@ -178,8 +179,8 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
     rest = mirror_shard.stream_shard(
         shard, wish, mover, bucket, RUN, connections=4, stop=mirror_shard.Stop(), try_number=2
     )
-    assert rest["todo"] == rest["stored"] == shard.images  # of both tries together
-    assert rest["try_number"] == 2
+    assert rest.todo == rest.stored == shard.images  # of both tries together
+    assert rest.try_number == 2
 
 
 def test_a_plan_that_cannot_be_writes_nothing(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
@@ -360,8 +361,8 @@ def test_a_repair_takes_over_the_settings_of_the_latest_run(
 ) -> None:
     if latest is not None:
         bucket.write_json(RUN.report_json, {"params": latest})
-    found = {"failed_images": bucket.uri("list.txt"), "level": level}
-    usual = {"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "file_list": found["failed_images"]}
+    found = Audit(failed_images=bucket.uri("list.txt"), level=level)
+    usual = {"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "file_list": found.failed_images}
 
     params = audit.repair_params(bucket, found)
 

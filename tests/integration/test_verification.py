@@ -26,7 +26,7 @@ from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, verified
 from physionet_mirror.request import LEVELS
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.verification import Problem, verify
+from physionet_mirror.verification import Failure, verify
 from physionet_mirror.verified_cache import Memory
 
 PREFIX = "mimic-cxr-jpg/2.1.0"
@@ -173,7 +173,7 @@ class TestDamage:
         gone = [list(files)[n] for n in (0, 13, 29)]
         bucket.delete(gone)
         verdict = verify(wanted(files), bucket)
-        assert verdict.problems == [Problem(path, "missing") for path in gone]
+        assert verdict.problems == [Failure(path, "missing") for path in gone]
         assert (verdict.present, verdict.verified, verdict.remembered) == (27, 27, 27)
 
     def test_a_file_that_physionet_has_replaced_is_wrong_though_the_object_is_unchanged(self, on_disk):
@@ -448,7 +448,7 @@ class TestListing:
         bucket, images = crowded
         missing = File("files/p15/p15000000/s50000000/none.jpg", "ab" * 32)
         verdict = verify([*images[::250], missing], bucket, "count")
-        assert verdict.problems == [Problem(missing.path, "missing")]
+        assert verdict.problems == [Failure(missing.path, "missing")]
         assert kinds(verdict)["LIST"] == 1
         assert kinds(verdict)["HEAD"] <= 11
         assert verify(images[::250], bucket).passed

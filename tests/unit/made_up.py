@@ -51,9 +51,6 @@ class FakeBucket:
     def open_read(self, path):
         yield self.read(path)
 
-    def read_json(self, path):
-        return json.loads(self.objects[path]) if path in self.objects else None
-
     def write(self, path, data, **_):
         self.objects[path] = data
 
@@ -209,4 +206,4 @@ def written(count=40, problems=lambda _: [], results=(), bucket=None, level="che
         started=STARTED,
         **more,
     )
-    return bucket, facts, rows
+    return bucket, facts.to_json(), rows

@@ -8,25 +8,24 @@ import pytest
 
 from physionet_mirror import estimate, words
 from physionet_mirror.dataset import MIMIC_CXR_JPG
-from physionet_mirror.records import ShardResult
-from physionet_mirror.report.document import _transfer
+from physionet_mirror.records import Estimate, Plan, PlannedDataset, PlannedSelection, RunReport, Shard, ShardResult
+from physionet_mirror.report.document import transfer
 from physionet_mirror.request import STORAGE_CLASSES
-from physionet_mirror.shards import Shard
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def report(
     size: float = 3.6e9, seconds: float = 3600, used: float = 10, allowed: float = 10, asked: int = 10
-) -> dict[str, object]:
-    transfer = {
+) -> RunReport:
+    moved = {
         "bytes": size,
         "seconds": seconds,
         "connections": used,
         "connections_allowed": allowed,
         "connection_seconds": used * seconds,
     }
-    return {"transfer": transfer, "params": {"connections": asked}}
+    return RunReport.from_json({"transfer": moved, "params": {"connections": asked}})
 
 
 def test_hours_are_the_range_that_users_report() -> None:
@@ -85,12 +84,9 @@ def task(after: float, seconds: int, connections: int, allowed: int) -> ShardRes
     )
 
 
-def a_run(*tasks: ShardResult, connections: int = 8) -> dict[str, object]:
+def a_run(*tasks: ShardResult, connections: int = 8) -> RunReport:
     """As a run reports it."""
-    return {
-        "transfer": _transfer(tasks),
-        "params": {"connections": connections},
-    }
+    return RunReport(transfer=transfer(tasks), params={"connections": connections})
 
 
 def test_a_pause_is_no_connection_time() -> None:
@@ -102,11 +98,11 @@ def test_a_pause_is_no_connection_time() -> None:
 
 
 def test_a_pause_is_no_connection_time_in_a_report_of_an_earlier_version() -> None:
-    run = a_run(task(0, 300, 8, 8), task(3300, 300, 8, 8))
+    run = a_run(task(0, 300, 8, 8), task(3300, 300, 8, 8)).to_json()
     for name in ("connection_seconds", "connections_allowed"):
-        del run["transfer"][name]  # type: ignore[attr-defined]
+        del run["transfer"][name]
 
-    assert estimate.learn([run]).bytes_per_second == pytest.approx(650_000, rel=0.01)
+    assert estimate.learn([RunReport.from_json(run)]).bytes_per_second == pytest.approx(650_000, rel=0.01)
 
 
 def test_one_remaining_shard_was_not_held_back() -> None:
@@ -147,7 +143,10 @@ def test_only_the_newest_five_runs_count() -> None:
     ],
 )
 def test_a_run_that_fetched_next_to_nothing_teaches_nothing(useless: dict[str, object]) -> None:
-    assert estimate.learn([useless]) is estimate.FROM_FACTS
+    assert (
+        estimate.learn([useless if isinstance(useless, RunReport) else RunReport.from_json(useless)])
+        is estimate.FROM_FACTS
+    )
 
 
 def test_reading_all_back_is_part_of_the_estimate() -> None:
@@ -166,11 +165,11 @@ def test_reading_all_back_is_part_of_the_estimate() -> None:
 
 
 def test_a_plan_of_an_earlier_version_is_understood() -> None:
-    values = estimate.estimate(7, 1e6, 8).to_dict()
+    values = estimate.estimate(7, 1e6, 8).to_json()
     for name in ("hours_most", "read_back", "read_hours", "read_cost", "read_transfer_cost"):
         del values[name]
 
-    assert estimate.Estimate.from_dict(values).hours_most == values["hours"]
+    assert Estimate.from_json(values).hours_most == values["hours"]
 
 
 def test_costs_follow_region_and_class() -> None:
@@ -207,29 +206,23 @@ def test_the_table_reads_as_text() -> None:
 def test_the_document_is_json_and_holds_what_was_asked() -> None:
     shards = [Shard(0, 7, "files/p10/a", "files/p11/b", "_mirror/runs/r/shards/0000.sha256", 9)]
     expected = estimate.estimate(7, 1e6, 8)
-
-    document = json.loads(
-        json.dumps(
-            estimate.document(
-                run_id="r",
-                dag_id="mimic_cxr_jpg",
-                request={"bucket": "b", "sample_size": 7},
-                dataset=MIMIC_CXR_JPG,
-                sums_sha256="ab" * 32,
-                manifest_images=377_110,
-                matched=9,
-                shards=shards,
-                estimate=expected,
-                notes=["a note"],
-            )
-        )
+    plan = Plan(
+        run_id="r",
+        dag_id="mimic_cxr_jpg",
+        request={"bucket": "b", "sample_size": 7},
+        dataset=PlannedDataset(MIMIC_CXR_JPG.name, MIMIC_CXR_JPG.title, "ab" * 32, 377_110),
+        selection=PlannedSelection(9, 7, ["a note"]),
+        shards=shards,
+        estimate=expected,
     )
+
+    document = json.loads(json.dumps(plan.to_json()))
 
     assert document["request"]["sample_size"] == 7
     assert document["dataset"]["name"] == "mimic-cxr-jpg/2.1.0"
     assert document["selection"] == {"matched": 9, "images": 7, "notes": ["a note"]}
-    assert Shard.from_dict(document["shards"][0]) == shards[0]
-    assert estimate.Estimate.from_dict(document["estimate"]) == expected
+    assert Shard.from_json(document["shards"][0]) == shards[0]
+    assert Plan.from_json(document).estimate == expected
 
 
 README = (Path(__file__).parents[2] / "README.md").read_text()

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from physionet_mirror import index
 from physionet_mirror.dataset import LABELS
-from physionet_mirror.verification import Problem
+from physionet_mirror.records import Failure
 from tests.unit.made_up import FakeBucket, OneFile, make_manifest, make_verdict, written
 
 
 class TestIndex:
     def test_has_one_row_for_each_verified_image(self):
-        bucket, facts, rows = written(problems=lambda rows: [Problem(rows[7]["path"], "missing")])
+        bucket, facts, rows = written(problems=lambda rows: [Failure(rows[7]["path"], "missing")])
         table = pq.read_table(io.BytesIO(bucket.read("_mirror/index.parquet")))
         assert table.num_rows == 39 == facts["files"]["index_rows"]
         assert table.column_names == [
@@ -40,7 +40,7 @@ class TestIndex:
         rows, manifest = make_manifest(30)
         index.update(bucket, make_verdict(rows[:20]), io.BytesIO(manifest))
         assert index.update(bucket, make_verdict(rows[10:]), io.BytesIO(manifest)) == 30
-        lost = make_verdict(rows[:5], [Problem(rows[0]["path"], "missing"), Problem(rows[1]["path"], "wrong bytes")])
+        lost = make_verdict(rows[:5], [Failure(rows[0]["path"], "missing"), Failure(rows[1]["path"], "wrong bytes")])
         assert index.update(bucket, lost, io.BytesIO(manifest)) == 28
         table = pq.read_table(io.BytesIO(bucket.read("_mirror/index.parquet")))
         assert set(table["path"].to_pylist()) == {row["path"] for row in rows[2:]}
@@ -75,7 +75,7 @@ class TestIndex:
         rows, manifest = make_manifest(3)
         assert (
             index.update(
-                bucket, make_verdict(rows, [Problem(r["path"], "missing") for r in rows]), io.BytesIO(manifest)
+                bucket, make_verdict(rows, [Failure(r["path"], "missing") for r in rows]), io.BytesIO(manifest)
             )
             == 0
         )

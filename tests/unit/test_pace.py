@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physionet_mirror.pace import FEWER, PROBE, START, Comparison, Pace, Slot, recall
+from physionet_mirror.records import PaceMemory
 
 IMAGE, RATE, ROUND_TRIP = 1_400_000, 650_000, 0.06
 TIME_OUT = 10.0
@@ -365,7 +366,7 @@ def test_after_congestion_the_slots_come_back_in_steps():
     world.run(20)
     assert [new for _, _, new, _ in world.changes[since:]][:4] == [9, 11, 15, 16]
     assert world.pace.held == 16
-    assert world.pace.memory()["too_many"] == 17, "what was known before is known again"
+    assert world.pace.memory().too_many == 17, "what was known before is known again"
 
 
 def test_one_slow_answer_is_no_refusal():
@@ -550,16 +551,24 @@ def test_real_threads_never_exceed_the_slots(monkeypatch):
 # -- what the next shard is told ------------------------------------------------------------------------------------
 
 
+def read(stored: str) -> PaceMemory | None:
+    """As the next shard reads ``pace.json``."""
+    try:
+        return PaceMemory.from_json(json.loads(stored))
+    except ValueError:
+        return None
+
+
 def test_the_next_shard_starts_where_this_one_held():
     memory = World(limit=24, capacity=8).run(60).pace.memory()
-    assert memory["start"] == 8
-    nxt = World(limit=24, capacity=8, start=recall(json.loads(json.dumps(memory)), 24)).run(15)
+    assert memory.start == 8
+    nxt = World(limit=24, capacity=8, start=recall(read(json.dumps(memory.to_json())), 24)).run(15)
     assert nxt.changes == [], "nothing is learned anew"
     assert nxt.used >= 0.97 * 8 * 15
 
 
 def test_shards_that_follow_each_other_do_not_probe_more_often_than_one():
-    memory: dict[str, Any] = {}
+    memory = PaceMemory()
     refused = []
     for seed in range(8):
         world = World(limit=24, capacity=8, beyond="refuse", seed=seed, start=recall(memory, 24)).run(450)
@@ -570,8 +579,8 @@ def test_shards_that_follow_each_other_do_not_probe_more_often_than_one():
 
 def test_a_shard_that_ended_while_it_grew_lets_the_next_one_go_on():
     memory = World(limit=24).run(2).pace.memory()
-    assert 4 <= memory["start"] < 24
-    assert "too_many" not in memory
+    assert 4 <= memory.start < 24
+    assert "too_many" not in memory.to_json()
     nxt = World(limit=24, start=recall(memory, 24)).run(15)
     assert nxt.pace.slots == 24
 
@@ -592,7 +601,7 @@ def test_a_shard_that_ended_while_it_grew_lets_the_next_one_go_on():
     ],
 )
 def test_a_memory_that_cannot_be_read_is_none(memory):
-    assert recall(memory, 8) == {}
+    assert recall(read(json.dumps(memory)), 8) == {}
 
 
 ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
@@ -601,7 +610,7 @@ ANYTHING = st.none() | st.booleans() | st.integers() | st.floats() | st.text() |
 @given(memory=ANYTHING | st.fixed_dictionaries({}, optional=dict.fromkeys(("start", "too_many", "probe_in"), ANYTHING)))
 def test_any_memory_gives_a_pace_within_its_limits(memory):
     for limit in (1, 2, 8, 64):
-        pace = Pace(limit, **recall(memory, limit), received=lambda: 0)
+        pace = Pace(limit, **recall(read(json.dumps(memory)), limit), received=lambda: 0)
         assert 1 <= pace.slots <= limit
-        assert pace.memory()["start"] == pace.slots
+        assert pace.memory().start == pace.slots
         assert recall(pace.memory(), limit).get("probe_in", PROBE[0]) <= PROBE[1]

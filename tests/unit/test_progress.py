@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.progress import MOST_BYTES, MOST_FILES, MOST_NAMED, STATES, Tasks, Watch, progress
-from physionet_mirror.records import ShardResult
+from physionet_mirror.records import Plan, Shard, ShardResult
 from physionet_mirror.throughput import MOST_POINTS
 
 RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")
@@ -20,10 +20,18 @@ STARTED = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)
 
 
 def plan(shards=4, images=100, missing=None):
+    return Plan.from_json(planned(shards, images, missing))
+
+
+def planned(shards=4, images=100, missing=None):
+    """``plan.json``."""
     return {
         "request": {"sample_size": shards * images},
         "selection": {"matched": shards * images, "images": shards * images, "notes": ["all are taken"]},
-        "shards": [{"index": n, "name": f"p1{n % 10}, {images} images", "images": images} for n in range(shards)],
+        "shards": [
+            Shard(n, images, f"files/p1{n % 10}/a", f"files/p1{n % 10}/z", RUN.shard(n), images).to_json()
+            for n in range(shards)
+        ],
         "estimate": {"missing": shards * images if missing is None else missing},
     }
 
@@ -117,7 +125,7 @@ def test_shards_nobody_has_looked_at_count_no_more_than_the_plan_expects():
 def test_failures_are_grouped_by_reason_and_not_all_named():
     many = [(f"files/{n:04}.jpg", "not found") for n in range(MOST_NAMED + 5)]
     now = progress(plan(1, 500), [result(0, images=500, todo=500, failed=[*many, ("files/z.jpg", "corrupt")])])
-    assert [(group.reason, group.count, len(group.named)) for group in now.failures] == [
+    assert [(group.reason, group.count, len(group.examples)) for group in now.failures] == [
         ("not found", MOST_NAMED + 5, MOST_NAMED),
         ("corrupt", 1, 1),
     ]
@@ -187,7 +195,7 @@ class Files:
 @pytest.fixture
 def files():
     files = Files()
-    files.put(RUN.plan, plan(400))
+    files.put(RUN.plan, planned(400))
     for n in range(400):
         files.put(RUN.shard(n), "not to be read")
         files.put(RUN.result(n), result(n, state="done", stored=100).to_json())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from physionet_mirror import records
 from physionet_mirror.files import File
-from physionet_mirror.records import Failure, RunPlan, RunReport, ShardResult, SumsSeen
+from physionet_mirror.records import Failure, Plan, RunReport, ShardResult, SumsSeen
 from physionet_mirror.shards import Shard, encode
 from physionet_mirror.steps import plan
 from physionet_mirror.throughput import stretches, use
@@ -45,8 +45,8 @@ RESULT = ShardResult(
 DOCUMENTS = [
     (ShardResult, RESULT.to_json()),
     (
-        RunPlan,
-        {"run_id": "r", "dag_id": "d", "request": {}, "selection": {"notes": ["n"]}, "shards": [SHARD.to_dict()]},
+        Plan,
+        {"run_id": "r", "dag_id": "d", "request": {}, "selection": {"notes": ["n"]}, "shards": [SHARD.to_json()]},
     ),
     (RunReport, {"run": {"id": "r", "finished": "2026-03-01T22:00:00Z"}, "transfer": {"bytes": 1}, "params": {}}),
     (SumsSeen, SumsSeen("e", "ab" * 32, "cd" * 32, ("a note",)).to_json()),
@@ -98,7 +98,15 @@ def test_what_was_emptied_is_absent_without_a_word(caplog: pytest.LogCaptureFixt
 
 
 def test_deeply_nested_json_is_damage_too() -> None:
-    assert records.read_document(OneFile(b"[" * 100_000), "x.json") is None  # type: ignore[arg-type]
+    assert records.load(OneFile(b"[" * 100_000), "x.json", RunReport) is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [kind for kind, _ in DOCUMENTS])
+@given(document=JSON)
+def test_any_json_is_a_record_or_damaged(kind: Any, document: Any) -> None:
+    bucket = OneFile(json.dumps(document).encode())
+    found = records.load(bucket, "x.json", kind)  # type: ignore[arg-type]
+    assert found is None or kind.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_a_document_of_any_size_is_read_within_bounds(caplog: pytest.LogCaptureFixture) -> None:

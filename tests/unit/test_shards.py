@@ -153,7 +153,7 @@ def test_the_shard_files_together_are_the_selection(count: int, size: int) -> No
         assert (shard.index, shard.images, shard.span) == (index, len(held), len(held))
         assert (shard.first, shard.last) == (held[0].path, held[-1].path)
         assert shard.path == f"_mirror/runs/r/shards/{index:04d}.sha256"
-        assert Shard.from_dict(shard.to_dict()) == shard
+        assert Shard.from_json(shard.to_json()) == shard
 
 
 def test_a_shard_knows_how_much_of_the_dataset_lies_in_its_range() -> None:
@@ -213,7 +213,7 @@ OTHER = encode([replace(image, sha256="f" * 64) if number == 99 else image for n
 def test_what_is_compared_is_what_was_planned(damage: Any, of_an_earlier_version: bool) -> None:
     shard, data = planned()
     if of_an_earlier_version:
-        shard = Shard.from_dict({key: value for key, value in shard.to_dict().items() if key != "sha256"})
+        shard = Shard.from_json({key: value for key, value in shard.to_json().items() if key != "sha256"})
     assert read(OneFile(data), shard) == images(200)  # type: ignore[arg-type]
 
     with pytest.raises(MetadataError, match="trigger a new run"):

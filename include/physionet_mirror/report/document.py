@@ -8,6 +8,7 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +22,28 @@ import pyarrow.parquet as pq
 from physionet_mirror import cohort, throughput
 from physionet_mirror.errors import MirrorError, next_steps
 from physionet_mirror.layout import INDEX
-from physionet_mirror.records import ShardResult, load, plain_failures
+from physionet_mirror.records import (
+    Destination,
+    Failure,
+    LabelCount,
+    Part,
+    ReportedCohort,
+    ReportedDataset,
+    ReportedFiles,
+    ReportedRequests,
+    ReportedRun,
+    ReportedTransfer,
+    ReportedVerification,
+    Result,
+    RunReport,
+    ShardResult,
+    Sizes,
+    grouped,
+    load,
+)
 from physionet_mirror.report import page
 from physionet_mirror.s3.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
-from physionet_mirror.verification import Problem, Verdict
+from physionet_mirror.verification import Verdict
 
 if TYPE_CHECKING:
     from physionet_mirror.dataset import Dataset
@@ -51,8 +70,6 @@ NEXT_STEPS: Mapping[str, str] = {
 }
 """What to do about images that failed, by reason."""
 
-_OTHERWISE = MirrorError.next_step
-
 
 def write(
     bucket: Bucket,
@@ -68,8 +85,8 @@ def write(
     software: Mapping[str, str] | None = None,
     shard_of: Mapping[str, int] | None = None,
     way: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write the run's report; returns the content of ``report.json``.
+) -> RunReport:
+    """Write the run's report, and return it.
 
     Args:
         bucket: Destination.
@@ -112,7 +129,7 @@ def write(
         software=software,
     )
     bucket.write_text(run.report_html, page.html(report), content_type="text/html; charset=utf-8")
-    bucket.write_json(run.report_json, report)
+    bucket.write_json(run.report_json, report.to_json())
     return report
 
 
@@ -125,8 +142,8 @@ def read_results(bucket: Bucket, run: RunLayout) -> list[ShardResult]:
 
 
 def explain(
-    problems: Iterable[Problem], results: Iterable[ShardResult], shard_of: Mapping[str, int] | None = None
-) -> list[Problem]:
+    problems: Iterable[Failure], results: Iterable[ShardResult], shard_of: Mapping[str, int] | None = None
+) -> list[Failure]:
     """Name for each image that is not there why its stream task could not fetch it, where that is known.
 
     ``shard_of`` maps an image to its shard, for the images that a task had not reached when an error ended it.
@@ -135,16 +152,16 @@ def explain(
     ended = {result.shard: result.error for result in results if result.error}
     shard_of = shard_of or {}
     why = {path: (ended[shard].reason, ended[shard].detail) for path, shard in shard_of.items() if shard in ended}
-    why |= plain_failures(failure for result in results for failure in result.known_failures)
+    why |= {each.path: (each.reason, each.detail) for result in results for each in result.known_failures}
     explained = []
     for problem in problems:
         reason, detail = why.get(problem.path, ("", ""))
         if not reason:
             explained.append(problem)
         elif problem.reason == "missing":
-            explained.append(Problem(problem.path, _line(reason), detail))
+            explained.append(Failure(problem.path, _line(reason), detail))
         else:
-            explained.append(problem._replace(detail=f"{problem.detail}; fetching it again failed: {reason}"))
+            explained.append(replace(problem, detail=f"{problem.detail}; fetching it again failed: {reason}"))
     return explained
 
 
@@ -154,7 +171,7 @@ def build(
     *,
     dataset: Dataset,
     verdict: Verdict,
-    problems: Sequence[Problem],
+    problems: Sequence[Failure],
     manifest: Path | bytes,
     params: Mapping[str, Any],
     started: datetime,
@@ -163,96 +180,82 @@ def build(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     way: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The content of ``report.json``; ``problems`` are the verdict's, explained. The rest is as for `write`."""
+) -> RunReport:
+    """The report; ``problems`` are the verdict's, explained. The rest is as for `write`."""
     finished = datetime.now(UTC)
-    transfer = _transfer(results)
-    stored = transfer["images"]
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "run": {
-            "id": run.run_id,
-            "dag_id": run.dag_id,
-            "started": _iso(started),
-            "finished": _iso(finished),
-            "seconds": round(max(0.0, (finished - started).total_seconds()), 1),
-        },
-        "dataset": {
-            "name": dataset.name,
-            "title": dataset.title,
-            "page": dataset.page,
-            "agreement_page": dataset.agreement_page,
-            "citation": dataset.citation,
-            **_manifest_facts(manifest),
-        },
-        "destination": {"bucket": bucket.name, "prefix": bucket.prefix, "uri": bucket.uri()},
-        "params": {str(name): value for name, value in params.items()},
-        "way": dict(way or {}),
-        "notes": [*notes, *verdict.notes],
-        "result": {
-            "passed": verdict.passed,
-            "level": verdict.level,
-            "selected": verdict.selected,
-            "present": verdict.present,
-            "verified": verdict.verified,
-            "missing": verdict.missing,
-            "wrong": verdict.wrong,
-            "empty": verdict.empty,
-            "bytes": verdict.bytes,
-        },
-        "cohort": _cohort(verdict, manifest, dataset.labels),
-        "verification": {
-            "level": verdict.level,
-            "seconds": round(verdict.seconds, 3),
-            "remembered": verdict.remembered,
-            "read_back": verdict.read_back,
-            "requests": verdict.requests,
-            "cost_usd": round(verdict.cost, 6),
-        },
-        "transfer": transfer,
-        "requests": {
-            "by_kind": (by_kind := dict(sorted((Counter(verdict.requests) + Counter(PUT=stored)).items()))),
-            "cost_usd": round(request_cost(by_kind), 6),
-            "prices": f"S3 Standard, {DEFAULT_REGION}, {PRICES_AS_OF}",
-        },
-        "sizes": _sizes([image.size for image in verdict.ok]),
-        "failures": [
-            {
-                "reason": reason,
-                "count": count,
-                "next_step": NEXT_STEPS.get(reason, _OTHERWISE),
-                "examples": [
-                    {"path": problem.path, "detail": problem.detail} for problem in problems if problem.reason == reason
-                ][:_EXAMPLES],
-            }
-            for reason, count in Counter(problem.reason for problem in problems).most_common()
-        ],
-        "files": {
-            "report_html": run.report_html,
-            "failed_images": run.failed_images if problems else None,
-            "index": INDEX,
-            "index_rows": index_rows,
-        },
-        "software": {**_software(), **(software or {})},
-    }
+    moved = transfer(results)
+    requests = dict(sorted((Counter(verdict.requests) + Counter(PUT=moved.images)).items()))
+    return RunReport(
+        format=FORMAT,
+        version=VERSION,
+        run=ReportedRun(
+            id=run.run_id,
+            dag_id=run.dag_id,
+            started=_iso(started),
+            finished=_iso(finished),
+            seconds=round(max(0.0, (finished - started).total_seconds()), 1),
+        ),
+        dataset=_dataset(dataset, manifest),
+        destination=Destination(bucket.name, bucket.prefix, bucket.uri()),
+        params={str(name): value for name, value in params.items()},
+        way=way or {},
+        notes=[*notes, *verdict.notes],
+        result=Result(
+            passed=verdict.passed,
+            level=verdict.level,
+            selected=verdict.selected,
+            present=verdict.present,
+            verified=verdict.verified,
+            missing=verdict.missing,
+            wrong=verdict.wrong,
+            empty=verdict.empty,
+            bytes=verdict.bytes,
+        ),
+        cohort=_cohort(verdict, manifest, dataset.labels),
+        verification=ReportedVerification(
+            level=verdict.level,
+            seconds=round(verdict.seconds, 3),
+            remembered=verdict.remembered,
+            read_back=verdict.read_back,
+            requests=verdict.requests,
+            cost_usd=round(verdict.cost, 6),
+        ),
+        transfer=moved,
+        requests=ReportedRequests(
+            by_kind=requests,
+            cost_usd=round(request_cost(requests), 6),
+            prices=f"S3 Standard, {DEFAULT_REGION}, {PRICES_AS_OF}",
+        ),
+        sizes=_sizes([image.size for image in verdict.ok]),
+        failures=grouped(problems, _EXAMPLES, next_step),
+        files=ReportedFiles(
+            report_html=run.report_html,
+            failed_images=run.failed_images if problems else None,
+            index=INDEX,
+            index_rows=index_rows,
+        ),
+        software={**_software(), **(software or {})},
+    )
 
 
-def figures(report: Mapping[str, Any]) -> dict[str, Any]:
+def next_step(reason: str) -> str:
+    """What to do about files that failed for this reason."""
+    return NEXT_STEPS.get(reason, MirrorError.next_step)
+
+
+def figures(report: RunReport) -> dict[str, Any]:
     """The few figures that go onto the asset event."""
-    result, files = report["result"], report["files"]
+    result = report.result.to_json()
+    del result["present"]
     return {
-        "run_id": report["run"]["id"],
-        "dag_id": report["run"]["dag_id"],
-        "dataset": report["dataset"]["name"],
-        "manifest_sha256": report["dataset"]["manifest_sha256"],
-        **{
-            name: result[name]
-            for name in ("passed", "level", "selected", "verified", "missing", "wrong", "empty", "bytes")
-        },
-        "stored": report["transfer"]["images"],
-        "index_rows": files["index_rows"],
-        "report": f"{report['destination']['uri']}/{files['report_html']}",
+        "run_id": report.run.id,
+        "dag_id": report.run.dag_id,
+        "dataset": report.dataset.name,
+        "manifest_sha256": report.dataset.manifest_sha256,
+        **result,
+        "stored": report.transfer.images,
+        "index_rows": report.files.index_rows,
+        "report": f"{report.destination.uri}/{report.files.report_html}",
     }
 
 
@@ -263,13 +266,21 @@ def _open(manifest: Path | bytes) -> Path | io.BytesIO:
     return manifest if isinstance(manifest, Path) else io.BytesIO(manifest)
 
 
-def _manifest_facts(manifest: Path | bytes) -> dict[str, Any]:
+def _dataset(dataset: Dataset, manifest: Path | bytes) -> ReportedDataset:
     about = pq.read_metadata(_open(manifest))
     sums = (about.metadata or {}).get(b"physionet_mirror.sums_sha256")
-    return {"images": about.num_rows, "manifest_sha256": sums.decode() if sums else None}
+    return ReportedDataset(
+        name=dataset.name,
+        title=dataset.title,
+        page=dataset.page,
+        agreement_page=dataset.agreement_page,
+        citation=dataset.citation,
+        images=about.num_rows,
+        manifest_sha256=sums.decode() if sums else None,
+    )
 
 
-def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> dict[str, Any]:
+def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> ReportedCohort:
     """Who is in the selection, as the manifest describes it, beside how much of it is verified."""
     names = set(pq.read_schema(_open(manifest)).names)
     columns = [name for name in ("path", *cohort.COLUMNS, *labels) if name in names]
@@ -279,37 +290,32 @@ def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> 
     bad = pa.array([problem.path for problem in verdict.problems], paths)
     chosen = table.filter(pc.is_in(table["path"], value_set=pa.concat_arrays([ok, bad])))
     counts = cohort.count(chosen, pc.invert(pc.is_in(chosen["path"], value_set=bad)), labels)
-    return {
-        "patients": counts.patients,
-        "studies": counts.studies,
-        "by_group": _by(counts.groups),
-        "by_split": _by(counts.splits),
-        "by_view": _by(counts.views),
-        "positive_labels": [{"name": label.name, "images": label.positive} for label in counts.labels],
-    }
+    return ReportedCohort(
+        patients=counts.patients,
+        studies=counts.studies,
+        by_group=[Part(*value) for value in counts.groups],
+        by_split=[Part(*value) for value in counts.splits],
+        by_view=[Part(*value) for value in counts.views],
+        positive_labels=[LabelCount(label.name, label.positive) for label in counts.labels],
+    )
 
 
-def _by(values: Sequence[cohort.Value]) -> list[dict[str, Any]]:
-    return [{"name": name, "selected": images, "verified": verified} for name, images, verified in values]
-
-
-def _sizes(sizes: Sequence[int]) -> dict[str, Any]:
-    """The verified images' sizes in bytes: ``counts[i]`` images from ``edges[i]`` up to ``edges[i + 1]``."""
+def _sizes(sizes: Sequence[int]) -> Sizes:
     if not sizes:
-        return {"smallest": 0, "median": 0, "mean": 0, "largest": 0, "edges": [], "counts": []}
+        return Sizes()
     values = np.asarray(sizes, dtype=np.int64)
     counts, edges = np.histogram(values, bins=_SIZE_BINS, range=(values.min(), max(values.max(), values.min() + 1)))
-    return {
-        "smallest": int(values.min()),
-        "median": int(np.median(values)),
-        "mean": int(values.mean()),
-        "largest": int(values.max()),
-        "edges": [round(float(edge)) for edge in edges],
-        "counts": [int(count) for count in counts],
-    }
+    return Sizes(
+        smallest=int(values.min()),
+        median=int(np.median(values)),
+        mean=int(values.mean()),
+        largest=int(values.max()),
+        edges=[round(float(edge)) for edge in edges],
+        counts=[int(count) for count in counts],
+    )
 
 
-def _transfer(results: Sequence[ShardResult]) -> dict[str, Any]:
+def transfer(results: Sequence[ShardResult]) -> ReportedTransfer:
     """What the run's stream tasks did, together; ``seconds`` from the first one's start to the last one's end."""
     spans = throughput.spans(results)
     began, ended = min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
@@ -318,21 +324,21 @@ def _transfer(results: Sequence[ShardResult]) -> dict[str, Any]:
     for result in results:
         faults.update(result.faults)
     use = throughput.use(results)
-    return {
-        "shards": dict(sorted(Counter(result.state for result in results).items())),
-        "images": images,
-        "bytes": sent,
-        "seconds": round(ended - began, 1),
-        "images_per_second": round(images / (ended - began), 3) if ended > began else 0.0,
-        "bytes_per_second": round(sent / (ended - began)) if ended > began else 0,
-        "connections": round(use.connections, 1),
-        "connections_allowed": round(use.allowed, 1),
-        "connection_seconds": round(use.connection_seconds, 1),
-        "retries": sum(result.retries for result in results),
-        "handshakes": sum(result.handshakes for result in results),
-        "faults": dict(faults.most_common()),
-        "series": [list(point) for point in throughput.series(results, began, ended)],
-    }
+    return ReportedTransfer(
+        shards=dict(sorted(Counter(result.state for result in results).items())),
+        images=images,
+        bytes=sent,
+        seconds=round(ended - began, 1),
+        images_per_second=round(images / (ended - began), 3) if ended > began else 0.0,
+        bytes_per_second=round(sent / (ended - began)) if ended > began else 0,
+        connections=round(use.connections, 1),
+        connections_allowed=round(use.allowed, 1),
+        connection_seconds=round(use.connection_seconds, 1),
+        retries=sum(result.retries for result in results),
+        handshakes=sum(result.handshakes for result in results),
+        faults=dict(faults.most_common()),
+        series=throughput.series(results, began, ended),
+    )
 
 
 def _software() -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
+from physionet_mirror.records import ReportedTransfer, RunReport
 from physionet_mirror.words import duration, share, size
 
 LEVEL_MEANS: Mapping[str, str] = {
@@ -15,37 +15,37 @@ LEVEL_MEANS: Mapping[str, str] = {
 }
 
 
-def summary_table(report: Mapping[str, Any]) -> str:
+def summary_table(report: RunReport) -> str:
     """The report as a narrow text table for the log; the last line has the counts in one sentence."""
-    result, transfer, verification = report["result"], report["transfer"], report["verification"]
+    result, transfer, verification, requests = report.result, report.transfer, report.verification, report.requests
     lines = [
-        ("selected", f"{result['selected']:,}", ""),
-        ("present", f"{result['present']:,}", ""),
-        ("verified", f"{result['verified']:,}", f"{result['level']}, {size(result['bytes'])}"),
-        ("missing", f"{result['missing']:,}", ""),
-        ("wrong", f"{result['wrong']:,}", ""),
-        ("empty", f"{result['empty']:,}", ""),
-        ("stored", f"{transfer['images']:,}", _speed(transfer) if transfer["images"] else "nothing had to be fetched"),
-        ("remembered", f"{verification['remembered']:,}", "verified before, unchanged since"),
-        ("S3 requests", f"{sum(report['requests']['by_kind'].values()):,}", f"${report['requests']['cost_usd']:.4f}"),
-        ("index rows", f"{report['files']['index_rows']:,}", ""),
+        ("selected", f"{result.selected:,}", ""),
+        ("present", f"{result.present:,}", ""),
+        ("verified", f"{result.verified:,}", f"{result.level}, {size(result.bytes)}"),
+        ("missing", f"{result.missing:,}", ""),
+        ("wrong", f"{result.wrong:,}", ""),
+        ("empty", f"{result.empty:,}", ""),
+        ("stored", f"{transfer.images:,}", _speed(transfer) if transfer.images else "nothing had to be fetched"),
+        ("remembered", f"{verification.remembered:,}", "verified before, unchanged since"),
+        ("S3 requests", f"{sum(requests.by_kind.values()):,}", f"${requests.cost_usd:.4f}"),
+        ("index rows", f"{report.files.index_rows:,}", ""),
     ]
-    if verification["read_back"]:
-        lines.insert(8, ("read back", f"{verification['read_back']:,}", ""))
+    if verification.read_back:
+        lines.insert(8, ("read back", f"{verification.read_back:,}", ""))
     rule = "-" * 64
     table = [rule, *(f"{name:<12}{count:>11}  {what}".rstrip() for name, count, what in lines), rule]
-    table += [f"{failure['count']:>11,}  {failure['reason']}" for failure in report["failures"]]
-    if report["failures"]:
-        table += [f"Which ones: {report['destination']['uri']}/{report['files']['failed_images']}"]
-    table += [f"Report: {report['destination']['uri']}/{report['files']['report_html']}"]
+    table += [f"{failure.count:>11,}  {failure.reason}" for failure in report.failures]
+    if report.failures:
+        table += [f"Which ones: {report.destination.uri}/{report.files.failed_images}"]
+    table += [f"Report: {report.destination.uri}/{report.files.report_html}"]
     table += [
-        f"{result['verified']:,} of {result['selected']:,} selected images verified ({result['level']}): "
-        f"{result['missing']:,} missing, {result['wrong']:,} wrong, {result['empty']:,} empty"
+        f"{result.verified:,} of {result.selected:,} selected images verified ({result.level}): "
+        f"{result.missing:,} missing, {result.wrong:,} wrong, {result.empty:,} empty"
     ]
     return "\n".join(table)
 
 
-def html(report: Mapping[str, Any]) -> str:
+def html(report: RunReport) -> str:
     """``report.html``: one self-contained page, without script and without any image of a patient."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -62,17 +62,17 @@ def html(report: Mapping[str, Any]) -> str:
     environment.filters |= {"size": _unbroken(size), "duration": _unbroken(duration), "share": _unbroken(share)}
     environment.filters["number"] = "{:,}".format
     return environment.get_template("report.html.j2").render(
-        **report,
-        means=LEVEL_MEANS[report["result"]["level"]],
-        throughput=[Markup(svg) for svg in plots.throughput(report["transfer"]["series"])],  # noqa: S704
-        size_plot=[Markup(svg) for svg in plots.sizes(report["sizes"])],  # noqa: S704
+        **vars(report),
+        means=LEVEL_MEANS[report.result.level],
+        throughput=[Markup(svg) for svg in plots.throughput(report.transfer.series)],  # noqa: S704
+        size_plot=[Markup(svg) for svg in plots.sizes(report.sizes)],  # noqa: S704
     )
 
 
-def _speed(transfer: Mapping[str, Any]) -> str:
+def _speed(transfer: ReportedTransfer) -> str:
     return (
-        f"{size(transfer['bytes'])} in {duration(transfer['seconds'])}, "
-        f"{transfer['images_per_second']:.1f} images/s, {size(transfer['bytes_per_second'])}/s"
+        f"{size(transfer.bytes)} in {duration(transfer.seconds)}, "
+        f"{transfer.images_per_second:.1f} images/s, {size(transfer.bytes_per_second)}/s"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib
@@ -18,6 +18,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from physionet_mirror.records import Sizes
 
 # Colours that matplotlib draws with and the style sheet's variables that take their place, so that one drawing serves
 # light, dark and print.
@@ -61,17 +63,17 @@ _TIME_UNITS = (
 )
 
 
-def sizes(distribution: Mapping[str, Any]) -> list[str]:
+def sizes(distribution: Sizes) -> list[str]:
     """How large the images are (``sizes`` of report.json)."""
-    if not distribution["counts"]:
+    if not distribution.counts:
         return []
-    unit, name = (1e6, "MB") if distribution["largest"] >= 1e6 else (1e3, "kB")
+    unit, name = (1e6, "MB") if distribution.largest >= 1e6 else (1e3, "kB")
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        edges = [edge / unit for edge in distribution["edges"]]
-        axes.stairs(distribution["counts"], edges, fill=True, color=_MAIN, alpha=0.55)
-        axes.axvline(distribution["median"] / unit, color=_SECOND, linewidth=1.6)
+        edges = [edge / unit for edge in distribution.edges]
+        axes.stairs(distribution.counts, edges, fill=True, color=_MAIN, alpha=0.55)
+        axes.axvline(distribution.median / unit, color=_SECOND, linewidth=1.6)
         axes.set_ylabel("images")
         axes.set_xlabel(f"size in {name}; the line is the median")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))

@@ -17,7 +17,6 @@ from physionet_mirror.errors import (
     InputError,
 )
 from physionet_mirror.layout import COPYING
-from physionet_mirror.records import text
 from physionet_mirror.s3 import replies
 from physionet_mirror.s3.bucket import Bucket, Listed
 from physionet_mirror.source.access_point import AccessPoint
@@ -66,7 +65,7 @@ class Way:
         mode = document.get("mode")
         if mode not in ("download", "copy", "through"):
             return cls()
-        reason, keys = text(document.get("reason")), text(document.get("keys"))
+        reason, keys = (str(document.get(name) or "") for name in ("reason", "keys"))
         return cls(mode, reason, keys, document.get("conditional") is True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
@@ -18,10 +18,11 @@ from physionet_mirror import index, manifest
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
+from physionet_mirror.records import Audit, RunReport
 from physionet_mirror.request import Level, Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.shards import slice_of
-from physionet_mirror.steps.plan import report_documents
+from physionet_mirror.steps.plan import earlier_reports
 from physionet_mirror.verification import Verdict, verify
 from physionet_mirror.verified_cache import Memory, groups_of
 
@@ -106,31 +107,29 @@ def _log_progress(done: int, total: int) -> None:
         log.info("%s of %s compared.", f"{done:,}", f"{total:,}")
 
 
-def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, started: datetime) -> dict[str, Any]:
+def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, started: datetime) -> Audit:
     """Write ``audit.json`` and, where something differs, ``failed_images.txt``; returns the former."""
     failed = "".join(f"{problem.path}\t{problem.reason}\n" for problem in verdict.problems)
     if failed:
         bucket.write_text(run.failed_images, failed)
-    document = {
-        "format": "physionet-mirror/audit",
-        "version": 1,
-        "run": run.run_id,
-        "dag_id": run.dag_id,
-        "started": started.isoformat(timespec="seconds"),
-        "destination": bucket.uri(),
-        "level": verdict.level,
-        "share": str(share),
-        "looked_at": verdict.selected,
-        "verified": verdict.verified,
-        "differing": dict(Counter(problem.reason for problem in verdict.problems)),
-        "bytes": verdict.bytes,
-        "seconds": round(verdict.seconds, 1),
-        "requests": verdict.requests,
-        "cost_usd": round(verdict.cost, 6),
-        "notes": verdict.notes,
-        "failed_images": bucket.uri(run.failed_images) if failed else None,
-    }
-    bucket.write_json(run.audit_json, document)
+    found = Audit(
+        run=run.run_id,
+        dag_id=run.dag_id,
+        started=started.isoformat(timespec="seconds"),
+        destination=bucket.uri(),
+        level=verdict.level,
+        share=str(share),
+        looked_at=verdict.selected,
+        verified=verdict.verified,
+        differing=dict(Counter(problem.reason for problem in verdict.problems)),
+        bytes=verdict.bytes,
+        seconds=round(verdict.seconds, 1),
+        requests=verdict.requests,
+        cost_usd=round(verdict.cost, 6),
+        notes=verdict.notes,
+        failed_images=bucket.uri(run.failed_images) if failed else None,
+    )
+    bucket.write_json(run.audit_json, found.to_json())
     for problem in verdict.problems[:_NAMED]:
         log.warning("%s: %s. %s", problem.path, problem.reason, problem.detail)
     log.info(
@@ -144,10 +143,10 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
         f"{sum(verdict.requests.values()):,}",
         verdict.cost,
     )
-    return document
+    return found
 
 
-def repair_params(bucket: Bucket, found: Mapping[str, Any]) -> dict[str, Any]:
+def repair_params(bucket: Bucket, found: Audit) -> dict[str, Any]:
     """The params of a run that fetches what an audit found missing or wrong, in the way of the latest run to this bucket.
 
     Args:
@@ -158,11 +157,11 @@ def repair_params(bucket: Bucket, found: Mapping[str, Any]) -> dict[str, Any]:
         "bucket": bucket.name,
         "prefix": bucket.prefix,
         "select": "all",
-        "file_list": found["failed_images"],
-        "verify": found["level"],
+        "file_list": found.failed_images,
+        "verify": found.level,
     }
-    latest = next(iter(report_documents(bucket)), {}).get("params")
-    if not isinstance(latest, Mapping):
+    latest = next(iter(earlier_reports(bucket)), RunReport()).params
+    if not latest:
         log.info("No report of an earlier run is here: the repair takes every other setting's default.")
         return params
     carried = {name: latest[name] for name in _CARRIED if latest.get(name) is not None}

@@ -19,7 +19,7 @@ from typing import Any
 from physionet_mirror import index, shards, words
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
-from physionet_mirror.records import RunPlan, load
+from physionet_mirror.records import Plan, load
 from physionet_mirror.s3 import replies
 from physionet_mirror.s3.bucket import Bucket
 
@@ -29,7 +29,7 @@ _A_REQUEST = 1000  # DeleteObjects' limit
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed:
+class DeletionEntry:
     """One object, version or delete marker; ``version`` is None in a bucket that keeps no versions. ``size`` in bytes."""
 
     path: str
@@ -37,7 +37,7 @@ class Doomed:
     version: str | None = None
 
 
-def list_doomed(bucket: Bucket, what: str, run_id: str | None) -> Iterator[Doomed]:
+def list_doomed(bucket: Bucket, what: str, run_id: str | None) -> Iterator[DeletionEntry]:
     """What would be deleted: the images that a run selected, or everything below the prefix but the runs' own files.
 
     Args:
@@ -62,7 +62,7 @@ def list_doomed(bucket: Bucket, what: str, run_id: str | None) -> Iterator[Doome
 def _images_of(bucket: Bucket, run_id: str) -> set[str]:
     """The images that a run selected. ``run_id`` is that of a run of mimic_cxr_jpg, or the name of a run's folder."""
     run = RunLayout.of_folder(run_id)
-    planned = load(bucket, run.plan, RunPlan) if run_id and "/" not in run_id else None
+    planned = load(bucket, run.plan, Plan) if run_id and "/" not in run_id else None
     if planned is None:
         others = [name for name in bucket.folders(RUNS) if run_id and name.endswith(f"@{run_id}")]
         raise InputError(
@@ -77,9 +77,9 @@ def _images_of(bucket: Bucket, run_id: str) -> set[str]:
     return {image.path for shard in planned.shards for image in shards.read(bucket, shard)}
 
 
-def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
+def _everything(bucket: Bucket, under: str = "") -> Iterator[DeletionEntry]:
     if not is_versioned(bucket):
-        yield from (Doomed(entry.path, entry.size) for entry in bucket.list(under))
+        yield from (DeletionEntry(entry.path, entry.size) for entry in bucket.list(under))
         return
     root = len(bucket.key(""))
     with _refusals(bucket, "s3:ListBucketVersions"):
@@ -87,9 +87,9 @@ def _everything(bucket: Bucket, under: str = "") -> Iterator[Doomed]:
             Bucket=bucket.name, Prefix=bucket.key(under), **bucket.owner
         ):
             for version in page.get("Versions", ()):
-                yield Doomed(version["Key"][root:], version["Size"], version["VersionId"])
+                yield DeletionEntry(version["Key"][root:], version["Size"], version["VersionId"])
             for marker in page.get("DeleteMarkers", ()):
-                yield Doomed(marker["Key"][root:], 0, marker["VersionId"])
+                yield DeletionEntry(marker["Key"][root:], 0, marker["VersionId"])
 
 
 def is_versioned(bucket: Bucket) -> bool:
@@ -107,7 +107,7 @@ def is_versioned(bucket: Bucket) -> bool:
     return status in {"Enabled", "Suspended"}
 
 
-def write_listing(bucket: Bucket, run: RunLayout, doomed: Iterable[Doomed]) -> dict[str, Any]:
+def write_listing(bucket: Bucket, run: RunLayout, doomed: Iterable[DeletionEntry]) -> dict[str, Any]:
     """Keep the list of what is to go beside the run's files; returns its counts and bytes."""
     objects: Counter[str] = Counter()
     size = versions = 0
@@ -158,11 +158,11 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
     return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
 
 
-def _read_listing(bucket: Bucket, run: RunLayout) -> list[Doomed]:
+def _read_listing(bucket: Bucket, run: RunLayout) -> list[DeletionEntry]:
     """What `write_listing` wrote. Gzip's own checksum and length prove it whole; an empty file would pass as an empty one."""
     try:
         if data := bucket.read(run.deleted):
-            return [Doomed(*json.loads(line)) for line in gzip.decompress(data).splitlines() if line]
+            return [DeletionEntry(*json.loads(line)) for line in gzip.decompress(data).splitlines() if line]
         why = "it is empty"
     except FileNotFoundError:
         why = "it is not there"
@@ -174,7 +174,7 @@ def _read_listing(bucket: Bucket, run: RunLayout) -> list[Doomed]:
     )
 
 
-def _delete(bucket: Bucket, batch: list[Doomed]) -> None:
+def _delete(bucket: Bucket, batch: list[DeletionEntry]) -> None:
     if batch[0].version is None:
         bucket.delete(entry.path for entry in batch)
     else:

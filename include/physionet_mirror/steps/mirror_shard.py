@@ -16,7 +16,7 @@ from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.mover import Mover
 from physionet_mirror.pace import Pace, recall
-from physionet_mirror.records import ShardResult, load, read_document
+from physionet_mirror.records import PaceMemory, Shard, ShardResult, load
 from physionet_mirror.request import Level, Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.transfer import Transfer
@@ -49,7 +49,7 @@ class Missing:
 
 
 def find_missing(
-    shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout, *, started: datetime | None = None
+    shard: Shard, request: Request, bucket: Bucket, run: RunLayout, *, started: datetime | None = None
 ) -> Missing:
     """Compare one shard with the bucket and write down what is missing, for `stream_shard`.
 
@@ -84,9 +84,7 @@ def find_missing(
     return found
 
 
-def _missing(
-    shard: shards.Shard, images: Sequence[File], bucket: Bucket, level: Level, attempt: str | None = None
-) -> Missing:
+def _missing(shard: Shard, images: Sequence[File], bucket: Bucket, level: Level, attempt: str | None = None) -> Missing:
     found = compare(images, bucket, Comparison(level), run=attempt, span=shard.span, workers=_WORKERS)
     reasons = {problem.path: problem.reason for problem in found.problems}
     absent = sum(reason == "missing" for reason in reasons.values())
@@ -100,7 +98,7 @@ def _missing(
     )
 
 
-def _to_stream(shard: shards.Shard, request: Request, bucket: Bucket, run: RunLayout, try_number: int) -> list[File]:
+def _to_stream(shard: Shard, request: Request, bucket: Bucket, run: RunLayout, try_number: int) -> list[File]:
     """What `find_missing` wrote down; compared anew where that is lost, or where an earlier try has stored some of it."""
     level: Level = "count" if request.verify == "count" else "checksum"
     try:
@@ -124,8 +122,8 @@ class Stop:
 class Watch(Protocol):
     """Whoever wants to know how a shard is getting on; called from its threads, and must not raise."""
 
-    def publish(self, tally: Mapping[str, Any]) -> None:
-        """What has been done so far (`Tally.as_dict`), every few seconds and in the end."""
+    def publish(self, now: ShardResult) -> None:
+        """What this try has done so far, every few seconds and in the end."""
         ...
 
     def image(self, seconds: float) -> None:
@@ -134,7 +132,7 @@ class Watch(Protocol):
 
 
 def stream_shard(
-    shard: shards.Shard,
+    shard: Shard,
     request: Request,
     mover: Mover,
     bucket: Bucket,
@@ -145,8 +143,8 @@ def stream_shard(
     stops_at: datetime | None = None,
     try_number: int = 1,
     watch: Watch | None = None,
-) -> dict[str, Any]:
-    """Bring what is missing of one shard from PhysioNet into the bucket; returns the content of its result file.
+) -> ShardResult:
+    """Bring what is missing of one shard from PhysioNet into the bucket; returns what its result file then holds.
 
     Args:
         shard: Whose images.
@@ -179,24 +177,24 @@ def stream_shard(
     # A second try adds to what the first one did: the report tells of both.
     earlier = load(bucket, run.result(shard.index), ShardResult) if try_number > 1 else None
 
-    def told(tally: Mapping[str, Any]) -> dict[str, Any]:
-        now = ShardResult.from_json({**this, **tally, "handshakes": mover.stats.handshakes})
-        return now.after(earlier).to_json()
+    def this_try(tally: Mapping[str, Any]) -> ShardResult:
+        return ShardResult.from_json({**this, **tally, "handshakes": mover.stats.handshakes})
 
     def publish(tally: Mapping[str, Any]) -> None:
         """From a thread of its own: nothing waits for S3 here."""
+        now = this_try(tally)
         if watch is not None:
-            watch.publish(tally)
+            watch.publish(now)
         try:
-            bucket.write_json(run.result(shard.index), told(tally))
-            if tally["state"] != "running":
-                bucket.write_json(run.pace, pace.memory())
+            bucket.write_json(run.result(shard.index), now.after(earlier).to_json())
+            if now.state != "running":
+                bucket.write_json(run.pace, pace.memory().to_json())
         except DestinationError as error:  # progress is for looking at; the images matter
             log.warning("The progress of %s could not be published: %s", shard.name, error)
 
     pace = Pace(
         connections,
-        **recall(read_document(bucket, run.pace), connections),
+        **recall(load(bucket, run.pace, PaceMemory), connections),
         received=lambda: mover.stats.received,
         on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
     )
@@ -236,10 +234,10 @@ def stream_shard(
     )
     if request.verify == "checksum" and not stop.event.is_set():
         _prove(shard, images, bucket)
-    return told(tally.as_dict())
+    return this_try(tally.as_dict()).after(earlier)
 
 
-def _prove(shard: shards.Shard, files: Sequence[File], bucket: Bucket) -> None:
+def _prove(shard: Shard, files: Sequence[File], bucket: Bucket) -> None:
     """Ask S3 for the checksums that it holds of what was stored, side by side with the other shards; `verify`, which runs
     alone, then asks for none of them again. What is not right stays for it to say.
     """

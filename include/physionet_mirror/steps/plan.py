@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from datetime import UTC, datetime
 from io import BytesIO
 from itertools import pairwise
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from physionet_mirror import index, manifest, records, shards, words
+from physionet_mirror import index, manifest, shards, words
 from physionet_mirror.compare import Comparison, Verified, compare
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
-from physionet_mirror.estimate import ENOUGH_SECONDS, Estimate, document, estimate_run, usual_speed
+from physionet_mirror.estimate import ENOUGH_SECONDS, estimate_run, usual_speed
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
+from physionet_mirror.records import Plan, PlannedDataset, PlannedSelection, RunReport, SumsSeen, load
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.selection import choose
@@ -40,17 +42,7 @@ _LARGEST_REPORT = 4_000_000
 _MOST_REPORTS_READ = 100
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `make_plan` decided: the shards, the estimate, and sentences for people."""
-
-    shards: list[shards.Shard]
-    estimate: Estimate
-    notes: list[str]
-
-    def table(self) -> str:
-        """The estimate as a small text table."""
-        return self.estimate.table(len(self.shards))
+SCHEMA = "physionet-mirror/plan/1"
 
 
 def make_plan(
@@ -100,7 +92,7 @@ def make_plan(
         frame, note = _part_of(frame, part, request.slices, bucket)
         notes.append(note)
     count = len(frame)
-    notes += (records.load(bucket, SUMS_SEEN, records.SumsSeen) or records.SumsSeen()).notes
+    notes += (load(bucket, SUMS_SEEN, SumsSeen) or SumsSeen()).notes
     present, mean_bytes = _present(frame, bucket, request.dataset)
     known, sizes, exact = len(present), None, None
     if point is not None:
@@ -121,7 +113,7 @@ def make_plan(
         count - known,
         mean_bytes,
         region=bucket.client.meta.region_name,
-        reports=report_documents(bucket, source=request.source),
+        reports=earlier_reports(bucket, source=request.source),
         exact=exact,
         through=through,
     )
@@ -132,23 +124,19 @@ def make_plan(
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         for _ in pool.map(lambda part: bucket.write(part[0].path, part[1], content_type="text/plain"), packed):
             pass
-    made = Plan([shard for shard, _ in packed], expected, notes)
-    bucket.write_json(
-        run.plan,
-        document(
-            run_id=run.run_id,
-            dag_id=run.dag_id,
-            request=params,
-            dataset=request.dataset,
-            sums_sha256=sums_sha256,
-            manifest_images=len(everything),
-            matched=chosen.matched,
-            shards=made.shards,
-            estimate=expected,
-            notes=notes,
-            way=way.to_json() if way is not None else None,
-        ),
+    made = Plan(
+        schema=SCHEMA,
+        run_id=run.run_id,
+        dag_id=run.dag_id,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        request=params,
+        dataset=PlannedDataset(request.dataset.name, request.dataset.title, sums_sha256, len(everything)),
+        way=way.to_json() if way is not None else {},
+        selection=PlannedSelection(chosen.matched, count, notes),
+        shards=[shard for shard, _ in packed],
+        estimate=expected,
     )
+    bucket.write_json(run.plan, made.to_json())
     for note in notes:
         log.info("%s", note)
     log.info("Plan of %s to %s\n%s", request.dataset.name, bucket.uri(), made.table())
@@ -190,8 +178,8 @@ def read_left(bucket: Bucket) -> list[File]:
     return left
 
 
-def report_documents(bucket: Bucket, most: int = 10, *, source: str | None = None) -> list[Mapping[str, Any]]:
-    """``report.json`` of the latest runs to this bucket, newest first, until ``most`` of them have something to teach.
+def earlier_reports(bucket: Bucket, most: int = 10, *, source: str | None = None) -> list[RunReport]:
+    """The reports of the latest runs to this bucket, newest first, until ``most`` of them have something to teach.
 
     Audits and clean-ups, which have none, and runs that fetched nothing to speak of hide no other run. One HEAD a run says
     which reports there are and which are the newest; only these are read.
@@ -202,21 +190,21 @@ def report_documents(bucket: Bucket, most: int = 10, *, source: str | None = Non
         source: Only runs from ``physionet`` or ``s3``; None = any.
     """
     paths = [RunLayout.of_folder(name).report_json for name in bucket.folders(RUNS) if not has_no_report(name)]
-    found: list[tuple[float, records.RunReport]] = []
+    found: list[tuple[float, RunReport]] = []
     with ThreadPoolExecutor(16, thread_name_prefix="reports") as pool:
         there = [stored for stored in pool.map(bucket.head, paths) if stored and 0 < stored.size <= _LARGEST_REPORT]
         there = sorted(there, key=lambda stored: stored.last_modified, reverse=True)[:_MOST_REPORTS_READ]
         useful = 0
         for at in range(0, len(there), most):
             batch = there[at : at + most]
-            read = pool.map(lambda stored: records.load(bucket, stored.path, records.RunReport), batch)
+            read = pool.map(lambda stored: load(bucket, stored.path, RunReport), batch)
             for stored, report in zip(batch, read, strict=True):
                 if report is not None and source in (None, report.source):
                     found.append((report.finished or stored.last_modified.timestamp(), report))
-                    useful += report.bytes > 0 and report.seconds >= ENOUGH_SECONDS
+                    useful += report.transfer.bytes > 0 and report.transfer.seconds >= ENOUGH_SECONDS
             if useful >= most:
                 break
-    return [report.document for _, report in sorted(found, key=lambda pair: pair[0], reverse=True)]
+    return [report for _, report in sorted(found, key=lambda pair: pair[0], reverse=True)]
 
 
 def manifest_bytes(bucket: Bucket) -> bytes:

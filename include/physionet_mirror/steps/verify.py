@@ -13,7 +13,7 @@ from physionet_mirror import index, manifest, shards
 from physionet_mirror.errors import MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, RunLayout
-from physionet_mirror.records import RunPlan, ShardResult, load
+from physionet_mirror.records import Plan, RunReport, ShardResult, load
 from physionet_mirror.report import document, page
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
@@ -32,12 +32,12 @@ def verify_run(
     params: Mapping[str, Any],
     started: datetime,
     software: Mapping[str, str] | None = None,
-) -> tuple[Verdict, dict[str, Any]]:
+) -> tuple[Verdict, RunReport]:
     """Compare the whole selection of a run with the bucket, and write index and report; judges nothing itself.
 
     What a shard left because the run's time was up is postponed: it is named for the next part and counts as no failure.
     """
-    plan = load(bucket, run.plan, RunPlan)
+    plan = load(bucket, run.plan, Plan)
     if plan is None:
         raise MetadataError(
             f"{bucket.uri(run.plan)} is gone or damaged, so it is not known what was selected. What is stored stays stored. "

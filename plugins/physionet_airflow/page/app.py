@@ -41,12 +41,12 @@ from physionet_airflow.page.access import (
 )
 from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
 from physionet_airflow.page.state import Kept
-from physionet_mirror import overview
+from physionet_mirror import overview, records
 from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
-from physionet_mirror.errors import InputError, MetadataError, MirrorError
+from physionet_mirror.errors import InputError, MirrorError
 from physionet_mirror.layout import RunLayout, located
-from physionet_mirror.progress import Progress, Watch, read_document
-from physionet_mirror.records import RunReport
+from physionet_mirror.progress import MOST_BYTES, Progress, Watch
+from physionet_mirror.report.document import next_step
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.words import duration, money, share, size
 
@@ -105,7 +105,7 @@ _looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
 _catalogs: Kept[overview.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
 _overviews: Kept[tuple[overview.Catalog, overview.Overview]] = Kept(seconds=20, most=8)
 _cohorts: Kept[overview.Preview] = Kept(seconds=600, most=64)
-_reports: Kept[dict[str, Any] | bool] = Kept(seconds=60, most=200)
+_reports: Kept[records.RunReport | bool] = Kept(seconds=60, most=200)
 
 
 def make_app() -> FastAPI:
@@ -127,7 +127,7 @@ def make_app() -> FastAPI:
         "minute": show.minute,
         "share": share,
     }
-    environment.globals |= {"step": show.step, "next_step": show.next_step, "version": _version()}
+    environment.globals |= {"step": show.step, "next_step": next_step, "version": _version()}
     templates = Jinja2Templates(env=environment)
 
     def page(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -366,22 +366,23 @@ def _places(session: SessionDep, dags: Sequence[str]) -> tuple[list[Run], list[M
     return latest, runs.mirrors_of(latest, defaults.values())
 
 
-def _report_of(run: Run) -> Mapping[str, Any] | None:
-    """``report.json`` of a finished run."""
+def _report_of(run: Run) -> records.RunReport | None:
+    """The report of a finished run."""
     if not run.over or run.mirror is None:
         return None
     bucket = _kept_bucket(run.mirror)
 
-    def read(_: Any) -> dict[str, Any] | bool:
+    def read(_: Any) -> records.RunReport | bool:
+        path = _layout(run).report_json
         try:
-            found = read_document(bucket, _layout(run).report_json)
-        except MetadataError as error:  # somebody else's, or damaged: that hides no other
-            log.warning("%s", error)
+            found = records.read(bucket, path, records.RunReport, most=MOST_BYTES)
+        except ValueError as error:  # somebody else's, or damaged: that hides no other
+            log.warning("%s is left out: %s.", bucket.uri(path), error)
             return False
         return found if found is not None and show.result_of(found) else False
 
     found = _reports.get((run.mirror, run.dag_id, run.run_id, run.ended), read)
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, records.RunReport) else None
 
 
 def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str, Any]:
@@ -465,7 +466,7 @@ def _cohort(
     assert wanted is not None
     source = "s3" if wanted.source == "s3" else "physionet"
     read = (report for run in earlier[:_LATEST] if (report := _report_of(run)))
-    reports = [report for report in read if RunReport.from_json(report).source == source][:_REPORTS]
+    reports = [report for report in read if report.source == source][:_REPORTS]
     region = _kept_bucket(mirror).client.meta.region_name
 
     def count(_: Any) -> overview.Preview:
@@ -473,4 +474,4 @@ def _cohort(
         return overview.preview(known, wanted, region=region, reports=reports)
 
     question = json.dumps(filled.conf, sort_keys=True)
-    return _cohorts.get((mirror, found.etags, tuple(r["run"]["id"] for r in reports), question), count)
+    return _cohorts.get((mirror, found.etags, tuple(r.run.id for r in reports), question), count)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from physionet_airflow.page.runs import GROUP
-from physionet_mirror.report.document import NEXT_STEPS
 from physionet_mirror.report.page import LEVEL_MEANS
 from physionet_mirror.words import about, duration, share, size
 
 if TYPE_CHECKING:
     from physionet_airflow.page.runs import Run, RunTasks
     from physionet_mirror.progress import Progress, ShardProgress
+    from physionet_mirror.records import RunReport
 
 STEPS = 10
 """Shades of a shard's progress."""
@@ -95,11 +95,6 @@ def _task(shard: ShardProgress) -> str:
 def run_path(dag_id: str, run_id: str) -> str:
     """Path of a run in Airflow, relative to its root."""
     return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
-
-
-def next_step(reason: str) -> str:
-    """What to do about images that failed for this reason."""
-    return NEXT_STEPS.get(reason, "Trigger the same run again: it fetches only these images.")
 
 
 def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
@@ -261,7 +256,7 @@ def _failed(broken: list[str]) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What ``report.json`` says in short. Sizes in bytes, times in seconds."""
+    """What a report says in short. Sizes in bytes, times in seconds."""
 
     passed: bool
     level: str
@@ -272,27 +267,11 @@ class Result:
     seconds: float
 
 
-def result_of(report: Mapping[str, Any] | None) -> Result | None:
-    """The short form of a ``report.json``; None for none, and for one that is not as we write it."""
-    try:
-        result, transfer, run = (_part(report, name) for name in ("result", "transfer", "run"))
-        selected, verified = _count(result["selected"]), _count(result["verified"])
-        if result["level"] not in LEVEL_MEANS or not isinstance(result["passed"], bool) or verified > selected:
-            return None
-        fetched, size, seconds = _count(transfer["images"]), _count(transfer["bytes"]), _count(run["seconds"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+def result_of(report: RunReport | None) -> Result | None:
+    """The short form of a report; None for none, and for one that is not as we write it."""
+    if report is None or not report.whole or report.result.level not in LEVEL_MEANS:
         return None
-    return Result(result["passed"], result["level"], selected, verified, fetched, size, float(seconds))
-
-
-def _part(report: Mapping[str, Any] | None, name: str) -> Mapping[str, Any]:
-    part = (report or {})[name]
-    if not isinstance(part, Mapping):
-        raise TypeError(name)
-    return part
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
-        raise ValueError(value)
-    return int(value)
+    result, moved = report.result, report.transfer
+    return Result(
+        result.passed, result.level, result.selected, result.verified, moved.images, moved.bytes, report.run.seconds
+    )

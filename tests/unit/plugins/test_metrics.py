@@ -8,6 +8,7 @@ import pytest
 
 from physionet_airflow import compat, metrics
 from physionet_mirror.errors import BucketUnsafe, CredentialsRefused, Throttled
+from physionet_mirror.records import ShardResult
 
 
 class Recorder:
@@ -45,16 +46,19 @@ def sent(send_to):
 
 
 def tally(stored, *, state="running", failed=(), faults=None, retries=0, connections=4):
-    return {
-        "state": state,
-        "todo": 10,
-        "stored": stored,
-        "bytes": stored * 1000,
-        "retries": retries,
-        "connections": connections,
-        "failed": [{"path": "p", "reason": reason, "detail": ""} for reason in failed],
-        "faults": faults or {},
-    }
+    return ShardResult.from_json(
+        {
+            "shard": 3,
+            "state": state,
+            "todo": 10,
+            "stored": stored,
+            "bytes": stored * 1000,
+            "retries": retries,
+            "connections": connections,
+            "failed": [{"path": "p", "reason": reason, "detail": ""} for reason in failed],
+            "faults": faults or {},
+        }
+    )
 
 
 def test_counters_add_up_over_the_calls(sent):

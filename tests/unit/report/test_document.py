@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from physionet_mirror import index
 from physionet_mirror.dataset import MIMIC_CXR
+from physionet_mirror.records import Failure, RunReport
 from physionet_mirror.report import document
-from physionet_mirror.verification import Problem
 from tests.unit.made_up import RUN, STARTED, FakeBucket, make_manifest, make_results, make_verdict, written
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -22,7 +22,7 @@ SCHEMA = json.loads((DOCS / "report.schema.json").read_text())
 class TestFacts:
     def test_follow_the_published_schema(self):
         for results in ((), make_results(38, 3)):
-            for problems in (lambda _: [], lambda rows: [Problem(rows[0]["path"], "missing")]):
+            for problems in (lambda _: [], lambda rows: [Failure(rows[0]["path"], "missing")]):
                 bucket, facts, _ = written(problems=problems, results=results)
                 jsonschema.Draft202012Validator(SCHEMA).validate(facts)
                 assert json.loads(bucket.read(RUN.report_json)) == facts
@@ -41,9 +41,9 @@ class TestFacts:
     def test_counts_add_up(self):
         _, facts, _ = written(
             problems=lambda rows: [
-                Problem(rows[0]["path"], "missing"),
-                Problem(rows[1]["path"], "empty"),
-                Problem(rows[2]["path"], "wrong bytes", "S3 holds the SHA-256 …"),
+                Failure(rows[0]["path"], "missing"),
+                Failure(rows[1]["path"], "empty"),
+                Failure(rows[2]["path"], "wrong bytes", "S3 holds the SHA-256 …"),
             ]
         )
         result = facts["result"]
@@ -58,7 +58,7 @@ class TestFacts:
         rows, _ = make_manifest(40)
         failed = [(rows[3]["path"], "not found", "404"), (rows[4]["path"], "corrupt", "hashes to …")]
         bucket, facts, _ = written(
-            problems=lambda rows: [Problem(rows[n]["path"], "missing") for n in (3, 4, 5)],
+            problems=lambda rows: [Failure(rows[n]["path"], "missing") for n in (3, 4, 5)],
             results=make_results(38, 3, failed=failed),
         )
         assert {f["reason"]: f["count"] for f in facts["failures"]} == {"not found": 1, "corrupt": 1, "missing": 1}
@@ -73,7 +73,7 @@ class TestFacts:
         assert RUN.failed_images not in bucket.objects
 
     def test_failed_images_of_an_earlier_attempt_go_away(self):
-        bucket, _, _ = written(problems=lambda rows: [Problem(rows[0]["path"], "missing")])
+        bucket, _, _ = written(problems=lambda rows: [Failure(rows[0]["path"], "missing")])
         assert RUN.failed_images in bucket.objects
         written(bucket=bucket)
         assert RUN.failed_images not in bucket.objects
@@ -101,10 +101,12 @@ class TestFacts:
             params={},
             started=STARTED,
         )
-        jsonschema.Draft202012Validator(SCHEMA).validate(facts)
+        jsonschema.Draft202012Validator(SCHEMA).validate(facts := facts.to_json())
         assert facts["cohort"]["by_view"] == [] == facts["cohort"]["positive_labels"]
 
     def test_figures_of_the_asset_event_are_few_and_plain(self):
         _, facts, _ = written()
-        assert all(isinstance(value, str | int | bool) for value in document.figures(facts).values())
-        assert len(json.dumps(document.figures(facts))) < 1000
+        assert all(
+            isinstance(value, str | int | bool) for value in document.figures(RunReport.from_json(facts)).values()
+        )
+        assert len(json.dumps(document.figures(RunReport.from_json(facts)))) < 1000

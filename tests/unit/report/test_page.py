@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from physionet_mirror.records import Failure, RunReport
 from physionet_mirror.report import page
-from physionet_mirror.verification import Problem
 from tests.unit.made_up import RUN, make_results, written
 
 
@@ -24,7 +24,7 @@ class TestPage:
         assert "What failed" not in shown
 
     def test_names_what_failed_and_the_next_step(self):
-        bucket, _, rows = written(problems=lambda rows: [Problem(rows[0]["path"], "missing")])
+        bucket, _, rows = written(problems=lambda rows: [Failure(rows[0]["path"], "missing")])
         shown = bucket.read(RUN.report_html).decode()
         assert "1 of 40 selected images is not there" in shown
         assert rows[0]["path"] in shown
@@ -32,7 +32,7 @@ class TestPage:
 
     def test_escapes_every_text(self):
         nasty = "<script>alert(1)</script>&\"'"
-        _, facts, _ = written(problems=lambda rows: [Problem(rows[0]["path"], nasty, nasty)], notes=[nasty])
+        _, facts, _ = written(problems=lambda rows: [Failure(rows[0]["path"], nasty, nasty)], notes=[nasty])
         for part in (facts["params"], facts["software"]):
             part[nasty] = nasty
         facts["params"]["a mapping"] = {nasty: nasty}
@@ -42,7 +42,7 @@ class TestPage:
         facts["run"]["id"] = facts["dataset"]["citation"] = facts["dataset"]["title"] = nasty
         for part in ("by_group", "by_split", "by_view", "positive_labels"):
             facts["cohort"][part][0]["name"] = nasty
-        shown = page.html(facts)
+        shown = page.html(RunReport.from_json(facts))
         assert "<script" not in shown
         assert 'onerror="' not in shown
 
@@ -53,17 +53,17 @@ class TestPage:
 
     def test_the_same_facts_are_the_same_page(self):
         _, facts, _ = written(results=make_results(38, 3))
-        assert page.html(facts) == page.html(facts)
+        assert page.html(RunReport.from_json(facts)) == page.html(RunReport.from_json(facts))
 
     def test_nothing_selected_is_still_a_page(self):
-        _, facts, _ = written(problems=lambda rows: [Problem(row["path"], "missing") for row in rows])
-        assert "None is verified" in page.html(facts)
+        _, facts, _ = written(problems=lambda rows: [Failure(row["path"], "missing") for row in rows])
+        assert "None is verified" in page.html(RunReport.from_json(facts))
 
 
 class TestTable:
     def test_is_narrow_and_ends_with_the_counts(self):
-        _, facts, _ = written(problems=lambda rows: [Problem(rows[0]["path"], "missing")], results=make_results(38, 3))
-        lines = page.summary_table(facts).split("\n")
+        _, facts, _ = written(problems=lambda rows: [Failure(rows[0]["path"], "missing")], results=make_results(38, 3))
+        lines = page.summary_table(RunReport.from_json(facts)).split("\n")
         assert lines[-1] == "39 of 40 selected images verified (checksum): 1 missing, 0 wrong, 0 empty"
         assert all(len(line) <= 100 for line in lines if "s3://" not in line)
         assert any(line.split() == ["1", "missing"] for line in lines)

@@ -9,6 +9,7 @@ import pytest
 from physionet_airflow.page import show
 from physionet_airflow.page.runs import Run, RunTasks
 from physionet_mirror.progress import Progress, Tasks
+from physionet_mirror.records import RunReport
 
 RESULT = {"passed": True, "level": "checksum", "selected": 10, "verified": 10}
 REPORT = {"result": RESULT, "transfer": {"images": 10, "bytes": 16_000_000}, "run": {"id": "r", "seconds": 5.0}}
@@ -97,9 +98,13 @@ def test_what_runs_in_a_paused_dag_goes_on_and_is_told_so():
     ],
 )
 def test_a_report_that_is_not_ours_counts_as_none(change):
-    assert show.result_of(REPORT).verified == 10
-    assert show.result_of(REPORT | change) is None
-    said = headline("success", {"plan": "success", "verify": "success"}, progress=Progress(report=REPORT | change))
+    assert show.result_of(RunReport.from_json(REPORT)).verified == 10
+    assert show.result_of(RunReport.from_json(REPORT | change)) is None
+    said = headline(
+        "success",
+        {"plan": "success", "verify": "success"},
+        progress=Progress(report=RunReport.from_json(REPORT | change)),
+    )
     assert said[:2] == (
         "The run succeeded",
         "Its verification passed; its report is not in the bucket, or cannot be read.",
