@@ -121,7 +121,7 @@ AIRFLOW_TESTS ?= tests/dags tests/unit/plugins tests/integration/plugins
 
 .PHONY: test-chaos
 test-chaos: $(READY) ## kills, faults, overlaps: the slow tests
-	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not browser and not compose" tests/dags tests/chaos tests/integration
+	$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not browser and not compose" tests/dags tests/chaos tests/integration tests/unit
 
 .PHONY: test-browser
 test-browser: $(READY) ## the UI in Debian's chromium

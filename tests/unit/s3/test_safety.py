@@ -11,6 +11,7 @@ import boto3
 import pytest
 import requests
 from botocore.awsrequest import AWSResponse
+from botocore.config import Config
 from botocore.stub import Stubber
 from moto.server import ThreadedMotoServer
 from urllib3 import HTTPResponse
@@ -340,7 +341,7 @@ def test_what_may_be_seen_counts_although_the_block_may_not(s3, make, opened):
 
 
 def test_a_busy_s3_is_asked_again_later_and_nothing_is_written(s3, make):
-    bucket = make()
+    bucket = make(config=Config(retries={"mode": "standard", "total_max_attempts": 2}))  # boto3's own take 13 s
     forbid(bucket, "PublicAccessBlock", code="SlowDown", status=400)
     with pytest.raises(DestinationUnavailable):
         check(bucket)
