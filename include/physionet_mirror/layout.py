@@ -19,19 +19,13 @@ _mirror/runs/<dag_id>@<run_id>/       a run of any other DAG; no run id holds an
     deleted.jsonl.gz                  of a clean-up: what it was allowed to delete
 
 Earlier versions named the folders of the backfill by the run id alone, those of audits ``audit__<run_id>`` and those of
-clean-ups ``cleanup__<run_id>``; `located` finds them. What is JSON has its type in records.py.
+clean-ups ``cleanup__<run_id>``; `records.located` finds them. What is JSON has its type in records.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 from urllib.parse import quote, unquote
-
-from physionet_mirror.records import Plan, load
-
-if TYPE_CHECKING:
-    from physionet_mirror.s3.bucket import Bucket
 
 MIRROR = "_mirror/"
 MANIFEST = MIRROR + "manifest.parquet"
@@ -45,7 +39,7 @@ MAIN_DAG = "mimic_cxr_jpg"
 """The DAG whose runs' folders bear their run id alone."""
 
 _AUDIT, _CLEANUP = "mimic_cxr_audit", "mimic_cxr_cleanup"
-_BEFORE = {_AUDIT: "audit__", _CLEANUP: "cleanup__"}
+BEFORE = {_AUDIT: "audit__", _CLEANUP: "cleanup__"}
 """What earlier versions put before the run id of these DAGs."""
 
 
@@ -79,7 +73,7 @@ class RunLayout:
         """Name of the run's folder. What no run id holds by Airflow's own pattern is quoted, a slash for instance."""
         run_id = quote(self.run_id, safe=":+")
         if self.old:
-            return _BEFORE.get(self.dag_id, "") + run_id
+            return BEFORE.get(self.dag_id, "") + run_id
         return run_id if self.dag_id == MAIN_DAG else f"{quote(self.dag_id, safe='')}@{run_id}"
 
     @property
@@ -130,20 +124,4 @@ class RunLayout:
 
 def has_no_report(folder: str) -> bool:
     """Whether a folder's name tells that its run was an audit or a clean-up, which write no ``report.json``."""
-    return folder.startswith((*_BEFORE.values(), f"{_AUDIT}@", f"{_CLEANUP}@"))
-
-
-def located(bucket: Bucket, run: RunLayout) -> RunLayout:
-    """Where a run's files lie in this bucket: its folder, or the one of an earlier version where only that is there.
-
-    Raises:
-        DestinationError: S3 cannot be asked.
-    """
-    if run.dag_id == MAIN_DAG or any(True for _ in bucket.list(run.root)):
-        return run
-    before = replace(run, old=True)
-    if run.dag_id in _BEFORE:
-        return before if any(True for _ in bucket.list(before.root)) else run
-    # A folder with the run id alone may be that of a run of the main DAG; a plan of the backfill tells.
-    plan = load(bucket, before.plan, Plan)
-    return before if plan is not None and not plan.dag_id and "slices" in plan.request else run
+    return folder.startswith((*BEFORE.values(), f"{_AUDIT}@", f"{_CLEANUP}@"))

@@ -21,6 +21,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from physionet_mirror import words
+from physionet_mirror.layout import BEFORE, MAIN_DAG, RunLayout
 from physionet_mirror.s3.prices import PRICES_AS_OF, PRICES_SOURCE
 
 if TYPE_CHECKING:
@@ -897,3 +898,19 @@ class SumsSeen(Record):
     sha256: str = ""
     manifest: str = ""
     notes: Sequence[str] = ()
+
+
+def located(bucket: Bucket, run: RunLayout) -> RunLayout:
+    """Where a run's files lie in this bucket: its folder, or the one of an earlier version where only that is there.
+
+    Raises:
+        DestinationError: S3 cannot be asked.
+    """
+    if run.dag_id == MAIN_DAG or any(True for _ in bucket.list(run.root)):
+        return run
+    before = replace(run, old=True)
+    if run.dag_id in BEFORE:
+        return before if any(True for _ in bucket.list(before.root)) else run
+    # A folder with the run id alone may be that of a run of the main DAG; a plan of the backfill tells.
+    plan = load(bucket, before.plan, Plan)
+    return before if plan is not None and not plan.dag_id and "slices" in plan.request else run

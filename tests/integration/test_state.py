@@ -428,7 +428,7 @@ def test_folders_of_earlier_versions_are_found(bucket: Bucket) -> None:
     bucket.write_json("_mirror/runs/cleanup__manual__1/deleted.jsonl.gz", {})
     bucket.write_json("_mirror/runs/manual__1/plan.json", {"shards": [], "request": {"select": "all"}})
     root = {
-        (dag, run): layout.located(bucket, RunLayout(run, dag)).root.split("/")[2]
+        (dag, run): records.located(bucket, RunLayout(run, dag)).root.split("/")[2]
         for dag in ("mimic_cxr_jpg", BACKFILL, "mimic_cxr_audit", "mimic_cxr_cleanup")
         for run in ("scheduled__1", "manual__1")
     }
@@ -438,7 +438,7 @@ def test_folders_of_earlier_versions_are_found(bucket: Bucket) -> None:
     assert root["mimic_cxr_cleanup", "manual__1"] == "cleanup__manual__1"
     assert root["mimic_cxr_jpg", "scheduled__1"] == "scheduled__1"
     bucket.write_json(RunLayout("scheduled__1", BACKFILL).plan, old)
-    assert layout.located(bucket, RunLayout("scheduled__1", BACKFILL)).folder == f"{BACKFILL}@scheduled__1"
+    assert records.located(bucket, RunLayout("scheduled__1", BACKFILL)).folder == f"{BACKFILL}@scheduled__1"
 
 
 # -- what a plan knows -------------------------------------------------------------------------------------------------

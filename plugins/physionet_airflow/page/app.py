@@ -39,12 +39,12 @@ from physionet_airflow.page.access import (
     from_our_own_page,
     params_of,
 )
+from physionet_airflow.page.cache import TTLCache
 from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
-from physionet_airflow.page.state import Kept
 from physionet_mirror import overview, records
 from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 from physionet_mirror.errors import InputError, MirrorError
-from physionet_mirror.layout import RunLayout, located
+from physionet_mirror.layout import RunLayout
 from physionet_mirror.progress import MOST_BYTES, Progress, Watch
 from physionet_mirror.report.document import next_step
 from physionet_mirror.s3.bucket import Bucket
@@ -99,13 +99,13 @@ def _kept_bucket(mirror: Mirror) -> Bucket:
     return _buckets.get(mirror, lambda _: open_bucket(mirror.bucket, mirror.prefix))
 
 
-_buckets: Kept[Bucket] = Kept(seconds=300, most=16)
-_watches: Kept[Watch] = Kept(seconds=3600, most=16)
-_looks: Kept[tuple[RunTasks, Progress]] = Kept(seconds=2, most=64)
-_catalogs: Kept[overview.Catalog | MirrorError | bool] = Kept(seconds=20, most=2)
-_overviews: Kept[tuple[overview.Catalog, overview.Overview]] = Kept(seconds=20, most=8)
-_cohorts: Kept[overview.Preview] = Kept(seconds=600, most=64)
-_reports: Kept[records.RunReport | bool] = Kept(seconds=60, most=200)
+_buckets: TTLCache[Bucket] = TTLCache(seconds=300, most=16)
+_watches: TTLCache[Watch] = TTLCache(seconds=3600, most=16)
+_looks: TTLCache[tuple[RunTasks, Progress]] = TTLCache(seconds=2, most=64)
+_catalogs: TTLCache[overview.Catalog | MirrorError | bool] = TTLCache(seconds=20, most=2)
+_overviews: TTLCache[tuple[overview.Catalog, overview.Overview]] = TTLCache(seconds=20, most=8)
+_cohorts: TTLCache[overview.Preview] = TTLCache(seconds=600, most=64)
+_reports: TTLCache[records.RunReport | bool] = TTLCache(seconds=60, most=200)
 
 
 def make_app() -> FastAPI:
@@ -288,7 +288,7 @@ def _bucket_of(run: Run) -> Bucket:
 
 def _layout(run: Run) -> RunLayout:
     """Where the run's files lie; one LIST for a DAG other than the main one."""
-    return located(_bucket_of(run), RunLayout(run.run_id, run.dag_id))
+    return records.located(_bucket_of(run), RunLayout(run.run_id, run.dag_id))
 
 
 def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ class _Slot(Generic[V]):
     value: V | None = None
 
 
-class Kept(Generic[V]):
+class TTLCache(Generic[V]):
     """A time-to-live cache; concurrent callers for one key wait for a single load.
 
     Args:
