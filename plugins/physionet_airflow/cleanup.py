@@ -42,8 +42,8 @@ class ListObjectsOperator(BaseOperator):
         params = context["params"]
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            doomed = cleanup.list_doomed(run.bucket, params["what"], params["run_id"])
-            return cleanup.write_listing(run.bucket, run.layout, doomed)
+            deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"])
+            return cleanup.write_listing(run.bucket, run.layout, deletions)
 
 
 class ApproveDeletionOperator(AskOperator):

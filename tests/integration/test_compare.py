@@ -247,7 +247,7 @@ def test_a_shard_list_that_lost_its_end_is_refused_by_all_who_read_it(mirror: Mi
     for read in (
         lambda: mirror_shard.find_missing(shard, wish, mirror.bucket, mirror.run),
         lambda: verify.verify_run(wish, mirror.bucket, mirror.run, params={}, started=STARTED),
-        lambda: list(cleanup.list_doomed(mirror.bucket, "run", mirror.run.run_id)),
+        lambda: list(cleanup.list_deletions(mirror.bucket, "run", mirror.run.run_id)),
     ):
         with pytest.raises(MetadataError, match="trigger a new run"):
             read()
@@ -275,7 +275,7 @@ def test_a_list_of_what_is_missing_that_lost_its_end_is_made_anew(mirror: Mirror
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-12], lambda _: b"", lambda data: data[:20] + b"x" + data[21:]])
 def test_a_damaged_list_of_what_is_to_be_deleted_deletes_nothing(mirror: Mirror, damage: Any) -> None:
-    cleanup.write_listing(mirror.bucket, mirror.run, cleanup.list_doomed(mirror.bucket, "prefix", None))
+    cleanup.write_listing(mirror.bucket, mirror.run, cleanup.list_deletions(mirror.bucket, "prefix", None))
     path = mirror.run.root + "deleted.jsonl.gz"
     mirror.bucket.write(path, damage(mirror.bucket.read(path)))
     with pytest.raises(MetadataError, match="Nothing was deleted"):

@@ -184,7 +184,7 @@ def test_a_damaged_plan_is_said_and_not_retried(go: Callable[..., Verdict], buck
     with pytest.raises(MetadataError, match=r"plan\.json is gone or damaged.*Trigger a new run"):
         go(FIRST, before_verify=lambda: bucket.write(FIRST.plan, b'{"shards": [{"index": 0}]}'))
     with pytest.raises(InputError, match="holds no plan"):
-        list(cleanup.list_doomed(bucket, "run", FIRST.run_id))
+        list(cleanup.list_deletions(bucket, "run", FIRST.run_id))
 
 
 # -- the index, written by several -------------------------------------------------------------------------------------
@@ -405,10 +405,10 @@ def test_runs_of_two_dags_with_one_id_keep_their_files_apart(go: Callable[..., V
     assert bucket.read_json(main.report_json)["result"]["selected"] == 60
     assert bucket.read_json(night.report_json)["result"]["selected"] == 30
     assert bucket.read_json(night.report_json)["run"]["dag_id"] == BACKFILL
-    of_night = {entry.path for entry in cleanup.list_doomed(bucket, "run", f"{BACKFILL}@weekly-1")}
+    of_night = {entry.path for entry in cleanup.list_deletions(bucket, "run", f"{BACKFILL}@weekly-1")}
     assert len(of_night) == 30
     listing = RunLayout("weekly-1", "mimic_cxr_cleanup")
-    cleanup.write_listing(bucket, listing, cleanup.list_doomed(bucket, "run", f"{BACKFILL}@weekly-1"))
+    cleanup.write_listing(bucket, listing, cleanup.list_deletions(bucket, "run", f"{BACKFILL}@weekly-1"))
     assert cleanup.delete_listed(bucket, listing)["deleted"] == 30
     for run in (main, night):
         assert bucket.read_json(run.report_json)["result"]["passed"]
@@ -418,7 +418,7 @@ def test_runs_of_two_dags_with_one_id_keep_their_files_apart(go: Callable[..., V
 def test_a_clean_up_by_an_id_that_only_another_dag_has_names_its_folder(bucket: Bucket) -> None:
     bucket.write_json(RunLayout("weekly-1", BACKFILL).plan, {"shards": []})
     with pytest.raises(InputError, match=f"{BACKFILL}@weekly-1"):
-        list(cleanup.list_doomed(bucket, "run", "weekly-1"))
+        list(cleanup.list_deletions(bucket, "run", "weekly-1"))
 
 
 def test_folders_of_earlier_versions_are_found(bucket: Bucket) -> None:

@@ -234,13 +234,13 @@ def test_a_bucket_root_is_never_listed_for_deletion(
     root = Bucket.open(boto_session, bucket_name, "", endpoint_url=s3_server.endpoint)
     root.write("a.jpg", b"x")
     with pytest.raises(InputError, match="whole bucket"):
-        list(cleanup.list_doomed(root, "prefix", None))
+        list(cleanup.list_deletions(root, "prefix", None))
 
 
 @pytest.mark.parametrize("run_id", [None, "", "no-such-run", "../../etc"])
 def test_a_run_that_is_not_there_cannot_be_cleaned_up(bucket: Bucket, run_id: str | None) -> None:
     with pytest.raises(InputError, match="run_id"):
-        list(cleanup.list_doomed(bucket, "run", run_id))
+        list(cleanup.list_deletions(bucket, "run", run_id))
 
 
 def test_a_runs_images_go_and_all_else_stays(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> None:
@@ -250,7 +250,7 @@ def test_a_runs_images_go_and_all_else_stays(physionet: Lookalike, reader: tuple
     for path in [*ours, "files/p10/p10000000/other.jpg"]:
         bucket.write(path, b"x")
     before = set(keys(bucket))
-    listed = cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "run", RUN.run_id))
+    listed = cleanup.write_listing(bucket, RUN, cleanup.list_deletions(bucket, "run", RUN.run_id))
     assert listed["by_kind"] == {"images": len(ours)}
     cleanup.delete_listed(bucket, RUN)
     after = set(keys(bucket))
@@ -272,7 +272,7 @@ def test_old_versions_and_delete_markers_go_too() -> None:
         bucket.delete(["files/b.jpg"])
         bucket.write("_mirror/runs/r/report.html", b"kept")
         client.put_object(Bucket="versioned", Key="mine-not/files/a.jpg", Body=b"kept")
-        listed = cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "prefix", None))
+        listed = cleanup.write_listing(bucket, RUN, cleanup.list_deletions(bucket, "prefix", None))
         assert (listed["objects"], listed["versions"]) == (4, 4)
         cleanup.delete_listed(bucket, RUN)
         left = client.list_object_versions(Bucket="versioned")
@@ -295,7 +295,7 @@ def test_a_damaged_manifest_or_index_does_not_end_a_clean_up(
         bucket.write(image.path, b"x")
     verdict = Verdict("count", [Verified(image.path, 1, "e", image.sha256) for image in images])
     index.update(bucket, verdict, io.BytesIO(bucket.read(MANIFEST)))
-    cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "run", RUN.run_id))
+    cleanup.write_listing(bucket, RUN, cleanup.list_deletions(bucket, "run", RUN.run_id))
 
     bucket.write(MANIFEST, b"PAR1 no more")
     assert cleanup.delete_listed(bucket, RUN)["deleted"] == len(images)
@@ -324,7 +324,7 @@ def test_a_locked_version_is_no_missing_right(lock: dict[str, Any], one_by_one: 
             client.put_object_retention(**where, Retention=until)
         else:
             client.put_object_legal_hold(**where, LegalHold={"Status": "ON"})
-        cleanup.write_listing(bucket, RUN, cleanup.list_doomed(bucket, "prefix", None))
+        cleanup.write_listing(bucket, RUN, cleanup.list_deletions(bucket, "prefix", None))
         bucket._deletes_one_by_one = one_by_one
         with pytest.raises(ObjectLocked, match=r"1 of 3 objects.*b\.jpg.*no right is missing") as error:
             cleanup.delete_listed(bucket, RUN)

@@ -37,7 +37,7 @@ class DeletionEntry:
     version: str | None = None
 
 
-def list_doomed(bucket: Bucket, what: str, run_id: str | None) -> Iterator[DeletionEntry]:
+def list_deletions(bucket: Bucket, what: str, run_id: str | None) -> Iterator[DeletionEntry]:
     """What would be deleted: the images that a run selected, or everything below the prefix but the runs' own files.
 
     Args:
@@ -107,12 +107,12 @@ def is_versioned(bucket: Bucket) -> bool:
     return status in {"Enabled", "Suspended"}
 
 
-def write_listing(bucket: Bucket, run: RunLayout, doomed: Iterable[DeletionEntry]) -> dict[str, Any]:
+def write_listing(bucket: Bucket, run: RunLayout, deletions: Iterable[DeletionEntry]) -> dict[str, Any]:
     """Keep the list of what is to go beside the run's files; returns its counts and bytes."""
     objects: Counter[str] = Counter()
     size = versions = 0
     lines = []
-    for entry in doomed:
+    for entry in deletions:
         objects[_kind(entry.path)] += 1
         size += entry.size
         versions += entry.version is not None
