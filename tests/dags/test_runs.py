@@ -151,6 +151,17 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     assert (repair["select"], repair["verify"]) == ("all", "content")
     assert (repair["connections"], repair["approve_above_gb"]) == (5, 7), "as in the run before"
 
+    # Its tasks once more, while the repair has not ended: they trigger no second one, and say so.
+    ((audit,),) = rows(
+        airflow_home, "select run_id from dag_run where dag_id = 'mimic_cxr_audit' order by id desc limit 1"
+    )
+    again = [airflow_home.run("tasks", "test", "mimic_cxr_audit", task, audit).stdout for task in ("repair", "judge")]
+    assert re.search(r"The run repair__\S+ of mimic_cxr_jpg is still fetching what was found", again[0])
+    assert re.search(
+        r"The run repair__\S+ of mimic_cxr_jpg, triggered before by this audit, is still fetching", again[1]
+    )
+    assert rows(airflow_home, "select count(*) from dag_run where triggered_by = 'OPERATOR'") == [(1,)]
+
     code, log = run(airflow_home, "mimic_cxr_jpg", **repair)
     assert code == 0, log[-4000:]
     assert "2 of 2 selected images verified" in log
