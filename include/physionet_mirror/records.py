@@ -472,7 +472,7 @@ class Plan(Record):
             raise ValueError("a shard is not described in full")
         if [shard.index for shard in plan.shards] != list(range(len(plan.shards))):
             raise ValueError("its shards are not in order")
-        if not plan.shards and not plan.schema:
+        if not (plan.shards or plan.schema or plan.request):
             raise ValueError("it is no plan")
         estimate = document.get("estimate")
         if isinstance(estimate, Mapping) and is_number(estimate.get("missing")):

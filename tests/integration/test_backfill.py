@@ -20,8 +20,10 @@ from physionet_mirror.estimate import FROM_FACTS
 from physionet_mirror.layout import LEFT, RunLayout
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.access_point import COPIES_A_CONNECTION
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.source.way import Way
 from physionet_mirror.steps import fetch_metadata, mirror_shard, plan, verify
 from physionet_mirror.verification import Verdict
 
@@ -308,9 +310,9 @@ def test_estimates_learn_from_earlier_runs_of_the_same_source(night: Callable[..
     assert learned.hours == pytest.approx(learned.missing_bytes / (2e6 * 8) / 3600)
 
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "source": "s3"})
-    copied = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
+    copied = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}, way=Way("copy")).estimate
     assert copied.basis == "10 MB/s a connection, as in the last run to this bucket"
-    assert copied.connections == 64
+    assert copied.connections == 8 * COPIES_A_CONNECTION
 
 
 def test_a_shard_says_how_many_connections_it_was_allowed(night: Callable[..., Night], bucket: Bucket) -> None:
@@ -322,7 +324,7 @@ def test_a_shard_says_how_many_connections_it_was_allowed(night: Callable[..., N
 
 def test_a_copy_inside_s3_is_not_estimated_at_the_pace_of_the_web_server(bucket: Bucket) -> None:
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "source": "s3"})
-    estimate = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}).estimate
+    estimate = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}, way=Way("copy")).estimate
     assert "a copy" in estimate.basis
     # 60 copies, all at once, of 0.3 s each.
     assert estimate.hours * 3600 == pytest.approx(0.3)

@@ -173,3 +173,57 @@ def test_a_damaged_list_of_leftovers_keeps_its_other_lines(data: st.DataObject) 
     spoilt[data.draw(st.integers(0, len(spoilt) - 1))] ^= data.draw(st.integers(1, 255))
     left = plan.read_left(OneFile(bytes(spoilt)))  # type: ignore[arg-type]
     assert len({image.path for image in left} & {image.path for image in images}) >= 18
+
+
+# -- what earlier versions wrote ---------------------------------------------------------------------------------------
+
+
+def test_the_first_result_files_are_understood() -> None:
+    """Without ``allowed``, ``failed_before`` and ``handshakes``."""
+    old = {
+        "shard": 2,
+        "name": "p10, 9 images",
+        "try_number": 1,
+        "state": "failed",
+        "started": "2025-11-03T01:02:03+00:00",
+        "updated": "2025-11-03T01:03:03+00:00",
+        "seconds": 60.0,
+        "images": 9,
+        "todo": 9,
+        "stored": 8,
+        "bytes": 13_000_000,
+        "failed": [{"path": "files/a.jpg", "reason": "not found", "detail": "404"}],
+        "error": None,
+        "connections": 0,
+        "retries": 3,
+        "faults": {"not found": 1},
+        "series": [[30.0, 4, 6_000_000, 4], [60.0, 4, 7_000_000, 3.5]],
+    }
+    result = ShardResult.from_json(old)
+    assert result.failed == (Failure("files/a.jpg", "not found", "404"),)
+    assert (result.allowed, result.handshakes, result.failed_before, result.error) == (0, 0, (), None)
+    assert {name: value for name, value in result.to_json().items() if name in old} == old
+
+
+def test_the_first_plans_are_understood() -> None:
+    """Without ``dag_id``, ``way``, the shards' ``sha256`` and the estimate's second time."""
+    shard = {name: value for name, value in SHARD.to_json().items() if name != "sha256"}
+    old = {
+        "schema": "physionet-mirror/plan/1",
+        "run_id": "manual__1",
+        "created": "2025-11-03T01:02:03+00:00",
+        "request": {"bucket": "b", "slices": 30},
+        "selection": {"matched": 3, "images": 3, "notes": ["all 3 images are taken"]},
+        "shards": [shard],
+        "estimate": {"images": 3, "missing": 2, "hours": 0.5, "monthly": {"STANDARD": 0.1}},
+    }
+    planned = Plan.from_json(old)
+    assert (planned.run_id, planned.dag_id, planned.request, planned.way) == ("manual__1", "", old["request"], {})
+    assert planned.shards == (SHARD,)
+    assert (planned.estimate.missing, planned.estimate.hours_most) == (2, 0.5)
+
+
+def test_a_plan_whose_estimate_is_lost_expects_to_fetch_everything() -> None:
+    for estimate in (None, [], {"missing": "two"}):
+        document = {"schema": "physionet-mirror/plan/1", "shards": [SHARD.to_json()], "estimate": estimate}
+        assert Plan.from_json(document).estimate.missing == SHARD.images
