@@ -7,7 +7,7 @@ Three levels, each including the one before:
     content    and the bytes read back hash to it
 
 `missing?`, `verify` and the audit all ask here. What was verified before and is unchanged in size and ETag is not asked
-for again (see ``verified.py``), so a second look at a whole dataset is one LIST per 1,000 keys. Where S3 holds no SHA-256
+for again (see ``verified_cache.py``), so a second look at a whole dataset is one LIST per 1,000 keys. Where S3 holds no SHA-256
 of an object (another tool stored it, or it came in parts), it is read back and hashed once. What is found is remembered
 every few thousand objects: a comparison that is killed goes on where it stopped. Nothing is changed but that cache.
 """
@@ -116,7 +116,7 @@ def compare(
         files: Any number, in any order.
         bucket: Where they should be.
         into: An empty result; its level is what is asked for.
-        run: The attempt at a run that asks (``verified.attempt_of``). ``content`` reads back everything but what was
+        run: The attempt at a run that asks (``verified_cache.attempt_of``). ``content`` reads back everything but what was
             read back in this very attempt, so that a task that is killed goes on where it stopped; without a run it
             reads back everything.
         anew: Ask S3 about every object, however well it is remembered; only what was found in this very attempt is

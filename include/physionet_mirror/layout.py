@@ -6,7 +6,7 @@ _mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at
 _mirror/index.parquet                 the verified images: the training index
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/copying/                      copies inside S3 until they are proven
-_mirror/verified/<group>.tsv.gz       what was verified when (see verified.py)
+_mirror/verified/<group>.tsv.gz       what was verified when (see verified_cache.py)
 _mirror/runs/<run_id>/                a run of mimic_cxr_jpg
 _mirror/runs/<dag_id>@<run_id>/       a run of any other DAG; no run id holds an @
     plan.json                         what was asked and how it was cut

@@ -70,7 +70,7 @@ def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) ->
         bucket: Which.
         level: ``count``, ``checksum`` or ``content``.
         share: The part of the dataset that is looked at.
-        run: The attempt at a run that audits (``verified.attempt_of``); what it has found
+        run: The attempt at a run that audits (``verified_cache.attempt_of``); what it has found
             already is not asked for again when its task is retried.
 
     Raises:
