@@ -176,7 +176,12 @@ def _check_credentials(login: str, password: str) -> None:
 
 
 def _checked_agent(agent: str) -> str:
-    if not agent.startswith(ACCEPTED_AGENTS) or not agent.isprintable():
+    if not agent.isascii() or not agent.isprintable():
+        raise InputError(
+            f"`user_agent` in the connection's extra, {agent[:60]!r}, has a character that a header cannot carry. Nothing was "
+            f"sent. Write it in ASCII, or leave it out: {USER_AGENT}"
+        )
+    if not agent.startswith(ACCEPTED_AGENTS):
         raise InputError(
             f"PhysioNet ignores the password of a client that calls itself {agent[:60]!r} and answers 403. Nothing was sent. "
             "Let `user_agent` in the connection's extra begin with Wget/ or libwfdb/, and say who you are in the comment "

@@ -99,9 +99,15 @@ def test_plain_http_must_be_allowed():
     assert make("http://10.0.0.1", allow_http=True).base_url == "http://10.0.0.1"
 
 
-@pytest.mark.parametrize("agent", ["python-requests/2.34", "wget/1.21", "Mozilla/5.0", "Wget/1.21\r\nX: y"])
+@pytest.mark.parametrize("agent", ["python-requests/2.34", "wget/1.21", "Mozilla/5.0"])
 def test_an_agent_that_physionet_ignores_is_explained(agent):
     with pytest.raises(InputError, match="Wget/ or libwfdb/"):
+        make(user_agent=agent)
+
+
+@pytest.mark.parametrize("agent", ["Wget/1.21\r\nX: y", "Wget/1.21 (Łukasz)"])
+def test_an_agent_that_no_header_can_carry_is_refused_before_anything_is_sent(agent):
+    with pytest.raises(InputError, match="Write it in ASCII"):
         make(user_agent=agent)
 
 
