@@ -219,8 +219,9 @@ def test_images_are_copied_inside_s3(
     client.create_bucket(Bucket=origin)
     version = tiny_dataset / PREFIX
     published = stored(version)
-    for path in ["SHA256SUMS.txt", *published]:
-        client.put_object(Bucket=origin, Key=f"{PREFIX}/{path}", Body=(version / path).read_bytes())
+    for file in version.rglob("*"):  # tables and lists are read there too
+        if file.is_file():
+            client.put_object(Bucket=origin, Key=f"{PREFIX}/{file.relative_to(version)}", Body=file.read_bytes())
     connection = s3_server.connection()
     connection["extra"] = {**connection["extra"], "physionet_access_point": origin}
     done = airflow_home.run(
