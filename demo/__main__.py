@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,11 +46,11 @@ def main() -> int:
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda *_: sys.exit(143))
     try:
-        with _only_one(), _stack() as (running, bucket, folder):
+        with _only_one(), _stack(with_access_point=options.keep) as (running, s3, bucket):
             run, state = _mirror(running, bucket, options.images)
-            _show_result(running, bucket, folder, run)
+            _show_result(running, bucket, s3.folder / BUCKET / PREFIX, run)
             if options.keep:
-                _keep(running)
+                _keep(running, s3)
             else:
                 console.print("\nTo look around in Airflow's UI: [bold]make demo KEEP=1[/]")
     except KeyboardInterrupt:
@@ -78,8 +77,11 @@ def _only_one() -> Iterator[None]:
 
 
 @contextmanager
-def _stack() -> Iterator[tuple[stack.Airflow, Bucket, Path]]:
-    """Everything that the run needs; yields Airflow, the destination and the folder in which its objects are files."""
+def _stack(*, with_access_point: bool) -> Iterator[tuple[stack.Airflow, stack.S3Server, Bucket]]:
+    """Everything that the run needs; yields Airflow, the S3 server and the destination.
+
+    With the access point, Airflow reaches the bucket as AWS lets a worker's role do, and docs/access-point.md can be followed.
+    """
     from physionet_mirror.s3.bucket import Bucket
 
     dataset = STATE / "physionet"
@@ -96,21 +98,31 @@ def _stack() -> Iterator[tuple[stack.Airflow, Bucket, Path]]:
         generator,
         stack.s3_server(STATE / "s3", log=logs / "s3.log") as s3,
         stack.physionet(dataset, log=logs / "physionet.log") as source,
+        ExitStack() as more,
     ):
-        folder = s3.make_bucket(BUCKET)
+        s3.make_bucket(BUCKET)
         _done("S3 server", f"{s3.endpoint}, its objects are files in {_short(s3.folder)}")
         _done("PhysioNet look-alike", source.url)
+        connections, extra_env = stack.connections(s3, source), {"MIMIC_CXR_BUCKET": BUCKET}
+        if with_access_point:
+            status.update("Drawing the dataset where it is not there …")
+            generator.wait()
+            point = more.enter_context(stack.access_point(dataset, s3, log=logs / "access-point.log"))
+            _done(
+                "PhysioNet's S3 access point", f"{point.name} at {point.endpoint} (docs/access-point.md plays with it)"
+            )
+            connections["aws_default"] = point.connection()
+            extra_env |= point.variables()
         status.update("Starting Airflow, and drawing the dataset where it is not there …")
-        with stack.airflow(
-            STATE / "airflow", connections=stack.connections(s3, source), extra_env={"MIMIC_CXR_BUCKET": BUCKET}
-        ) as running:
+        with stack.airflow(STATE / "airflow", connections=connections, extra_env=extra_env) as running:
             _done("Airflow", running.url)
             status.update("Drawing the dataset …")
             generator.wait()
             _done("Synthetic MIMIC-CXR-JPG", generator.output().strip())
             running.api.wait_for_dag(DAG)
+            running.api.forget_connection("physionet_s3")  # an earlier demo's, whose keys are gone
             status.stop()
-            yield running, Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint), folder / PREFIX
+            yield running, s3, Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint)
             status.update("Stopping Airflow, the look-alike and the S3 server …")
             status.start()
     console.print("Every process of the demo is stopped.")
@@ -195,11 +207,19 @@ def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunL
             console.print("\n".join(log.splitlines()[-12:]), markup=False)
 
 
-def _keep(running: stack.Airflow) -> None:
+def _keep(running: stack.Airflow, s3: stack.S3Server) -> None:
     file = STATE / "env"
-    _write_environment(file, running)
+    _write_environment(file, running, s3)
     console.print("\nAirflow stays up until you press Ctrl-C:")
     console.print(f"  {running.url}\n  user      {running.user}\n  password  {running.password}", markup=False)
+    console.print(
+        "For PhysioNet's S3 access point, the fast way, follow docs/access-point.md. Its connection physionet_s3:"
+    )
+    for who, what in (("COPIER", "may write the bucket: S3 copies"), ("READER", "may not: through the worker")):
+        key, secret = running.env[f"DEMO_{who}_KEY"], running.env[f"DEMO_{who}_SECRET"]
+        console.print(f"  key {key}  secret {secret}  {what}", markup=False, soft_wrap=True)
+    where = f"endpoint {running.env['DEMO_ENDPOINT']}  access point {running.env['DEMO_ACCESS_POINT']}"
+    console.print(f"  {where}", markup=False, soft_wrap=True)
     console.print(
         f"For `airflow …` commands against it, in another terminal:  source {_short(file)}",
         markup=False,
@@ -213,13 +233,12 @@ def _keep(running: stack.Airflow) -> None:
         file.unlink(missing_ok=True)
 
 
-def _write_environment(file: Path, running: stack.Airflow) -> None:
+def _write_environment(file: Path, running: stack.Airflow, s3: stack.S3Server) -> None:
     """A file to source in a shell, for ``airflow …`` commands and for AWS's own tools; it holds the demo's keys."""
-    ours = ("AIRFLOW", "PATH", "PYTHONPATH", "PHYSIONET_", "MIMIC_CXR_", "NO_PROXY", "no_proxy")
+    ours = ("AIRFLOW", "PATH", "PYTHONPATH", "PHYSIONET_", "MIMIC_CXR_", "DEMO_", "NO_PROXY", "no_proxy")
     found = {name: value for name, value in running.env.items() if name.startswith(ours)}
-    s3 = json.loads(running.env["AIRFLOW_CONN_AWS_DEFAULT"])
-    found |= {"AWS_ACCESS_KEY_ID": s3["login"], "AWS_SECRET_ACCESS_KEY": s3["password"]}
-    found |= {"AWS_ENDPOINT_URL": s3["extra"]["endpoint_url"], "AWS_DEFAULT_REGION": s3["extra"]["region_name"]}
+    found |= {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+    found |= {"AWS_ENDPOINT_URL": s3.endpoint, "AWS_DEFAULT_REGION": stack.REGION}
     file.unlink(missing_ok=True)
     file.touch(mode=0o600)
     file.write_text("".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(found.items())))

@@ -42,7 +42,8 @@ ACCOUNT = "111122223333"
 REGION = "us-east-1"
 """Where PhysioNet's access points are."""
 SECRETS = "ACCESS_POINT_SECRETS"
-"""Environment variable with JSON: access key to [kind/name, secret]."""
+"""Environment variable with JSON: ``upstream`` (access key, secret), ``identities`` (access key to [kind/name, secret]), and
+``read_only`` (access keys that may not write the buckets behind)."""
 
 
 @dataclass(frozen=True)
@@ -557,6 +558,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         identities[access_key] = Identity(name, secret, kind)
     upstream = (options.upstream, *given["upstream"])
     with AccessPoint(options.datasets, upstream=upstream, identities=identities, port=options.port) as aws:
+        aws.read_only.update(given.get("read_only", ()))
         print(json.dumps({"endpoint": aws.endpoint}), flush=True)
         signal.sigwait(ending)
     return 0

@@ -258,6 +258,63 @@ def physionet(root: Path, *, log: Path | None = None, options: Sequence[str] = (
         yield PhysioNetServer(where["url"], where["control_url"], user, password, service)
 
 
+# ----------------------------------------------------------------------------------------------------- access point
+
+
+@dataclass(frozen=True)
+class AccessPointServer:
+    """PhysioNet's S3 access point and the user's AWS account, in a process of its own, before the S3 server.
+
+    Attributes:
+        endpoint: ``http://127.0.0.1:<port>``, of S3 and of STS.
+        name: Of the access point.
+        copier, reader, worker: Access key and secret of a verified IAM user who may write the user's buckets too, of one
+            who may not, and of a role that may, but that PhysioNet does not let read.
+    """
+
+    endpoint: str
+    name: str
+    copier: tuple[str, str] = field(repr=False)
+    reader: tuple[str, str] = field(repr=False)
+    worker: tuple[str, str] = field(repr=False)
+    service: Service = field(repr=False)
+
+    def connection(self) -> dict[str, Any]:
+        """The user's buckets, by the worker's role, as an Airflow connection of type ``aws``."""
+        sts = {"sts": {"endpoint_url": self.endpoint}}
+        extra = {"endpoint_url": self.endpoint, "region_name": REGION, "service_config": sts}
+        return {"conn_type": "aws", "login": self.worker[0], "password": self.worker[1], "extra": extra}
+
+    def variables(self) -> dict[str, str]:
+        """What docs/access-point.md calls them on the demo."""
+        found = {"DEMO_ENDPOINT": self.endpoint, "DEMO_ACCESS_POINT": self.name}
+        for who, (key, secret) in {"COPIER": self.copier, "READER": self.reader}.items():
+            found |= {f"DEMO_{who}_KEY": key, f"DEMO_{who}_SECRET": secret}
+        return found
+
+
+@contextmanager
+def access_point(
+    datasets: Path, s3: S3Server, *, name: str = "mimic-cxr-jpg-v2-1-0-01", log: Path | None = None
+) -> Iterator[AccessPointServer]:
+    """The access points of the datasets in ``<datasets>/<slug>/<version>/``, which must be there, before ``s3``."""
+    copier, reader, worker = (
+        (kind + secrets.token_hex(8).upper(), secrets.token_hex(20)) for kind in ("AKIA", "AKIA", "ASIA")
+    )
+    identities = {
+        copier[0]: ("user/copier", copier[1]),
+        reader[0]: ("user/reader", reader[1]),
+        worker[0]: ("role/worker", worker[1]),
+    }
+    given = {"upstream": (s3.access_key, s3.secret_key), "identities": identities, "read_only": [reader[0]]}
+    command = [sys.executable, "-m", "demo.access_point", "--datasets", datasets, "--upstream", s3.endpoint]
+    env = plain_environment() | {"ACCESS_POINT_SECRETS": json.dumps(given)}
+    log = log or s3.folder.parent / "access-point.log"
+    with Service("PhysioNet's access point", command, log=log, env=env) as service:
+        endpoint = json.loads(service.wait_for(r"(?m)^\{.*\}$")[0])["endpoint"]
+        yield AccessPointServer(endpoint, name, copier, reader, worker, service)
+
+
 # ---------------------------------------------------------------------------------------------------------- Airflow
 
 
@@ -461,6 +518,14 @@ class AirflowApi:
             if error.response.status_code != 409:
                 raise
             self.call("PATCH", f"pools/{name}", body)
+
+    def forget_connection(self, conn_id: str) -> None:
+        """Delete a connection from Airflow's database, if it is there."""
+        try:
+            self.call("DELETE", f"connections/{conn_id}")
+        except requests.HTTPError as error:
+            if error.response.status_code != 404:
+                raise
 
     def wait_for_dag(self, dag_id: str, timeout: float = 60) -> None:
         """Wait until the DAG processor has parsed the DAG; StackError with the import errors otherwise."""

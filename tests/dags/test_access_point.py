@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from demo import stack
+from demo import stack, synthetic
 from demo.access_point import AccessPoint, Identity
 
 NAME = "mimic-cxr-jpg/2.1.0"
@@ -104,3 +106,74 @@ def test_a_source_that_is_not_open_is_fatal_for_s3_and_named_by_auto(
     )
     assert done.returncode == 0, done.stdout[-4000:]
     assert "source: PhysioNet's website, as the access point is not open: " in done.stdout
+
+
+PAGE = stack.ROOT / "docs" / "access-point.md"
+
+
+def commands_on_the_demo() -> list[list[str]]:
+    """The blocks of commands that the page gives for the demo, each without its first `source`, a command an entry."""
+    _, _, text = PAGE.read_text().partition("## On the demo")
+    blocks = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
+    return [[line for line in block.splitlines() if not line.startswith("source ")] for block in blocks]
+
+
+def in_a_shell(command: str, env: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", "-euc", command], env=env, cwd=stack.ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-2000:]}"
+    return done.stdout + done.stderr
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 by path of the images that lie in a folder."""
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in folder.glob("files/**/*.jpg")
+    }
+
+
+def test_the_pages_commands_bring_everything_by_copy_and_through_the_worker(
+    airflow_home: Any, tiny_dataset: Path, s3_server: stack.S3Server, tmp_path: Path
+) -> None:
+    """As the page writes them, but for the trigger: here the run is in the same terminal, without a scheduler."""
+    s3_server.make_bucket("mimic-demo")
+    with stack.access_point(tiny_dataset, s3_server, log=tmp_path / "access-point.log") as point:
+        env = {**airflow_home.env, **point.variables(), "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(point.connection())}
+        del env["AIRFLOW_CONN_PHYSIONET_DEFAULT"]
+        for (*connect, trigger), way in zip(commands_on_the_demo(), ("copied", "through"), strict=True):
+            log = in_a_shell("\n".join(connect), env)
+            here = trigger.replace("airflow dags trigger mimic_cxr_jpg --conf", "airflow dags test mimic_cxr_jpg -c")
+            assert here != trigger
+            log += in_a_shell(here, env)
+            assert f"source: PhysioNet's access point, {way} " in log
+            assert "60 of 60 selected images verified (checksum)" in log
+            assert digests(s3_server.folder / "mimic-demo" / way) == digests(tiny_dataset / NAME)
+            assert not any(secret in log for _, secret in (point.copier, point.reader, point.worker))
+
+
+@pytest.mark.slow
+def test_the_pages_commands_bring_600_of_600_on_a_whole_airflow(tmp_path: Path) -> None:
+    """To the letter, on the demo's stack: its dataset, its scheduler, its page."""
+    dataset = tmp_path / "physionet"
+    synthetic.write(dataset, synthetic.cohort(600))
+    with (
+        stack.s3_server(tmp_path / "s3") as s3,
+        stack.physionet(dataset) as source,
+        stack.access_point(dataset, s3) as point,
+    ):
+        s3.make_bucket("mimic-demo")
+        connections = {**stack.connections(s3, source), "aws_default": point.connection()}
+        with stack.airflow(tmp_path / "airflow", connections=connections, extra_env=point.variables()) as running:
+            running.api.wait_for_dag("mimic_cxr_jpg")
+            running.api.call("PATCH", "dags/mimic_cxr_jpg", {"is_paused": False}, update_mask="is_paused")
+            for commands, way in zip(commands_on_the_demo(), ("copied", "through"), strict=True):
+                in_a_shell("\n".join(commands), dict(running.env))
+                runs = running.api.call("GET", "dags/mimic_cxr_jpg/dagRuns", order_by="-run_after")["dag_runs"]
+                assert running.api.wait("mimic_cxr_jpg", runs[0]["dag_run_id"]) == "success"
+                folder = s3.folder / "mimic-demo" / way
+                assert len(digests(folder)) == 600
+                assert digests(folder) == digests(dataset / NAME)
+                [report] = [json.loads(file.read_text()) for file in folder.glob("_mirror/runs/*/report.json")]
+                assert report["way"]["mode"] == {"copied": "copy", "through": "through"}[way]
