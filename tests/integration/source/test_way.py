@@ -28,6 +28,7 @@ from physionet_mirror.transfer import Transfer
 NAME = MIMIC_CXR_JPG.name
 POINT = "mimic-cxr-jpg-v2-1-0-01"
 READER, ROLE, ROOT, STRANGER = "AKIAREADER", "ASIAROLE", "AKIAROOT", "AKIASTRANGER"
+ELSEWHERE = "AKIAELSEWHERE"
 
 
 @pytest.fixture
@@ -37,6 +38,8 @@ def aws(tiny_dataset: Path, s3_server: stack.S3Server) -> Iterator[Aws]:
         ROLE: Identity("worker", "secret-2", "role"),
         ROOT: Identity("", "secret-3", "root"),
         STRANGER: Identity("stranger", "secret-4", granted=False),
+        # The user of that name whom PhysioNet has verified is in the other account.
+        ELSEWHERE: Identity("reader", "secret-5", granted=False, account="444455556666"),
     }
     upstream = (s3_server.endpoint, s3_server.access_key, s3_server.secret_key)
     with Aws(tiny_dataset, upstream=upstream, identities=identities) as server:
@@ -133,6 +136,7 @@ def test_a_way_survives_its_json() -> None:
         (ROLE, "…3333:assumed-role/worker/session, whose keys are in the connection physionet_s3.*That is a role"),
         (ROOT, "…3333:root, .*That is the account's root user"),
         (STRANGER, "…3333:user/stranger, whose keys are in the connection physionet_s3"),
+        (ELSEWHERE, "…6666:user/reader, whose keys are in the connection physionet_s3"),
     ],
 )
 def test_who_may_not_read_is_named_and_told_what_to_do(aws: Aws, destination: Any, key: str, said: str) -> None:
