@@ -134,6 +134,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_pages_commands_bring_everything_by_copy_and_through_the_worker(
     airflow_home: Any, tiny_dataset: Path, s3_server: stack.S3Server, tmp_path: Path
 ) -> None:
