@@ -24,9 +24,10 @@ from physionet_mirror import compare, index
 from physionet_mirror.errors import BucketRefused, DestinationUnavailable, InputError, VerificationFailed
 from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, verified
+from physionet_mirror.records import Failure
 from physionet_mirror.request import LEVELS
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.verification import Failure, verify
+from physionet_mirror.verification import verify
 from physionet_mirror.verified_cache import Memory
 
 PREFIX = "mimic-cxr-jpg/2.1.0"
