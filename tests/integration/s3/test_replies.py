@@ -505,9 +505,9 @@ def test_an_audit_names_archived_objects_and_judges_the_others():
         s3.put(plain.path, plain.data, content_type="image/jpeg")
         verdict = verify([archived, plain], s3, "content")
         assert [right.path for right in verdict.ok] == [plain.path]
-        ((path, reason, detail),) = verdict.problems
-        assert (path, reason) == (archived.path, "object archived")
-        assert "no right is missing" in detail
-        assert reason in next_steps()
+        (problem,) = verdict.problems
+        assert (problem.path, problem.reason) == (archived.path, "object archived")
+        assert "no right is missing" in problem.detail
+        assert problem.reason in next_steps()
     finally:
         moto.stop()
