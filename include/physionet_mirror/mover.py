@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -113,3 +114,22 @@ class Mover(Protocol):
     def close(self) -> None:
         """Close what is kept open."""
         ...
+
+
+class KeptMemory:
+    """Memory that each thread keeps from one file to the next: to allocate it anew costs more than hashing the file."""
+
+    _LEAST = 1 << 20  # bytes that a thread's memory has
+    _MOST = 4 << 20  # and what is given back once its file is stored
+
+    def __init__(self) -> None:
+        self._kept = threading.local()  # .room
+
+    def of(self, size: int) -> memoryview:
+        """Room for so many bytes, this thread's own."""
+        room: bytearray | None = getattr(self._kept, "room", None)
+        if room is None or len(room) < size:
+            room = bytearray(max(size, self._LEAST))
+            if size <= self._MOST:
+                self._kept.room = room
+        return memoryview(room)[:size]

@@ -174,7 +174,7 @@ class AccessPoint:
         if sha256 is not None and digest.hexdigest() != sha256:
             raise self.corrupt(path, sha256, "Nothing was stored.")
 
-    def read_into(self, file: File, buffer: bytearray, turn: Turn) -> memoryview:
+    def read_into(self, file: File, buffer: bytearray | memoryview, turn: Turn) -> memoryview:
         """A listed file's bytes, proven, in a buffer that the caller keeps. Raises as `stream`."""
         assert file.bytes is not None
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
@@ -10,13 +9,10 @@ from functools import partial
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import NotTheFile
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.mover import Fetched, KeptMemory, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.body import BIG
 from physionet_mirror.source.physionet import PhysioNet
-
-_ROOM = 1 << 20  # bytes that a thread's memory has at least
-_MOST_KEPT = 4 << 20  # and what is given back once its file is stored
 
 
 class Download:
@@ -35,7 +31,7 @@ class Download:
 
     def __init__(self, source: PhysioNet, dataset: Dataset, bucket: Bucket, storage_class: str = "STANDARD") -> None:
         self._source, self._dataset, self._bucket, self._storage_class = source, dataset, bucket, storage_class
-        self._kept = threading.local()  # .room
+        self._memory = KeptMemory()
 
     def __repr__(self) -> str:
         return f"<Download {self._dataset.name} from {self._source!r}>"
@@ -56,21 +52,12 @@ class Download:
             if body.size is None:
                 data = memoryview(_in_memory(path, body))
             elif body.size <= BIG:
-                data = self._memory(body.size)
+                data = self._memory.of(body.size)
                 body.read_into(data)
             else:
                 return Fetched(self._bucket.upload(path, body, content_type=kind, storage_class=storage_class))
         put = partial(self._bucket.put, path, data, content_type=kind, storage_class=storage_class, sha256=file.sha256)
         return Fetched(len(data), put)
-
-    def _memory(self, size: int) -> memoryview:
-        """Room for so many bytes: this thread's own, used for one file after the other."""
-        room: bytearray | None = getattr(self._kept, "room", None)
-        if room is None or len(room) < size:
-            room = bytearray(max(size, _ROOM))
-            if size <= _MOST_KEPT:
-                self._kept.room = room
-        return memoryview(room)[:size]
 
     def close(self) -> None:
         """Close the source's connections."""

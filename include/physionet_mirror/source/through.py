@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
 
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.mover import Fetched, KeptMemory, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.access_point import READS_A_CONNECTION, AccessPoint
-
-BIG = 32 << 20
-"""Bytes; a larger file is never held in memory."""
-
-_LEAST_BUFFER = 4 << 20
+from physionet_mirror.source.body import BIG
 
 
 class ThroughWorker:
@@ -34,7 +29,7 @@ class ThroughWorker:
 
     def __init__(self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD") -> None:
         self._point, self._bucket = point, bucket
-        self._kept = threading.local()
+        self._memory = KeptMemory()
         self._how: dict[str, Any] = {"content_type": point.dataset.image_type, "storage_class": storage_class}
 
     def __repr__(self) -> str:
@@ -61,7 +56,7 @@ class ThroughWorker:
             DestinationError: The destination refuses a file too big for memory.
         """
         if file.bytes is not None and file.bytes <= BIG:
-            data = self._point.read_into(file, self._buffer(file.bytes), turn)
+            data = self._point.read_into(file, self._memory.of(file.bytes), turn)
             return Fetched(len(data), partial(self._bucket.put, file.path, data, sha256=file.sha256, **self._how))
         chunks = self._counted(self._point.stream(self._point.dataset, file.path, file.sha256), turn)
         begun: list[bytes] = []
@@ -72,13 +67,6 @@ class ThroughWorker:
             if size > BIG:
                 return Fetched(self._bucket.upload(file.path, chain(begun, chunks), **self._how))
         return Fetched(size, partial(self._bucket.put, file.path, b"".join(begun), sha256=file.sha256, **self._how))
-
-    def _buffer(self, size: int) -> bytearray:
-        """Memory that this thread keeps, as allocating it anew for each file costs more than hashing it."""
-        kept: bytearray | None = getattr(self._kept, "buffer", None)
-        if kept is None or len(kept) < size:
-            kept = self._kept.buffer = bytearray(max(size, _LEAST_BUFFER))
-        return kept
 
     def _counted(self, chunks: Iterator[bytes], turn: Turn) -> Iterator[bytes]:
         for number, chunk in enumerate(chunks):
