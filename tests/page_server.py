@@ -23,10 +23,13 @@ import requests
 from demo import stack
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout, verified
 from physionet_mirror.records import Shard
+from tests.unit.test_overview_tables import quiet_bomb
 
 BUCKET, PREFIX = "lab-bucket", "mimic-cxr-jpg/2.1.0"
 SHARDS, A_SHARD = 400, 900
 LIVE, DONE, ELSEWHERE = "manual__2026-03-01T22:00:00+00:00", "manual__2026-02-27T21:00:00+00:00", "audit-1"
+BOMB, DAMAGED, NO_INDEX = "a-bomb", "damaged-manifest", "damaged-index"
+"""Prefixes under which somebody else's file lies in the place of ours; each had one run."""
 USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}
 """By name, their role; one without a role may log in and read nothing."""
 
@@ -98,6 +101,15 @@ def fill_bucket(s3: stack.S3Server) -> None:
         file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
 
     manifest, index = _tables()
+    for prefix, path, content in (
+        (DAMAGED, MANIFEST, b"PAR1" + b"x" * 5000 + b"PAR1"),
+        (NO_INDEX, MANIFEST, manifest),
+        (NO_INDEX, INDEX, b"no index"),
+    ):
+        write(f"../../{prefix}/{path}", content)
+    bomb = root.parent.parent / BOMB / MANIFEST
+    bomb.parent.mkdir(parents=True)
+    quiet_bomb(bomb)
     write(MANIFEST, manifest)
     write(INDEX, index)
     for group in range(10, 15):
@@ -270,6 +282,10 @@ def seed() -> None:
             ("mimic_cxr_jpg", DONE, "success", conf, 49.0),
             ("mimic_cxr_jpg", LIVE, "running", conf, 3.5),
             ("mimic_cxr_audit", ELSEWHERE, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0),
+            *(
+                ("mimic_cxr_audit", f"of-{prefix}", "success", {"bucket": BUCKET, "prefix": prefix}, 70.0)
+                for prefix in (BOMB, DAMAGED, NO_INDEX)
+            ),
         ):
             at = datetime.now(UTC) - timedelta(hours=hours)
             ended = at + timedelta(seconds=4321) if state == "success" else None
