@@ -6,11 +6,12 @@ Columns, in this order (zstd, sorted by path):
     bytes                int64    size of the object
     sha256               string   hex, as PhysioNet publishes it and as it was verified
     level                string   how it was verified last: ``count``, ``checksum`` or ``content``
-    …                             then what the manifest knows: group, subject_id, study_id, dicom_id, view, split,
-                                  height, width and the dataset's labels (1 positive, 0 negative, -1 uncertain, null)
+    …                             then what the manifest knows (manifest.py lists it): ids, view, split, size in pixels,
+                                  study_datetime, procedure and the labels of CheXpert, NegBio and radiologists
 
 The index covers everything that was ever verified below the prefix, not only the last selection: each run replaces
-the rows of the images it looked at and drops those that it found missing or wrong.
+the rows of the images it looked at and drops those that it found missing or wrong. An index of an earlier version, which
+has fewer columns, gets the others from the manifest; nothing is verified again for that.
 """
 
 from __future__ import annotations
@@ -82,13 +83,22 @@ def rows(verdict: Verdict, manifest: Path | BinaryIO, bucket: Bucket) -> pa.Tabl
         "sha256": pa.array([image.sha256 for image in verdict.ok], pa.string()),
         "level": pa.repeat(pa.scalar(verdict.level), len(verdict.ok)),
     }
+    return _described(pa.table(columns), manifest)
+
+
+def _described(table: pa.Table, manifest: Path | BinaryIO) -> pa.Table:
+    """The table with each column of the manifest that it lacks; null where the manifest does not have its path."""
     # Column by column: the whole manifest at once, beside a copy of it, would be the most memory that any task takes.
     file = pq.ParquetFile(manifest)
-    where = pc.index_in(paths, value_set=file.read(["path"])["path"].cast(pa.string()))
-    for name in file.schema_arrow.names:
-        if name not in columns:
-            columns[name] = file.read([name])[name].combine_chunks().take(where)
-    return pa.table(columns)
+    lacking = [name for name in file.schema_arrow.names if name not in table.column_names]
+    if not lacking:
+        return table
+    where = pc.index_in(
+        table["path"].cast(pa.string()).combine_chunks(), value_set=file.read(["path"])["path"].cast(pa.string())
+    )
+    for name in lacking:
+        table = table.append_column(name, file.read([name])[name].combine_chunks().take(where))
+    return table
 
 
 def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
@@ -104,7 +114,26 @@ def update(bucket: Bucket, verdict: Verdict, manifest: Path | BinaryIO) -> int:
     looked_at = pa.array(
         [image.path for image in verdict.ok] + [problem.path for problem in verdict.problems], pa.string()
     )
-    return _rewrite(bucket, lambda: _merged(bucket, new, looked_at))
+    return _rewrite(bucket, lambda: _merged(bucket, new, looked_at, manifest))
+
+
+def upgrade(bucket: Bucket, manifest: Path | BinaryIO) -> bool:
+    """Give an index of an earlier version the columns that the manifest has by now; False where there was nothing to do.
+
+    Raises:
+        DestinationUnavailable: As `update`.
+    """
+    names = pq.read_schema(manifest).names
+
+    def described() -> pa.Table | None:
+        table = read(bucket)
+        if table is None or "path" not in table.column_names or not set(names) - set(table.column_names):
+            return None
+        table = _described(table, manifest)
+        by_manifest = [name for name in names if name not in ("path", "sha256")]
+        return table.select([*(n for n in table.column_names if n not in by_manifest), *by_manifest])
+
+    return _rewrite(bucket, described) > 0
 
 
 def forget(bucket: Bucket, paths: Sequence[str]) -> None:
@@ -160,7 +189,7 @@ def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
     )
 
 
-def _merged(bucket: Bucket, new: pa.Table, looked_at: pa.Array) -> pa.Table:
+def _merged(bucket: Bucket, new: pa.Table, looked_at: pa.Array, manifest: Path | BinaryIO) -> pa.Table:
     """The new rows, and those of the index as it is whose images this verification did not look at."""
     table = read(bucket)
     if table is None:
@@ -169,7 +198,9 @@ def _merged(bucket: Bucket, new: pa.Table, looked_at: pa.Array) -> pa.Table:
         if unknown := set(table.column_names) - set(new.column_names):
             raise ValueError(f"it has an unknown column {min(unknown)!r}")
         kept = table.filter(pc.invert(pc.is_in(table["path"].cast(pa.string()), value_set=looked_at)))
-        return pa.concat_tables([new, kept], promote_options="permissive").sort_by("path") if len(kept) else new
+        if not len(kept):
+            return new
+        return pa.concat_tables([new, _described(kept, manifest)], promote_options="permissive").sort_by("path")
     except (pa.ArrowException, ValueError, KeyError) as error:
         _warn(bucket, error)
         return new

@@ -13,7 +13,15 @@ Columns, one row an image, in byte order of ``path``:
     split         string        train, validate, test; NA where the tables do not name the image
     height        Int32         pixels; NA where the tables do not name the image
     width         Int32         pixels; NA likewise
+    study_…       datetime64    ``study_datetime``: StudyDate and StudyTime, the zeros that StudyTime lost put back; NA
+                                where either is absent or none. Shifted by PhysioNet, without a time zone
+    procedure     string        ProcedureCodeSequence_CodeMeaning, as published
+    view_name     string        ViewCodeSequence_CodeMeaning, as published
+    orientation   string        PatientOrientationCodeSequence_CodeMeaning, as published
     <14 labels>   Int8          CheXpert: 1 positive, 0 negative, -1 uncertain, NA not mentioned (or no row at all)
+    negbio: …     Int8          the same 14 by NegBio
+    radiolog… …   Int8          ``radiologist: …``: the same 14 by radiologists, for studies of the test set; NA elsewhere.
+                                What they call Airspace Opacity is Lung Opacity here
     ============  ============  ===================================================================================
 
 SHA256SUMS.txt is the truth about what exists: an image without a row in a table stays, with NA; a row without an image
@@ -45,17 +53,35 @@ if TYPE_CHECKING:
 
     Table: TypeAlias = Any  # pyarrow publishes no types
 
-FORMAT = "1"
-"""Version of the parquet file's layout; a file of another version is built again, never read."""
+FORMAT = "2"
+"""Version of the parquet file's layout; fetch_metadata builds a file of another version again."""
+
+_READABLE = ("1", FORMAT)
+"""Versions that `read` takes; the first had no `DETAILS` and CheXpert's labels alone."""
 
 COLUMNS = ("path", "sha256", "group", "subject_id", "study_id", "dicom_id", "view", "split", "height", "width")
-"""The columns before the labels."""
+"""The columns that every reader here works with, beside the labels."""
+
+DETAILS = ("study_datetime", "procedure", "view_name", "orientation")
+"""Further columns before the labels, for the training index."""
+
+NEGBIO, RADIOLOGIST = "negbio: ", "radiologist: "
+"""What stands before a label's name where it is another reader's than CheXpert's."""
 
 ROW_GROUP = 16_384
 """Rows a row group: 24 of them at full size, so that one patient group is read with three or four range requests."""
 
 # The columns that are read from each table; the tables hold more, which would cost memory and help nobody.
-_METADATA = {"ViewPosition": "view", "Rows": "height", "Columns": "width"}
+_METADATA = {
+    "ViewPosition": "view",
+    "Rows": "height",
+    "Columns": "width",
+    "ProcedureCodeSequence_CodeMeaning": "procedure",
+    "ViewCodeSequence_CodeMeaning": "view_name",
+    "PatientOrientationCodeSequence_CodeMeaning": "orientation",
+}
+_DATE, _TIME = "StudyDate", "StudyTime"
+_AIRSPACE, _OPACITY = "Airspace Opacity", "Lung Opacity"
 
 _DAMAGED = (
     "Nothing was changed in the bucket. Run the DAG again, so that the file is fetched anew; "
@@ -187,7 +213,8 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
     Args:
         dataset: The declaration; its ``image_path`` must be a pattern that RE2 knows (no look-around).
         files: Path at PhysioNet to the local copy: ``SHA256SUMS.txt`` and the tables of the roles ``metadata``,
-            ``split`` and ``labels`` (``records`` is compared, where given).
+            ``split`` and ``labels``. Where given, ``negbio`` and ``test_labels`` are joined too, or noted where they
+            cannot be, and ``records`` is compared.
 
     Returns:
         The manifest; the module's docstring lists its columns. ``attrs["notes"]`` says what did not fit together.
@@ -213,32 +240,58 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
         "split": pa.nulls(count, pa.large_string()),
         "height": pa.nulls(count, pa.int32()),
         "width": pa.nulls(count, pa.int32()),
-        **{label: pa.nulls(count, pa.int8()) for label in dataset.labels},
+        "study_datetime": pa.nulls(count, pa.timestamp("ms")),
+        **{name: pa.nulls(count, pa.large_string()) for name in DETAILS if name != "study_datetime"},
+        **{
+            reader + label: pa.nulls(count, pa.int8())
+            for reader in ("", NEGBIO, RADIOLOGIST)
+            for label in dataset.labels
+        },
     }
 
-    def join(role: str, key: str, key_type: Table, wanted: Mapping[str, str], types: Mapping[str, Table]) -> None:
+    def join(role: str, key: str, key_type: Table, types: Mapping[str, Table]) -> tuple[Table, Table] | None:
+        """A table's columns, and for each image its row there; None where the dataset has no such table."""
         if role not in dataset.tables:
-            return
+            return None
         name = dataset.tables[role]
         table = _read_csv(dataset, name, _local(files, name), {key: key_type, **types})
         rows, left_out = _left_join(frame[key], table[key])
-        for theirs, ours in wanted.items():
-            columns[ours] = table[theirs].take(rows)
         if left_out:
             notes.append(f"{name}: {left_out:,} rows have no image in {SUMS} and are left out")
-        if without := rows.null_count:
+        if (without := rows.null_count) and role != "test_labels":
             notes.append(f"{name}: {without:,} images have no row there and are kept without its columns")
+        return table, rows
+
+    def join_labels(role: str, before: str, theirs: Mapping[str, str]) -> None:
+        # The tables write labels as 1.0, 0.0, -1.0; 8 bits hold them once they are read.
+        if joined := join(role, "study_id", int32, dict.fromkeys(theirs.values(), pa.float32())):
+            name = dataset.tables[role]
+            table, rows = joined
+            read = {label: _as_label(dataset, name, label, table[column]) for label, column in theirs.items()}
+            columns.update({before + label: values.take(rows) for label, values in read.items()})
 
     string, int32 = pa.large_string(), pa.int32()
-    join("metadata", "dicom_id", string, _METADATA, {"ViewPosition": string, "Rows": int32, "Columns": int32})
-    join("split", "dicom_id", string, {"split": "split"}, {"split": string})
-    # The tables write labels as 1.0, 0.0, -1.0; 8 bits hold them once they are read.
-    join("labels", "study_id", int32, {n: n for n in dataset.labels}, dict.fromkeys(dataset.labels, pa.float32()))
+    texts = dict.fromkeys([*_METADATA, _DATE, _TIME], string) | {"Rows": int32, "Columns": int32}
+    if joined := join("metadata", "dicom_id", string, texts):
+        table, rows = joined
+        for theirs, ours in _METADATA.items():
+            columns[ours] = table[theirs].take(rows)
+        columns["study_datetime"] = _when(table[_DATE], table[_TIME]).take(rows)
+    if joined := join("split", "dicom_id", string, {"split": string}):
+        columns["split"] = joined[0]["split"].take(joined[1])
+    same = {label: label for label in dataset.labels}
+    join_labels("labels", "", same)
+    for role, before, theirs_of in (
+        ("negbio", NEGBIO, same),
+        ("test_labels", RADIOLOGIST, {label: _AIRSPACE if label == _OPACITY else label for label in dataset.labels}),
+    ):
+        if dataset.tables.get(role) in files:
+            try:
+                join_labels(role, before, theirs_of)
+            except MetadataError as error:  # no image is selected by them
+                notes.append(f"The columns {before}… stay empty. {error}")
     if count and dataset.tables.get("records") in files:
-        join("records", "dicom_id", string, {}, {})
-    for label in dataset.labels:
-        if label in columns and not pa.types.is_int8(columns[label].type):
-            columns[label] = _as_label(dataset, label, columns[label])
+        join("records", "dicom_id", string, {})
     for name, values in columns.items():
         frame = frame.append_column(name, values)
     result = _frame(frame)
@@ -270,14 +323,25 @@ def _left_join(ours: Table, theirs: Table) -> tuple[Table, int]:
     return rows, pc.sum(pc.invert(pc.is_in(theirs, value_set=ours.combine_chunks()))).as_py() or 0
 
 
-def _as_label(dataset: Dataset, label: str, values: Table) -> Table:
+def _as_label(dataset: Dataset, name: str, label: str, values: Table) -> Table:
     known = pc.is_in(values, value_set=pa.array([1.0, 0.0, -1.0, None], pa.float32()))
     if not pc.all(known).as_py():
         wrong = values.filter(pc.invert(known))[0].as_py()
-        raise _bad_table(
-            dataset, dataset.tables["labels"], f"column {label!r} holds {wrong:g}; a label is 1, 0, -1 or empty"
-        )
+        raise _bad_table(dataset, name, f"column {label!r} holds {wrong:g}; a label is 1, 0, -1 or empty")
     return values.cast(pa.int8())
+
+
+def _when(date: Table, time: Table) -> Table:
+    """StudyDate (yyyymmdd) and StudyTime (hhmmss.fff whose leading zeros are lost: 1.5 is 00:00:01.500) as one timestamp.
+
+    Null where either is absent, or is no date or time.
+    """
+    day = pd.to_datetime(date.to_pandas(), format="%Y%m%d", errors="coerce")
+    clock = (pd.to_numeric(time.to_pandas(), errors="coerce") * 1000).round()
+    hours, minutes, milliseconds = clock // 10_000_000, clock // 100_000 % 100, clock % 100_000
+    is_time = hours.between(0, 23) & (minutes < 60) & (milliseconds < 60_000)
+    since = (hours * 3_600_000 + minutes * 60_000 + milliseconds).where(is_time)
+    return pa.array((day + pd.to_timedelta(since, unit="ms")).astype("datetime64[ms]"), pa.timestamp("ms"))
 
 
 def _local(files: Mapping[str, Path], name: str) -> Path:
@@ -368,7 +432,7 @@ def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.Data
     try:
         parquet = pq.ParquetFile(file)
         ours = _ours(parquet)
-        if ours.get("format") != FORMAT:
+        if ours.get("format") not in _READABLE:
             raise MetadataError(
                 f"The manifest has format {ours.get('format', 'unknown')!r}, this version reads {FORMAT!r}. "
                 f"Nothing is lost. {_BUILD_AGAIN}"
@@ -410,8 +474,20 @@ def _ours(parquet: Any) -> dict[str, str]:
 
 
 def label_columns(names: Iterable[str]) -> list[str]:
-    """The label columns among a manifest's (``label_columns(frame)``)."""
-    return [name for name in names if name not in COLUMNS]
+    """The columns of CheXpert's labels among a manifest's (``label_columns(frame)``)."""
+    return [name for name in names if name not in COLUMNS and not is_detail(name)]
+
+
+def is_detail(name: str) -> bool:
+    """Whether a column is there for the training index alone; nothing is selected by it."""
+    return name in DETAILS or name.startswith((NEGBIO, RADIOLOGIST))
+
+
+def selectable_columns(file: BinaryIO) -> list[str]:
+    """The columns of a manifest that images are selected by, which take half of the memory of all."""
+    names = [name for name in pq.read_schema(file).names if not is_detail(name)]
+    file.seek(0)
+    return names
 
 
 def _frame(table: Table) -> pd.DataFrame:

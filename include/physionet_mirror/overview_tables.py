@@ -177,7 +177,7 @@ def _wanted(file: str) -> Any:
         raise _TooMuch(f"it has no column {', '.join(absent)}")
     columns = {}
     for name in parquet.schema_arrow.names:
-        if name in ("height", "width"):
+        if name in ("height", "width") or manifest.is_detail(name):
             continue
         kind = pa.int32() if name in ("subject_id", "study_id") else pa.int8()
         if name in manifest.COLUMNS and kind == pa.int8():

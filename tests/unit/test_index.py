@@ -64,6 +64,37 @@ class TestIndex:
         bucket.others = 1
         assert index.update(bucket, make_verdict(rows[10:20]), io.BytesIO(manifest)) == 30
 
+    def test_an_index_of_an_earlier_version_gets_its_new_columns_from_the_manifest(self):
+        bucket, (rows, manifest) = FakeBucket(), make_manifest(30)
+        index.update(bucket, make_verdict(rows[:20]), io.BytesIO(old_manifest(manifest)))
+        before = pq.read_table(io.BytesIO(bucket.read("_mirror/index.parquet")))
+        assert "Edema" not in before.column_names
+
+        assert index.upgrade(bucket, io.BytesIO(manifest))
+        assert not index.upgrade(bucket, io.BytesIO(manifest)), "there is nothing left to do"
+
+        after = pq.read_table(io.BytesIO(bucket.read("_mirror/index.parquet")))
+        assert after.select(before.column_names).equals(before), "nothing is verified or forgotten"
+        whole = FakeBucket()
+        index.update(whole, make_verdict(rows[:20]), io.BytesIO(manifest))
+        assert after.equals(pq.read_table(io.BytesIO(whole.read("_mirror/index.parquet"))))
+
+    def test_a_run_gives_the_rows_of_earlier_runs_the_new_columns(self):
+        bucket, (rows, manifest) = FakeBucket(), make_manifest(30)
+        index.update(bucket, make_verdict(rows[:20]), io.BytesIO(old_manifest(manifest)))
+
+        index.update(bucket, make_verdict(rows[20:]), io.BytesIO(manifest))
+
+        table = pq.read_table(io.BytesIO(bucket.read("_mirror/index.parquet")))
+        assert {row["path"]: row["Edema"] for row in table.to_pylist()} == {row["path"]: row["Edema"] for row in rows}
+
+    def test_what_is_no_index_is_not_upgraded(self):
+        bucket, (_, manifest) = FakeBucket(), make_manifest(3)
+        assert not index.upgrade(bucket, io.BytesIO(manifest))
+        bucket.objects["_mirror/index.parquet"] = b"PAR1 no more"
+        assert not index.upgrade(bucket, io.BytesIO(manifest))
+        assert bucket.objects["_mirror/index.parquet"] == b"PAR1 no more"
+
     def test_a_damaged_index_is_written_anew(self):
         bucket = FakeBucket()
         bucket.objects["_mirror/index.parquet"] = b"PAR1 no more"
@@ -79,6 +110,13 @@ class TestIndex:
             )
             == 0
         )
+
+
+def old_manifest(manifest: bytes) -> bytes:
+    """The same without some of its columns."""
+    out = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(manifest)).drop_columns(["Edema", "split"]), out)
+    return out.getvalue()
 
 
 def an_index() -> bytes:

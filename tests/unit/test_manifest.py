@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -24,6 +25,14 @@ METADATA_HEADER = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
     "ProcedureCodeSequence_CodeMeaning,ViewCodeSequence_CodeMeaning,PatientOrientationCodeSequence_CodeMeaning"
 )
+
+EVERY_COLUMN = [
+    *("path", "sha256", "group", "subject_id", "study_id", "dicom_id", "view", "split", "height", "width"),
+    *("study_datetime", "procedure", "view_name", "orientation"),
+    *LABELS,
+    *(f"negbio: {label}" for label in LABELS),
+    *(f"radiologist: {label}" for label in LABELS),
+]
 
 
 def digest(path: str) -> str:
@@ -75,7 +84,7 @@ def rewrite(file: Path, text: str) -> None:
 def test_an_image_gets_what_the_tables_know_of_it(files: dict[str, Path]) -> None:
     frame = manifest.build(MIMIC_CXR_JPG, files)
 
-    assert list(frame.columns) == [*manifest.COLUMNS, *LABELS]
+    assert list(frame.columns) == EVERY_COLUMN
     row = frame.iloc[0]
     assert row["path"] == A
     assert row["sha256"] == digest(A)
@@ -84,6 +93,91 @@ def test_an_image_gets_what_the_tables_know_of_it(files: dict[str, Path]) -> Non
     assert (row["view"], row["split"], row["height"], row["width"]) == ("PA", "train", 3056, 2544)
     assert (row["Atelectasis"], row["Cardiomegaly"], row["Consolidation"]) == (1, 0, -1)
     assert pd.isna(row["Edema"])
+
+
+def test_the_details_are_as_published(files: dict[str, Path]) -> None:
+    frame = manifest.build(MIMIC_CXR_JPG, files).set_index("path")
+
+    details = ["study_datetime", "procedure", "view_name", "orientation"]
+    assert frame.loc[A, details].tolist() == [pd.Timestamp("2180-05-06 21:30:14.531"), "x", "y", "Erect"]
+    assert frame.loc[B, ["procedure", "orientation"]].tolist() == ["x", "Erect"]
+    assert pd.isna(frame.loc[B, "view_name"])
+    assert frame.loc[C, details].isna().all()
+    assert not frame.filter(like=": ").notna().any(axis=None), "no table of NegBio's or the radiologists' labels was given"
+
+
+@pytest.mark.parametrize(
+    ("date", "time", "meant"),
+    [
+        ("21800506", "1.5", "2180-05-06 00:00:01.500"),
+        ("21800506", "0.0", "2180-05-06 00:00:00"),
+        ("21800506", "12.281", "2180-05-06 00:00:12.281"),
+        ("21800506", "1203.0", "2180-05-06 00:12:03"),
+        ("21800506", "93015.25", "2180-05-06 09:30:15.250"),
+        ("21800506", "235959.999", "2180-05-06 23:59:59.999"),
+        ("21840229", "070000", "2184-02-29 07:00:00"),
+        ("21830229", "70000", None),
+        ("21800506", "240000", None),
+        ("21800506", "126000", None),
+        ("21800506", "1260", None),
+        ("21800506", "-1", None),
+        ("21800506", "", None),
+        ("", "70000", None),
+        ("unknown", "noon", None),
+    ],
+)
+def test_a_time_gets_back_its_zeros(files: dict[str, Path], date: str, time: str, meant: str | None) -> None:
+    rewrite(
+        files["mimic-cxr-2.0.0-metadata.csv.gz"],
+        f"{METADATA_HEADER}\n{ids(A)[2]},{ids(A)[0]},{ids(A)[1]},CHEST,PA,3056,2544,{date},{time},x,y,Erect\n",
+    )
+
+    frame = manifest.build(MIMIC_CXR_JPG, files)
+
+    when = frame.set_index("path").loc[A, "study_datetime"]
+    assert when == pd.Timestamp(meant) if meant else pd.isna(when)
+    assert str(frame["study_datetime"].dtype) == "datetime64[ms]"
+
+
+@given(st.datetimes(pd.Timestamp(2100, 1, 1), pd.Timestamp(2230, 1, 1)))
+@settings(deadline=None, max_examples=200)
+def test_any_moment_survives_losing_its_zeros(moment) -> None:
+    moment = moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+    published = f"{moment:%H%M%S}.{moment.microsecond // 1000:03d}".lstrip("0")
+    found = manifest._when(pa.chunked_array([[f"{moment:%Y%m%d}"]]), pa.chunked_array([[published]]))
+
+    assert found.to_pylist() == [moment]
+
+
+def test_other_readers_labels_stand_beside_chexperts(files: dict[str, Path], tmp_path: Path) -> None:
+    negbio, radiologists = (MIMIC_CXR_JPG.tables[role] for role in ("negbio", "test_labels"))
+    files |= {negbio: tmp_path / negbio, radiologists: tmp_path / radiologists}
+    header = ",".join(["subject_id", "study_id", *LABELS])
+    rewrite(files[negbio], f"{header}\n{ids(A)[0]},{ids(A)[1]},0.0,,-1.0,1.0" + "," * 10 + "\n")
+    theirs = ",".join(["study_id", *("Airspace Opacity" if n == "Lung Opacity" else n for n in LABELS)])
+    values = ["1.0" if name == "Lung Opacity" else "" for name in LABELS]
+    rewrite(files[radiologists], f"{theirs}\n{ids(B)[1]},{','.join(values)}\n")
+
+    frame = manifest.build(MIMIC_CXR_JPG, files).set_index("path")
+
+    assert frame.loc[A, [f"negbio: {n}" for n in ("Atelectasis", "Consolidation", "Edema")]].tolist() == [0, -1, 1]
+    assert pd.isna(frame.loc[A, "negbio: Cardiomegaly"])
+    assert frame.loc[A, "Atelectasis"] == 1, "CheXpert's own stays"
+    assert frame.loc[B].filter(like="radiologist: ").dropna().to_dict() == {"radiologist: Lung Opacity": 1}
+    assert frame.loc[A].filter(like="radiologist: ").isna().all()
+    assert manifest.label_columns(frame.columns) == list(LABELS)
+    assert not [note for note in frame.attrs["notes"] if radiologists in note], "most images are not in the test set"
+
+
+def test_labels_that_no_image_is_selected_by_stop_nothing(files: dict[str, Path], tmp_path: Path) -> None:
+    negbio = MIMIC_CXR_JPG.tables["negbio"]
+    files[negbio] = tmp_path / negbio
+    rewrite(files[negbio], "subject_id,study_id,Something\n")
+
+    frame = manifest.build(MIMIC_CXR_JPG, files)
+
+    assert frame.filter(like="negbio: ").isna().all(axis=None)
+    assert any("negbio: … stay empty" in note and "has no column" in note for note in frame.attrs["notes"])
 
 
 def test_an_image_without_a_row_stays_with_na(files: dict[str, Path]) -> None:
@@ -128,7 +222,7 @@ def test_the_dicom_dataset_has_the_same_columns(tmp_path: Path) -> None:
 
     frame = manifest.build(MIMIC_CXR, local)
 
-    assert list(frame.columns) == [*manifest.COLUMNS, *LABELS]
+    assert list(frame.columns) == EVERY_COLUMN
     assert frame.loc[0, "subject_id"] == 10000032
     assert frame[["view", "split", *LABELS]].isna().all(axis=None)
     assert frame.attrs["notes"] == []
@@ -212,7 +306,7 @@ def test_checksums_of_tables_alone_make_a_manifest_without_images(tmp_path: Path
     manifest.write(frame, tmp_path / "manifest", dataset=MIMIC_CXR, sums_sha256=GOOD)
 
     read = manifest.read(tmp_path / "manifest")
-    assert (len(read), list(read.columns)) == (0, [*manifest.COLUMNS, *LABELS])
+    assert (len(read), list(read.columns)) == (0, EVERY_COLUMN)
     assert read.attrs["notes"] == ["SHA256SUMS.txt lists no image, so the manifest has none: tables alone"]
     with pytest.raises(InputError, match="no image"):
         choose(read, Selection(select="all"))
@@ -317,6 +411,26 @@ def test_what_is_written_is_read(files: dict[str, Path], tmp_path: Path) -> None
     assert manifest.sums_sha256_of(target) == "ab" * 32
     assert manifest.read(target, columns=["path", "sha256"]).columns.tolist() == ["path", "sha256"]
     assert manifest.read(io.BytesIO(target.read_bytes())).equals(built)
+
+
+def test_what_images_are_selected_by_can_be_read_alone(files: dict[str, Path]) -> None:
+    built = manifest.build(MIMIC_CXR_JPG, files)
+    out = io.BytesIO()
+    manifest.write(built, out, dataset=MIMIC_CXR_JPG, sums_sha256="ab" * 32)
+
+    frame = manifest.read(out, manifest.selectable_columns(out))
+
+    assert list(frame.columns) == [*manifest.COLUMNS, *LABELS]
+
+
+def test_a_manifest_of_the_first_format_is_read_and_built_again(files: dict[str, Path]) -> None:
+    built = manifest.build(MIMIC_CXR_JPG, files)
+    out = io.BytesIO()
+    table = pa.Table.from_pandas(built[[*manifest.COLUMNS, *LABELS]], preserve_index=False)
+    pq.write_table(table.replace_schema_metadata({"physionet_mirror.format": "1"}), out)
+
+    assert manifest.read(out)["path"].tolist() == built["path"].tolist()
+    assert manifest.sums_sha256_of(out) is None
 
 
 def test_the_file_serves_range_reads(files: dict[str, Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from physionet_mirror import manifest
+from physionet_mirror import index, manifest
 from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import FileError, MetadataError
 from physionet_mirror.layout import MANIFEST, SUMS_SEEN
@@ -122,6 +122,7 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
             bucket.upload(path, _read_file(files[path]), content_type=_type_of(path), part_size=_ONE_PUT)
         if built is not None:
             bucket.upload(SUMS, _read_file(files[SUMS]), content_type=_type_of(SUMS), part_size=_ONE_PUT)
+            index.upgrade(bucket, BytesIO(built))
             # Last, because it vouches for the others.
             bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
         digest = hashlib.sha256(built).hexdigest() if built is not None else seen.manifest

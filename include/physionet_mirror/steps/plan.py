@@ -81,7 +81,7 @@ def make_plan(
     request = replace(request, source=way.source if way is not None else "physionet")
     data = BytesIO(manifest_bytes(bucket))
     sums_sha256 = manifest.sums_sha256_of(data) or ""
-    everything = manifest.read(data)
+    everything = manifest.read(data, manifest.selectable_columns(data) if sums_sha256 else None)
     if file_list is not None:
         request = replace(request, selection=replace(request.selection, file_list=tuple(file_list)))
     chosen = choose(everything, request.selection)
