@@ -103,7 +103,9 @@ def test_the_details_are_as_published(files: dict[str, Path]) -> None:
     assert frame.loc[B, ["procedure", "orientation"]].tolist() == ["x", "Erect"]
     assert pd.isna(frame.loc[B, "view_name"])
     assert frame.loc[C, details].isna().all()
-    assert not frame.filter(like=": ").notna().any(axis=None), "no table of NegBio's or the radiologists' labels was given"
+    assert not frame.filter(like=": ").notna().any(axis=None), (
+        "no table of NegBio's or the radiologists' labels was given"
+    )
 
 
 @pytest.mark.parametrize(
