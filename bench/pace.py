@@ -344,7 +344,7 @@ def _mirror(given: dict[str, Any]) -> None:
     try:
         transfer.run()
     finally:
-        print(progress_line(transfer.tally.as_dict()), dict(transfer.tally.faults), source.stats, flush=True)
+        print(progress_line(transfer.result()), dict(transfer.tally.faults), source.stats, flush=True)
         print(f"images/s {transfer.tally.stored / transfer.tally.seconds:.0f}", flush=True)
 
 

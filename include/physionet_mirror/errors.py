@@ -37,7 +37,8 @@ from typing import ClassVar, Literal
 
 Whose = Literal["user", "source", "file", "destination", "run"]
 
-_AGAIN = "Trigger the same run again"
+AGAIN = "Trigger the same run again"
+"""What mends most failures: what is stored stays."""
 
 
 class MirrorError(Exception):
@@ -59,7 +60,7 @@ class MirrorError(Exception):
     reason: ClassVar[str] = "mirror error"
     summary: ClassVar[str] = "Something went wrong"
     next_step: ClassVar[str] = (
-        f"{_AGAIN}: it fetches only these images. If it comes back, the log of their shard's task says more."
+        f"{AGAIN}: it fetches only these images. If it comes back, the log of their shard's task says more."
     )
 
     def __init_subclass__(cls) -> None:
@@ -105,7 +106,7 @@ class CredentialsRefused(SourceError):
 
     permanent = True
     summary = "Wrong user name or password"
-    next_step = f"Correct user name and password in the connection physionet_default. {_AGAIN}."
+    next_step = f"Correct user name and password in the connection physionet_default. {AGAIN}."
 
 
 class AccessRefused(SourceError):
@@ -119,7 +120,7 @@ class AccessRefused(SourceError):
     summary = "PhysioNet refuses this account"
     next_step = (
         "Open the dataset's page at PhysioNet, logged in with the account of physionet_default: it says what is missing. "
-        f"{_AGAIN}."
+        f"{AGAIN}."
     )
 
 
@@ -128,14 +129,14 @@ class SourceUnavailable(SourceError):
 
     retry_delay = timedelta(minutes=3)
     summary = "PhysioNet cannot be reached"
-    next_step = f"PhysioNet could not be reached; see https://physionet.org. {_AGAIN} when it is back."
+    next_step = f"PhysioNet could not be reached; see https://physionet.org. {AGAIN} when it is back."
 
 
 class Stalled(SourceUnavailable):
     """No byte arrived, or fewer than the least speed gives, for as long as the read time-out."""
 
     summary = "PhysioNet does not answer"
-    next_step = f"PhysioNet stopped sending. {_AGAIN}, with fewer connections if it comes back."
+    next_step = f"PhysioNet stopped sending. {AGAIN}, with fewer connections if it comes back."
 
     def is_congestion(self, *, answered: bool) -> bool:
         """A request that is never answered is held back; a body that stops is one connection's trouble."""
@@ -147,7 +148,7 @@ class Throttled(SourceError):
 
     retry_delay = timedelta(minutes=10)
     summary = "PhysioNet asks for patience"
-    next_step = f"PhysioNet asked for less. {_AGAIN} with fewer connections."
+    next_step = f"PhysioNet asked for less. {AGAIN} with fewer connections."
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -189,7 +190,7 @@ class Truncated(FileError):
     """The body ended before Content-Length bytes had come."""
 
     summary = "The connection ended early"
-    next_step = f"The connection ended early in every attempt. {_AGAIN}, with fewer connections if it comes back."
+    next_step = f"The connection ended early in every attempt. {AGAIN}, with fewer connections if it comes back."
 
 
 class Corrupt(FileError):
@@ -206,7 +207,7 @@ class NotTheFile(FileError):
     """An HTML page came where a file should be (a login or maintenance page with status 200)."""
 
     summary = "A web page came in place of the file"
-    next_step = f"PhysioNet answered with a web page, as it does in maintenance. {_AGAIN} later."
+    next_step = f"PhysioNet answered with a web page, as it does in maintenance. {AGAIN} later."
 
 
 class DestinationError(MirrorError):
@@ -221,7 +222,7 @@ class BucketMissing(DestinationError):
 
     permanent = True
     summary = "The bucket does not exist"
-    next_step = f"Check the param bucket and the connection aws_default, or create the bucket. {_AGAIN}."
+    next_step = f"Check the param bucket and the connection aws_default, or create the bucket. {AGAIN}."
 
 
 class BucketRefused(DestinationError):
@@ -229,7 +230,7 @@ class BucketRefused(DestinationError):
 
     permanent = True
     summary = "S3 refuses"
-    next_step = f"S3's own words, in the detail of each image, say what it refuses. Put that right. {_AGAIN}."
+    next_step = f"S3's own words, in the detail of each image, say what it refuses. Put that right. {AGAIN}."
 
 
 class ObjectArchived(DestinationError):
@@ -263,7 +264,7 @@ class DestinationUnavailable(DestinationError):
 
     retry_delay = timedelta(minutes=1)
     summary = "S3 cannot be reached"
-    next_step = f"S3 could not take the images. {_AGAIN}; if it comes back, check endpoint and network."
+    next_step = f"S3 could not take the images. {AGAIN}; if it comes back, check endpoint and network."
 
 
 class ImagesFailed(MirrorError):

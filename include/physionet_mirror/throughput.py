@@ -7,8 +7,8 @@ time that ends there. Log, live page, report and estimate read them through this
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from physionet_mirror import words
 
@@ -117,17 +117,17 @@ def seconds_left(images: float, images_per_second: float) -> float | None:
     return images / images_per_second if images_per_second > 0 else None
 
 
-def progress_line(done: Mapping[str, Any]) -> str:
-    """A stream task's tally in one line for its log: how far, how fast in the last minute, how long still."""
-    seconds, series = max(done["seconds"], 1e-9), done["series"]
+def progress_line(done: ShardResult) -> str:
+    """A stream task's result so far in one line for its log: how far, how fast in the last minute, how long still."""
+    seconds, series = max(done.seconds, 1e-9), done.series
     earlier = [point[0] for point in series if point[0] <= seconds - 60]
     last_minute = series[len(earlier) :]
     span = max(seconds - (earlier[-1] if earlier else 0.0), 1e-9)
     rate, sent = (sum(point[column] for point in last_minute) / span for column in (1, 2))
-    left = seconds_left(done["todo"] - done["stored"] - len(done["failed"]), rate)
+    left = seconds_left(done.todo - done.stored - len(done.failed), rate)
     return (
-        f"{done['stored']:,}/{done['todo']:,} images  {rate:.1f} images/s  {words.size(sent)}/s  "
-        f"{done['connections']} connections  {len(done['failed'])} failed  "
+        f"{done.stored:,}/{done.todo:,} images  {rate:.1f} images/s  {words.size(sent)}/s  "
+        f"{done.connections} connections  {len(done.failed)} failed  "
         f"{'waiting' if left is None else f'{words.about(left)} left'}"
     )
 

@@ -24,9 +24,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from physionet_mirror.errors import (
     Corrupt,
@@ -42,7 +42,7 @@ from physionet_mirror.errors import (
 from physionet_mirror.files import File
 from physionet_mirror.mover import Fetched, Mover
 from physionet_mirror.pace import Pace, Slot
-from physionet_mirror.records import Failure
+from physionet_mirror.records import Failure, ShardResult
 from physionet_mirror.throughput import MOST_POINTS, progress_line
 
 log = logging.getLogger(__name__)
@@ -151,9 +151,9 @@ class Turn:
 class _Publisher:
     """Publishes the newest tally from a thread of its own, so that a slow S3 delays nothing else."""
 
-    def __init__(self, publish: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, publish: Callable[[ShardResult], None]) -> None:
         self._publish = publish
-        self._next: dict[str, Any] | None = None
+        self._next: ShardResult | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="publish", daemon=True)
@@ -162,16 +162,16 @@ class _Publisher:
         """As a thread's."""
         self._thread.start()
 
-    def offer(self, tally: dict[str, Any]) -> None:
+    def offer(self, result: ShardResult) -> None:
         """Publish it next, in place of one that still waits."""
         with self._changed:
-            self._next = tally
+            self._next = result
             self._changed.notify()
 
-    def finish(self, tally: dict[str, Any], told_to_stop: Callable[[], bool]) -> None:
+    def finish(self, result: ShardResult, told_to_stop: Callable[[], bool]) -> None:
         """Publish the last one and wait for that; not for long once the shard is told to stop."""
         with self._changed:
-            self._next, self._closed = tally, True
+            self._next, self._closed = result, True
             self._changed.notify()
         until: float | None = None
         while self._thread.is_alive():
@@ -191,9 +191,9 @@ class _Publisher:
                     if self._closed:
                         return
                     self._changed.wait()
-                tally, self._next = self._next, None
+                result, self._next = self._next, None
             try:
-                self._publish(tally)
+                self._publish(result)
             except Exception:  # progress is for looking at; the files matter
                 log.exception("the progress could not be published")
 
@@ -216,24 +216,31 @@ class Tally:
     series: list[tuple[float, int, int, int]] = field(default_factory=list)
     started: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
-    def as_dict(self) -> dict[str, Any]:
-        """The part of ``results/NNNN.json`` that the transfer knows."""
-        return {
-            "state": self.state,
-            "started": self.started,
-            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(self.seconds, 1),
-            "images": self.images,
-            "todo": self.todo,
-            "stored": self.stored,
-            "bytes": self.bytes,
-            "failed": [asdict(failure) for failure in self.failed],
-            "error": asdict(self.error) if self.error else None,
-            "connections": self.connections,
-            "retries": self.retries,
-            "faults": dict(self.faults),
-            "series": [list(point) for point in self.series],
-        }
+    def result(self, about: ShardResult, handshakes: int = 0) -> ShardResult:
+        """What `results/NNNN.json` then says.
+
+        Args:
+            about: What the transfer does not know: the shard's index and name, the try, the connections allowed.
+            handshakes: Password checks so far.
+        """
+        return replace(
+            about,
+            state=self.state,
+            started=self.started,
+            updated=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(self.seconds, 1),
+            images=self.images,
+            todo=self.todo,
+            stored=self.stored,
+            bytes=self.bytes,
+            failed=tuple(self.failed),
+            error=self.error,
+            connections=self.connections,
+            retries=self.retries,
+            handshakes=handshakes,
+            faults=dict(self.faults),
+            series=tuple(self.series),
+        )
 
 
 class Transfer:
@@ -244,7 +251,8 @@ class Transfer:
         mover: How one file crosses.
         pace: The slots of fetches; its limit bounds the threads.
         total: Files of the shard, those already there included.
-        publish: Called every few seconds, and once in the end, with the tally as a dict.
+        about: What the results that are published say beside what the transfer counts (see `Tally.result`).
+        publish: Called every few seconds, and once in the end.
         on_stored: Called for each file with the seconds from its request to S3's answer.
         attempts: Tries of a file.
         patience: Seconds to wait for a server that is down.
@@ -259,7 +267,8 @@ class Transfer:
         mover: Mover,
         pace: Pace,
         total: int | None = None,
-        publish: Callable[[dict[str, Any]], None] = lambda _: None,
+        about: ShardResult | None = None,
+        publish: Callable[[ShardResult], None] = lambda _: None,
         on_stored: Callable[[float], None] = lambda _: None,
         attempts: int = ATTEMPTS,
         patience: float = PATIENCE,
@@ -268,6 +277,7 @@ class Transfer:
     ) -> None:
         self._ready = deque(_Job(file) for file in files)
         self._mover, self._pace, self._publish, self._on_stored = mover, pace, publish, on_stored
+        self._about = about or ShardResult(0)
         self._attempts, self._patience, self._backoff = attempts, patience, backoff
         self._stop = stop or threading.Event()
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
@@ -317,13 +327,17 @@ class Transfer:
                 self._over = True
                 self._changed.notify_all()
                 self._conclude(time.monotonic() - begun)
-                result = self.tally.as_dict()
+                result = self.result()
             publisher.finish(result, lambda: interrupted or self._stop.is_set())
         if self._fatal is not None:
             raise self._fatal
         if self.tally.failed:
             raise self._files_failed()
         return self.tally
+
+    def result(self) -> ShardResult:
+        """What it has done so far, as it is stored."""
+        return self.tally.result(self._about, self._mover.stats.handshakes)
 
     def _conclude(self, seconds: float) -> None:
         tally = self.tally
@@ -368,7 +382,9 @@ class Transfer:
                     sampled = now, self.tally.stored, self.tally.bytes
                 if over:
                     return
-                snapshot = self.tally.as_dict() if now >= min(next_log, next_publish) else {}
+                snapshot = self.result() if now >= min(next_log, next_publish) else None
+            if snapshot is None:
+                continue
             if now >= next_log:
                 log.info("%s", progress_line(snapshot))
                 next_log = now + LOG_EVERY

@@ -32,6 +32,7 @@ from physionet_mirror.errors import (
 )
 from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
+from physionet_mirror.records import ShardResult
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
@@ -71,14 +72,14 @@ def physionet(root: Path) -> Iterator[Lookalike]:
 
 @dataclass
 class Outcome:
-    tally: dict[str, Any]
+    tally: ShardResult
     error: BaseException | None
     source: PhysioNet
     seconds: float
 
     @property
     def failed(self) -> dict[str, str]:
-        return {failure["path"]: failure["reason"] for failure in self.tally["failed"]}
+        return {failure.path: failure.reason for failure in self.tally.failed}
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def mirror(root, physionet, boto_session, s3_server, bucket_name, images):
             transfer.run()
         except MirrorError as e:
             error = e
-        outcome = Outcome(transfer.tally.as_dict(), error, source, time.monotonic() - began)
+        outcome = Outcome(transfer.result(), error, source, time.monotonic() - began)
         source.close()
 
         version, stored = root / MIMIC_CXR_JPG.name, s3_server.folder / bucket_name / MIMIC_CXR_JPG.name
@@ -117,11 +118,11 @@ def mirror(root, physionet, boto_session, s3_server, bucket_name, images):
         missing = {image.path for image in some} - there
         if error is None:
             assert not missing
-            assert outcome.tally["state"] == "done"
+            assert outcome.tally.state == "done"
         if isinstance(error, ImagesFailed):
             assert outcome.failed.keys() == missing, "each missing image is named, and nothing else is"
-            assert outcome.tally["state"] == "failed"
-        assert outcome.tally["stored"] == len(some) - len(missing) or error is not None
+            assert outcome.tally.state == "failed"
+        assert outcome.tally.stored == len(some) - len(missing) or error is not None
         return outcome
 
     return run
@@ -172,7 +173,7 @@ def test_a_fault_that_strikes_some_images_and_goes(name, mirror, physionet, imag
     )
     outcome = mirror(few)
     assert outcome.error is None
-    assert outcome.tally["faults"][reason] >= 1, "the fault was met"
+    assert outcome.tally.faults[reason] >= 1, "the fault was met"
     assert physionet.counters.faults[fault.kind.value] == len(struck) * (fault.attempts or 1)
     if fault.retry_after and not fault.retry_after_as_date:
         assert outcome.seconds >= fault.retry_after * (fault.attempts or 1), "the server's wish was honoured"
@@ -222,7 +223,7 @@ def test_an_image_above_1_mib_is_resumed(kind, mirror, physionet, images):
     outcome = mirror(_large(images), source_options={"read_timeout": 2.0})
     assert outcome.error is None
     assert outcome.source.stats.resumed == len(_large(images))
-    assert outcome.tally["retries"] == 0
+    assert outcome.tally.retries == 0
     resumed = [seen for seen in physionet.counters.seen if "range" in seen.headers]
     assert len(resumed) == len(_large(images))
     assert all(seen.headers["if-range"].startswith('"') for seen in resumed), "only if it is still the same file"
@@ -296,7 +297,7 @@ def _down_and_back(mirror, physionet, images, seconds: float) -> None:
     outcome = mirror(_small(images), patience=10 * seconds)
     assert outcome.error is None
     assert outcome.seconds >= seconds
-    assert not outcome.tally["failed"]
+    assert not outcome.tally.failed
 
 
 def test_the_whole_server_is_down_for_a_while(mirror, physionet, images):
@@ -311,7 +312,7 @@ def test_the_whole_server_is_down_for_a_minute(mirror, physionet, images):
 def test_connections_are_refused_at_the_start(mirror, physionet, images):
     outcome = mirror(_small(images)[:30], just_before=lambda: physionet.refuse(1.5))
     assert outcome.error is None
-    assert outcome.tally["faults"]["source unavailable"] >= 1
+    assert outcome.tally.faults["source unavailable"] >= 1
 
 
 def test_connections_are_refused_in_mid_run(mirror, physionet, images):
@@ -323,9 +324,9 @@ def test_a_server_that_stays_down_ends_the_shard_when_patience_ends(mirror, phys
     physionet.faults.set(Fault(Kind.DOWN, after=30, seconds=600))
     outcome = mirror(_small(images)[:60], patience=2.0)
     assert isinstance(outcome.error, SourceUnavailable)
-    assert outcome.tally["state"] == "failed"
-    assert outcome.tally["error"]["reason"] == "source unavailable"
-    assert outcome.tally["stored"] > 0
+    assert outcome.tally.state == "failed"
+    assert outcome.tally.error.reason == "source unavailable"
+    assert outcome.tally.stored > 0
     assert outcome.seconds < 12
 
 
@@ -333,7 +334,7 @@ def test_a_server_that_only_refuses_ends_the_shard_when_patience_ends(mirror, ph
     physionet.faults.set(Fault(Kind.STATUS, status=429, attempts=None))
     outcome = mirror(_small(images)[:20], patience=1.5)
     assert isinstance(outcome.error, Throttled)
-    assert outcome.tally["stored"] == 0
+    assert outcome.tally.stored == 0
 
 
 WHOLE_SERVER = {
@@ -364,7 +365,7 @@ def test_an_outage_in_any_form_names_no_image_and_is_asked_about_rarely(name, mi
     outcome = mirror(_small(images), just_before=begin)
     assert outcome.error is None
     assert outcome.seconds >= lasts
-    assert not outcome.tally["failed"]
+    assert not outcome.tally.failed
     # The handshake, what was under way, and then two a second (three here, where the back-off is a fifth of the real one).
     assert asked_meanwhile[0] <= 2 + 8 + 3 * lasts
     assert physionet.counters.peak_connections <= 8, "probes have their slot too"
@@ -376,7 +377,7 @@ def test_refusals_above_a_limit_never_cost_an_image(mirror, physionet, images):
     physionet.faults.set(Fault(Kind.STATUS, status=503, attempts=8, paths=f"*/{few[3].path}"))
     outcome = mirror(few)
     assert outcome.error is None
-    assert outcome.tally["faults"] == {"throttled": 8}
+    assert outcome.tally.faults == {"throttled": 8}
 
 
 def test_the_name_does_not_resolve(mirror, images):
@@ -397,7 +398,7 @@ def test_the_name_resolves_again_after_a_while(mirror, physionet, images, monkey
     monkeypatch.setattr(socket, "getaddrinfo", failing)
     outcome = mirror(_small(images)[:20], url=physionet.url.replace("127.0.0.1", "localhost"))
     assert outcome.error is None
-    assert outcome.tally["faults"]["source unavailable"] >= 1
+    assert outcome.tally.faults["source unavailable"] >= 1
 
 
 @pytest.mark.parametrize("served_later", [True, False], ids=["connect hangs", "no answer ever"])
@@ -405,7 +406,7 @@ def test_connections_above_the_limit_hang(served_later, mirror, physionet, image
     physionet.profile = Profile(round_trip=0.005, rate=2_000_000, connections=3, waiting=0, serve_waiting=served_later)
     outcome = mirror(images, connections=12)
     assert outcome.error is None
-    assert outcome.tally["connections"] < 12
+    assert outcome.tally.connections < 12
     assert physionet.counters.peak_connections <= 3
 
 
@@ -437,7 +438,7 @@ def test_the_password_is_changed_in_mid_run(mirror, physionet, images):
     connections = 8  # whose requests under way have their password checked by the server, as their session is void
     assert physionet.counters.password_checks <= 1 + connections + 1, "one handshake is refused; nobody guesses on"
     assert outcome.source.stats.handshakes == 2
-    assert 0 < outcome.tally["stored"] < len(images)
+    assert 0 < outcome.tally.stored < len(images)
     assert outcome.seconds < 5
 
 
@@ -448,7 +449,7 @@ def test_the_agreement_is_revoked_in_mid_run(mirror, physionet, images):
     assert MIMIC_CXR_JPG.page in str(outcome.error)
     assert physionet.counters.by_status[403] <= 8, "those that were under way, and nobody after them"
     assert physionet.counters.password_checks == 1
-    assert 0 < outcome.tally["stored"] < len(images)
+    assert 0 < outcome.tally.stored < len(images)
 
 
 def test_a_thousand_requests_cost_two_password_checks_at_most(mirror, physionet, images):

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,6 +37,7 @@ from physionet_mirror.errors import (
 from physionet_mirror.files import File
 from physionet_mirror.mover import Fetched, SourceStats, Turn
 from physionet_mirror.pace import Pace
+from physionet_mirror.records import ShardResult
 from physionet_mirror.throughput import progress_line
 from physionet_mirror.transfer import Transfer
 
@@ -396,8 +398,8 @@ def test_a_stop_does_not_wait_for_a_publication_that_hangs(monkeypatch):
     monkeypatch.setattr(module, "LAST_WORDS", 0.3)
     stop, release = threading.Event(), threading.Event()
 
-    def publish(tally: dict[str, Any]) -> None:
-        if tally["stored"]:
+    def publish(now: ShardResult) -> None:
+        if now.stored:
             stop.set()
         release.wait(30)
 
@@ -429,7 +431,7 @@ def test_an_exception_in_the_main_thread_ends_within_seconds(monkeypatch):
     with pytest.raises(Terminated):
         transfer.run()
     assert time.monotonic() - began < 3
-    assert published[-1]["state"] == "drained"
+    assert published[-1].state == "drained"
     release.set()
 
 
@@ -437,13 +439,13 @@ def test_an_exception_in_the_main_thread_ends_within_seconds(monkeypatch):
 
 
 def test_the_last_publication_is_the_result():
-    published: list[dict[str, Any]] = []
+    published: list[ShardResult] = []
     make(images(5), Source(), Bucket(), publish=published.append, total=9).run()
     last = published[-1]
-    assert last["state"] == "done"
-    assert (last["images"], last["todo"], last["stored"]) == (9, 5, 5)
-    assert sum(point[1] for point in last["series"]) == 5
-    assert sum(point[2] for point in last["series"]) == last["bytes"]
+    assert last.state == "done"
+    assert (last.images, last.todo, last.stored) == (9, 5, 5)
+    assert sum(point[1] for point in last.series) == 5
+    assert sum(point[2] for point in last.series) == last.bytes
 
 
 def test_no_line_per_image(caplog):
@@ -467,7 +469,7 @@ def test_the_progress_line_tells_the_rate_of_the_last_minute(seconds):
     transfer = make(images(1), Source(), Bucket())
     for second in range(1, int(seconds) + 1):
         transfer._sample(float(second), 4, 4_000_000)
-    done = transfer.tally.as_dict() | {"seconds": seconds, "todo": 100_000, "stored": 20, "connections": 8}
+    done = replace(transfer.result(), seconds=seconds, todo=100_000, stored=20, connections=8)
     line = progress_line(done)
     assert line.startswith("20/100,000 images")
     if seconds > 1:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from physionet_mirror import cohort, throughput
-from physionet_mirror.errors import MirrorError, next_steps
+from physionet_mirror.errors import AGAIN, MirrorError, next_steps
 from physionet_mirror.layout import INDEX
 from physionet_mirror.records import (
     Destination,
@@ -59,12 +59,10 @@ VERSION = 1
 _EXAMPLES = 5  # images named for each reason; failed_images.txt names all
 _SIZE_BINS = 24
 
-_AGAIN = "Trigger the same run again"
-
 NEXT_STEPS: Mapping[str, str] = {
-    "missing": f"{_AGAIN}: it fetches only what is missing. If a shard's task failed, its log says why.",
-    "empty": f"{_AGAIN}: it fetches these images anew and replaces the empty objects.",
-    "wrong bytes": f"{_AGAIN}: it fetches these images anew and replaces the wrong objects. "
+    "missing": f"{AGAIN}: it fetches only what is missing. If a shard's task failed, its log says why.",
+    "empty": f"{AGAIN}: it fetches these images anew and replaces the empty objects.",
+    "wrong bytes": f"{AGAIN}: it fetches these images anew and replaces the wrong objects. "
     "If it comes back, find out what else writes below this prefix.",
     **next_steps(),
 }

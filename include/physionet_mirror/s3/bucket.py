@@ -328,18 +328,6 @@ class Bucket:
         """The object as UTF-8 text. Raises FileNotFoundError where there is no such object."""
         return self.read(path).decode()
 
-    def read_json(self, path: str) -> Any:
-        """The object as JSON, or None where there is no such object or an emptied one (see `discard`).
-
-        Raises:
-            ValueError: It is no JSON. ``records.load`` reads what must not stop a run.
-        """
-        try:
-            data = self.read(path)
-        except FileNotFoundError:
-            return None
-        return json.loads(data) if data else None
-
     # -- what is written -------------------------------------------------------------------------------------------
 
     def put(

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 from physionet_mirror import shards, words
 from physionet_mirror.compare import Comparison, compare
@@ -177,16 +177,11 @@ def stream_shard(
         f"{shard.images - len(images):,}",
         connections,
     )
-    this = {"shard": shard.index, "name": shard.name, "try_number": try_number, "allowed": connections}
     # A second try adds to what the first one did: the report tells of both.
     earlier = load(bucket, run.result(shard.index), ShardResult) if try_number > 1 else None
 
-    def this_try(tally: Mapping[str, Any]) -> ShardResult:
-        return ShardResult.from_json({**this, **tally, "handshakes": mover.stats.handshakes})
-
-    def publish(tally: Mapping[str, Any]) -> None:
+    def publish(now: ShardResult) -> None:
         """From a thread of its own: nothing waits for S3 here."""
-        now = this_try(tally)
         if watch is not None:
             watch.publish(now)
         try:
@@ -216,6 +211,7 @@ def stream_shard(
         mover=mover,
         pace=pace,
         total=shard.images,
+        about=ShardResult(shard.index, shard.name, try_number=try_number, allowed=connections),
         publish=publish,
         on_stored=watch.image if watch is not None else lambda _: None,
         stop=stop.event,
@@ -238,7 +234,7 @@ def stream_shard(
     )
     if request.verify == "checksum" and not stop.event.is_set():
         _prove(shard, images, bucket)
-    return this_try(tally.as_dict()).after(earlier)
+    return transfer.result().after(earlier)
 
 
 def _prove(shard: Shard, files: Sequence[File], bucket: Bucket) -> None:
