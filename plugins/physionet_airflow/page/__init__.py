@@ -3,7 +3,7 @@
 app      the routes, and the headers of every answer
 access   who may see what: Airflow's login, the right to read the DAG, and the buckets of readable runs
 runs     queries to Airflow's database about our runs
-state    the in-process cache, with single-flight loading
+cache    the in-process cache, with single-flight loading
 show     what the templates are given: formatted numbers and sentences
 form     the trigger form's params, from the address and back
 """

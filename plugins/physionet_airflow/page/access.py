@@ -22,7 +22,7 @@ from starlette.datastructures import QueryParams
 
 from physionet_airflow.compat import teams_of
 from physionet_airflow.page import runs
-from physionet_airflow.page.cache import TTLCache
+from physionet_airflow.page.cache import RefreshingCache
 
 DagId = Annotated[str, Path(max_length=250, pattern=r"^[A-Za-z0-9_.-]+$")]
 RunId = Annotated[str, Path(max_length=250, pattern=r"^[A-Za-z0-9_.~:+-]+$")]
@@ -34,7 +34,7 @@ READ_RUN = [
 ]
 """For routes with ``dag_id`` in their path."""
 
-_params: TTLCache[dict[str, dict[str, object]]] = TTLCache(seconds=15, most=32)
+_params: RefreshingCache[dict[str, dict[str, object]]] = RefreshingCache(seconds=15, most=32)
 
 
 def params_of(session: SessionDep, dag_id: str) -> dict[str, dict[str, object]]:

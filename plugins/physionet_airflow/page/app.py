@@ -39,7 +39,7 @@ from physionet_airflow.page.access import (
     from_our_own_page,
     params_of,
 )
-from physionet_airflow.page.cache import TTLCache
+from physionet_airflow.page.cache import RefreshingCache
 from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
 from physionet_mirror import overview, records
 from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
@@ -99,13 +99,13 @@ def _kept_bucket(mirror: Mirror) -> Bucket:
     return _buckets.get(mirror, lambda _: open_bucket(mirror.bucket, mirror.prefix))
 
 
-_buckets: TTLCache[Bucket] = TTLCache(seconds=300, most=16)
-_watches: TTLCache[Watch] = TTLCache(seconds=3600, most=16)
-_looks: TTLCache[tuple[RunTasks, Progress]] = TTLCache(seconds=2, most=64)
-_catalogs: TTLCache[overview.Catalog | MirrorError | bool] = TTLCache(seconds=20, most=2)
-_overviews: TTLCache[tuple[overview.Catalog, overview.Overview]] = TTLCache(seconds=20, most=8)
-_cohorts: TTLCache[overview.Preview] = TTLCache(seconds=600, most=64)
-_reports: TTLCache[records.RunReport | bool] = TTLCache(seconds=60, most=200)
+_buckets: RefreshingCache[Bucket] = RefreshingCache(seconds=300, most=16)
+_watches: RefreshingCache[Watch] = RefreshingCache(seconds=3600, most=16)
+_looks: RefreshingCache[tuple[RunTasks, Progress]] = RefreshingCache(seconds=2, most=64)
+_catalogs: RefreshingCache[overview.Catalog | MirrorError | bool] = RefreshingCache(seconds=20, most=2)
+_overviews: RefreshingCache[tuple[overview.Catalog, overview.Overview]] = RefreshingCache(seconds=20, most=8)
+_cohorts: RefreshingCache[overview.Preview] = RefreshingCache(seconds=600, most=64)
+_reports: RefreshingCache[records.RunReport | bool] = RefreshingCache(seconds=60, most=200)
 
 
 def make_app() -> FastAPI:
