@@ -1,4 +1,8 @@
-"""What a PhysioNet dataset is: one small declaration a version."""
+"""What a PhysioNet project is: its slug and version, and what is known of some of them beforehand.
+
+`project` takes any ``slug/version``; one that nobody has declared here works as well as one that has a line in `KNOWN`. Only
+the radiographs of `DATASETS` have more: tables that describe the images, from which their manifest is joined.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+
+from physionet_mirror.errors import InputError
 
 SUMS = "SHA256SUMS.txt"
 """The checksum file at the root of every PhysioNet version."""
@@ -44,27 +50,32 @@ class Dataset:
     Attributes:
         slug: The project's name in PhysioNet's URLs, ``mimic-cxr-jpg``.
         version: ``2.1.0``.
-        title: As PhysioNet writes it.
+        title: As PhysioNet writes it; the name of a project that is not declared.
         tables: Role to path. The roles ``metadata``, ``split`` and ``labels`` are joined into the manifest;
             any other role is only fetched.
-        image_path: Pattern of an image's path, with the named groups group, subject_id, study_id, dicom_id.
+        image_path: Pattern of an image's path, with the named groups group, subject_id, study_id, dicom_id; None where
+            the files are no radiographs.
         image_type: Content type of an image.
-        image_bytes: Mean size of an image in bytes, for estimates (source: the size that PhysioNet's page states, whose GB
-            are 2**30 bytes, by count: 570.3 GB of MIMIC-CXR-JPG are 612.4 GB, 4.7 TB of MIMIC-CXR 5.2 TB).
+        image_bytes: Mean size of a file (of an image, where it has some) in bytes, for estimates; 0 = not known. (Source: the
+            size that PhysioNet's page states, whose GB are 2**30 bytes, by count: 570.3 GB of MIMIC-CXR-JPG are 612.4 GB,
+            4.7 TB of MIMIC-CXR 5.2 TB.)
         access_point: ARN of PhysioNet's S3 access point for this version, or None.
-        citation: How to cite the dataset, with its DOI.
+        citation: How to cite the dataset, with its DOI; empty = the project's page says.
+        note: A few words on what it holds, for the trigger form.
+        labels: Names of the label columns.
     """
 
     slug: str
     version: str
-    title: str
-    tables: Mapping[str, str]
-    image_path: re.Pattern[str]
+    title: str = ""
+    tables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    image_path: re.Pattern[str] | None = None
     image_type: str = "image/jpeg"
-    image_bytes: int = 1_624_000
+    image_bytes: int = 0
     access_point: str | None = None
     citation: str = ""
-    labels: tuple[str, ...] = field(default=LABELS)
+    note: str = ""
+    labels: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -102,7 +113,10 @@ def _jpg(version: str, doi: str, access_point: str | None, **more_tables: str) -
             }
         ),
         image_path=re.compile(_MIMIC_PATH % "jpg"),
+        image_bytes=1_624_000,
         access_point=access_point,
+        note="377,110 radiographs as JPG, 612 GB",
+        labels=LABELS,
         citation=(
             "Johnson, A., Lungren, M., Peng, Y., Lu, Z., Mark, R., Berkowitz, S., & Horng, S. MIMIC-CXR-JPG - chest "
             f"radiographs with structured labels (version {version}). PhysioNet. https://doi.org/{doi}"
@@ -122,6 +136,8 @@ def _dicom(version: str, doi: str, access_point: str | None, **more_tables: str)
         image_type="application/dicom",
         image_bytes=13_700_000,
         access_point=access_point,
+        note="the reports (mimic-cxr-reports.zip), and the radiographs as DICOM, 5.2 TB",
+        labels=LABELS,
         citation=(
             "Johnson, A., Pollard, T., Mark, R., Berkowitz, S., & Horng, S. MIMIC-CXR Database "
             f"(version {version}). PhysioNet. https://doi.org/{doi}"
@@ -129,10 +145,12 @@ def _dicom(version: str, doi: str, access_point: str | None, **more_tables: str)
     )
 
 
+_POINT = "arn:aws:s3:us-east-1:724665945834:accesspoint/"
+
 MIMIC_CXR_JPG = _jpg(
     "2.1.0",
     "10.13026/jsn5-t979",
-    "arn:aws:s3:us-east-1:724665945834:accesspoint/mimic-cxr-jpg-v2-1-0-01",
+    _POINT + "mimic-cxr-jpg-v2-1-0-01",
     test_labels="mimic-cxr-2.1.0-test-set-labeled.csv",
     filenames="IMAGE_FILENAMES",
 )
@@ -141,11 +159,121 @@ MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q", None)
 MIMIC_CXR_2_1_0 = _dicom(
     "2.1.0",
     "10.13026/4jqj-jw95",
-    "arn:aws:s3:us-east-1:724665945834:accesspoint/mimic-cxr-v2-1-0-01",
+    _POINT + "mimic-cxr-v2-1-0-01",
     providers="cxr-provider-list.csv.gz",
 )
 
 DATASETS: Mapping[str, Dataset] = MappingProxyType(
     {d.name: d for d in (MIMIC_CXR_JPG, MIMIC_CXR_JPG_2_0_0, MIMIC_CXR, MIMIC_CXR_2_1_0)}
 )
-"""Every declared dataset by name (``slug/version``)."""
+"""The datasets of radiographs by name (``slug/version``)."""
+
+
+def _known(
+    name: str, title: str, note: str, authors: str, doi: str, *, mean_bytes: int = 0, point: str | None = None
+) -> Dataset:
+    slug, _, version = name.partition("/")
+    return Dataset(
+        slug,
+        version,
+        title,
+        image_bytes=mean_bytes,
+        access_point=None if point is None else _POINT + point,
+        citation=f"{authors} {title} (version {version}). PhysioNet. https://doi.org/{doi}",
+        note=note,
+    )
+
+
+_IV = "Johnson, A., Bulgarelli, L., Pollard, T., Gow, B., Moody, B., Horng, S., Celi, L. A., & Mark, R."
+
+KNOWN: Mapping[str, Dataset] = MappingProxyType(
+    {
+        d.name: d
+        for d in (
+            _known(
+                "mimiciv/3.1",
+                "MIMIC-IV",
+                "hospital and ICU records, 41 files, 10.6 GB",
+                _IV,
+                "10.13026/kpb9-mt58",
+                mean_bytes=10_600_000_000 // 41,
+            ),
+            _known(
+                "mimiciv/2.2",
+                "MIMIC-IV",
+                "the version before",
+                _IV,
+                "10.13026/6mm1-ek67",
+                point="mimiciv-v2-2-01",
+            ),
+            _known(
+                "mimic-iv-ed/2.2",
+                "MIMIC-IV-ED",
+                "emergency department stays",
+                "Johnson, A., Bulgarelli, L., Pollard, T., Celi, L. A., Mark, R., & Horng, S.",
+                "10.13026/5ntk-km72",
+            ),
+            _known(
+                "mimic-iv-note/2.2",
+                "MIMIC-IV-Note: Deidentified free-text clinical notes",
+                "discharge summaries and radiology reports",
+                "Johnson, A., Pollard, T., Horng, S., Celi, L. A., & Mark, R.",
+                "10.13026/1n74-ne17",
+                point="mimic-iv-note-v2-2-01",
+            ),
+            _known(
+                "mimic-iv-ecg/1.0",
+                "MIMIC-IV-ECG: Diagnostic Electrocardiogram Matched Subset",
+                "800,000 ECGs in small files, 90 GB",
+                "Gow, B., Pollard, T., Nathanson, L. A., Johnson, A., Moody, B., Fernandes, C., Greenbaum, N., Waks, J. W., "
+                "Eslami, P., Carbonati, T., Chaudhari, A., Herbst, E., Moukheiber, D., Berkowitz, S., Mark, R., & Horng, S.",
+                "10.13026/4nqg-sb35",
+                mean_bytes=90_000_000_000 // 1_600_000,
+                point="mimic-iv-ecg-v1-0-01",
+            ),
+            _known(
+                "vindr-cxr/1.0.0",
+                "VinDr-CXR: An open dataset of chest X-rays with radiologist annotations",
+                "18,000 radiographs as DICOM, with boxes",
+                "Nguyen, H. Q., Pham, H. H., Le, L. T., Dao, M., & Lam, K.",
+                "10.13026/3akn-b287",
+                point="vindr-cxr-v1-0-0-01",
+            ),
+            _known(
+                "chest-imagenome/1.0.0",
+                "Chest ImaGenome Dataset",
+                "scene graphs of MIMIC-CXR's frontal radiographs",
+                "Wu, J., Agu, N., Lourentzou, I., Sharma, A., Paguio, J., Yao, J. S., Dee, E. C., Mitchell, W., Kashyap, S., "
+                "Giovannini, A., Celi, L. A., Syeda-Mahmood, T., & Moradi, M.",
+                "10.13026/wv01-y230",
+            ),
+        )
+    }
+    | dict(DATASETS)
+)
+"""The projects of which something is known beforehand, by name; any other works as well."""
+
+NAME = r"[a-z0-9][a-z0-9-]{0,99}/[0-9A-Za-z][0-9A-Za-z.-]{0,49}"
+"""What a project's name looks like, ``slug/version``."""
+
+
+def project(name: object) -> Dataset:
+    """Any project by its name, ``slug/version``, as the end of its page's address gives it.
+
+    Raises:
+        InputError: It is no such name. The message says how it would be written, where that can be told.
+    """
+    text = str(name or "").strip()
+    if address := re.fullmatch(
+        r"(?:https?://)?(?:www\.)?physionet\.org/(?:content|files)/([^/?#]+)/([^/?#]+)/?.*", text
+    ):
+        text = f"{address[1]}/{address[2]}"
+    text = text.strip("/")
+    if not re.fullmatch(NAME, text):
+        alike = sorted(known for known in KNOWN if known.partition("/")[0] == text.lower().partition("/")[0])
+        raise InputError(
+            f"project: {str(name or '')[:80]!r} is no project's name such as mimiciv/3.1 (slug/version, as in the address of "
+            "its page at PhysioNet). Nothing was done." + (f" Did you mean {' or '.join(alike)}?" if alike else "")
+        )
+    slug, _, version = text.partition("/")
+    return KNOWN.get(text) or Dataset(slug, version, text)

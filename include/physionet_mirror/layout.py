@@ -1,9 +1,9 @@
 """Where things lie in the bucket; every path here is relative to the key prefix.
 
 <dataset's own paths>                 files/p10/…, mimic-cxr-2.0.0-split.csv.gz, SHA256SUMS.txt
-_mirror/manifest.parquet              every image of the version
+_mirror/manifest.parquet              every file of the version
 _mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at PhysioNet, its SHA-256 and the manifest's
-_mirror/index.parquet                 the verified images: the training index
+_mirror/index.parquet                 the verified files: the training index
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/copying/                      copies inside S3 until they are proven
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified_cache.py)
@@ -24,6 +24,7 @@ clean-ups ``cleanup__<run_id>``; `records.located` finds them. What is JSON has 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
@@ -43,8 +44,25 @@ BEFORE = {_AUDIT: "audit__", _CLEANUP: "cleanup__"}
 """What earlier versions put before the run id of these DAGs."""
 
 
+_GROUP = re.compile(r"[^0-9]{0,24}[0-9]{0,3}")
+
+
+def group_of(path: str) -> str:
+    """The group that a path belongs to: ``p10`` of ``files/p10/…``; of other projects the first folder; else ``other``.
+
+    Of a folder's name, what follows its third digit is left out: ``p1000`` and ``p1009`` of MIMIC-IV-ECG are one group, so that
+    a project with a folder for each patient has a thousand groups and not a file for each of them.
+    """
+    parts = path.split("/", 2)
+    folder = parts[1] if parts[0] == "files" and len(parts) == 3 else parts[0] if len(parts) > 1 else ""
+    if not folder or (parts[0] == "files" and len(parts) == 2):
+        return "other"
+    kept = _GROUP.match(folder)
+    return quote(kept[0] if kept else folder, safe="") or "other"
+
+
 def verified(group: str) -> str:
-    """Path of the memory of verified objects of one patient group."""
+    """Path of the memory of verified objects of one group of paths."""
     return f"{MIRROR}verified/{group}.tsv.gz"
 
 

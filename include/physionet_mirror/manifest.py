@@ -1,10 +1,15 @@
-"""The manifest: every image of a dataset version, as PhysioNet's checksums and tables describe it.
+"""The manifest: every file of a project's version, as PhysioNet's checksums and tables describe it.
 
-Columns, one row an image, in byte order of ``path``:
+Columns, one row a file, in byte order of ``path``:
 
     ============  ============  ===================================================================================
-    path          string        the image's path at PhysioNet, and its key below the prefix
+    path          string        the file's path at PhysioNet, and its key below the prefix
     sha256        string        64 hex digits, from SHA256SUMS.txt
+    ============  ============  ===================================================================================
+
+A dataset of radiographs has these too, all NA in the rows of files that are no image (`images` leaves those out):
+
+    ============  ============  ===================================================================================
     group         string        ``p10`` … ``p19``: the first two digits of the subject id
     subject_id    int32
     study_id      int32
@@ -57,7 +62,7 @@ FORMAT = "2"
 """Version of the parquet file's layout; fetch_metadata builds a file of another version again."""
 
 _READABLE = ("1", FORMAT)
-"""Versions that `read` takes; the first had no `DETAILS` and CheXpert's labels alone."""
+"""Versions that `read` takes; the first had the images alone, no `DETAILS`, and CheXpert's labels alone."""
 
 COLUMNS = ("path", "sha256", "group", "subject_id", "study_id", "dicom_id", "view", "split", "height", "width")
 """The columns that every reader here works with, beside the labels."""
@@ -102,7 +107,8 @@ _LINE = re.compile(rb"([0-9A-Fa-f]{64})(?: [ *]?|\t)([^ ].*)\n", re.DOTALL)
 def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
     """Read ``SHA256SUMS.txt``: one ``<64 hex digits> <path>`` a line, as PhysioNet writes it.
 
-    Other tools, and some projects, write two spaces, `` *`` or a tab between the two.
+    Other tools, and some projects, write two spaces, `` *`` or a tab between the two, comments (``#``), or end every line as
+    Windows does.
 
     Returns:
         One row a file, in byte order of path: ``path`` (string), ``sha256`` (string, lower case).
@@ -116,8 +122,13 @@ def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
     paths: list[str] = []
     sums: list[str] = []
     parts: list[Table] = []
-    number = 0
+    number, windows = 0, False
     for number, line in enumerate(stream, 1):
+        windows = windows if number > 1 else line.endswith(b"\r\n")
+        if windows and line.endswith(b"\r\n"):
+            line = line[:-2] + b"\n"
+        if line.startswith(b"#") and line.endswith(b"\n"):
+            continue
         match = _ORDINARY.fullmatch(line)
         if match is None:
             if fault := _fault(line, number):
@@ -129,9 +140,9 @@ def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
         if len(paths) == 50_000:  # keep the Python strings few: 377,110 lines of them are 100 MB
             parts.append(_sums_table(paths, sums))
             paths, sums = [], []
-    if not number:
-        raise MetadataError(f"{SUMS} is empty. " + _DAMAGED.format(page="physionet.org"))
     parts.append(_sums_table(paths, sums))
+    if not any(part.num_rows for part in parts):
+        raise MetadataError(f"{SUMS} is empty. " + _DAMAGED.format(page="physionet.org"))
     table = pa.concat_tables(parts).combine_chunks()
     order = pc.sort_indices(table["path"])  # Arrow sorts strings by their bytes, as S3 does
     in_order = table.take(order)
@@ -208,10 +219,10 @@ def _bad_sums(number: int, fault: str) -> MetadataError:
 
 
 def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
-    """Join ``SHA256SUMS.txt`` with the dataset's tables.
+    """Join ``SHA256SUMS.txt`` with the dataset's tables: its images alone.
 
     Args:
-        dataset: The declaration; its ``image_path`` must be a pattern that RE2 knows (no look-around).
+        dataset: A dataset of radiographs; its ``image_path`` must be a pattern that RE2 knows (no look-around).
         files: Path at PhysioNet to the local copy: ``SHA256SUMS.txt`` and the tables of the roles ``metadata``,
             ``split`` and ``labels``. Where given, ``negbio`` and ``test_labels`` are joined too, or noted where they
             cannot be, and ``records`` is compared.
@@ -229,6 +240,7 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
     frame = _images(dataset, sums)
     del sums
     if frame.num_rows == 0 and dataset.describes_images:
+        assert dataset.image_path is not None
         raise MetadataError(
             f"{SUMS} of {dataset.name} lists no image: no path looks like {dataset.image_path.pattern!r}. "
             + _DAMAGED.format(page=dataset.page)
@@ -299,8 +311,49 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
     return result
 
 
+def of_all_files(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
+    """The manifest of any project: every file that ``SHA256SUMS.txt`` lists but itself; images as `build` describes them.
+
+    Args:
+        dataset: The project.
+        files: As for `build`.
+
+    Raises:
+        MetadataError: As `build`.
+    """
+    with _local(files, SUMS).open("rb") as stream:
+        sums = parse_sums(stream)
+    sums = sums[sums["path"] != SUMS].reset_index(drop=True)
+    if dataset.image_path is None:
+        sums.attrs["notes"] = []
+        return sums
+    described = build(dataset, files)
+    others = sums[~sums["path"].isin(described["path"])]
+    if others.empty:
+        return described
+    table = pa.concat_tables(
+        [pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata() for part in (described, others)],
+        promote_options="default",
+    )
+    frame = _frame(table.take(pc.sort_indices(table["path"])))
+    frame.attrs["notes"] = described.attrs["notes"]
+    return frame
+
+
+def images(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a manifest that are images, by their row in it; none of a project that has no radiographs."""
+    if "dicom_id" not in frame.columns:
+        return frame.iloc[:0]
+    found = frame[frame["dicom_id"].notna()]
+    return found.astype({name: "int32" for name in _IDS if name in frame.columns})
+
+
+_IDS = ("subject_id", "study_id")
+
+
 def _images(dataset: Dataset, sums: pd.DataFrame) -> Table:
     """The images with the ids in their paths."""
+    assert dataset.image_path is not None
     table = pa.table({name: pa.array(sums[name]).cast(pa.large_string()) for name in ("path", "sha256")})
     ids = pc.extract_regex(table["path"], f"^(?:{dataset.image_path.pattern})$")
     is_image = ids.is_valid()
@@ -448,6 +501,14 @@ def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.Data
     return frame
 
 
+def columns_of(file: Path | BinaryIO) -> list[str]:
+    """The names of a manifest's columns."""
+    names: list[str] = pq.read_schema(file).names
+    if not isinstance(file, Path):
+        file.seek(0)
+    return names
+
+
 def sums_sha256_of(file: Path | BinaryIO) -> str | None:
     """SHA-256 of the ``SHA256SUMS.txt`` that a manifest was built from; None = no manifest of this format: build it."""
     try:
@@ -460,7 +521,7 @@ def sums_sha256_of(file: Path | BinaryIO) -> str | None:
     return ours.get("sums_sha256") if ours.get("format") == FORMAT else None
 
 
-_BUILD_AGAIN = "Trigger a run of mimic_cxr_jpg: its task fetch_metadata builds _mirror/manifest.parquet again."
+_BUILD_AGAIN = "Trigger a run of this prefix: its task fetch_metadata builds _mirror/manifest.parquet again."
 
 
 def _first_line(error: Exception) -> str:
@@ -493,10 +554,10 @@ def selectable_columns(file: BinaryIO) -> list[str]:
 def _frame(table: Table) -> pd.DataFrame:
     """Arrow to pandas with one set of types, wherever the manifest comes from."""
     text = pd.StringDtype("pyarrow")
-    ids = ("subject_id", "study_id")
     kinds = {pa.int8(): pd.Int8Dtype(), pa.int32(): pd.Int32Dtype(), pa.string(): text, pa.large_string(): text}
     if tuple(int(number) for number in pd.__version__.split(".")[:2]) < (2, 2):  # takes no large strings yet
         fields = [field.with_type(pa.string()) if field.type == pa.large_string() else field for field in table.schema]
         table = table.cast(pa.schema(fields))
     frame: pd.DataFrame = table.to_pandas(types_mapper=kinds.get, self_destruct=False, ignore_metadata=True)
-    return frame.astype({name: "int32" for name in ids if name in frame.columns})
+    whole = [name for name in _IDS if name in frame.columns and not frame[name].hasnans]
+    return frame.astype(dict.fromkeys(whole, "int32"))

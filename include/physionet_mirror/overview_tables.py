@@ -24,7 +24,7 @@ VERIFIED = "verified bytes"
 """The column that the child adds: bytes of the image where the index has it with the manifest's checksum, else 0."""
 
 UNUSED = frozenset({"path", "sha256", "height", "width"})
-"""Columns that the child leaves out."""
+"""Columns that the child leaves out; of a project without radiographs it keeps the paths, which are all there is."""
 
 MOST_BYTES = 256 << 20
 """Of manifest or index in the bucket; those of all 377,110 images have about 30 MB each."""
@@ -113,7 +113,8 @@ def _main(arguments: Sequence[str]) -> int:
         sizes, said = None, _first_line(error)
     if sizes is None:
         sizes = pa.repeat(pa.scalar(0, pa.int64()), table.num_rows)
-    table = table.drop_columns([name for name in table.column_names if name in UNUSED]).append_column(VERIFIED, sizes)
+    unused = UNUSED if "dicom_id" in table.column_names else UNUSED - {"path"}
+    table = table.drop_columns([name for name in table.column_names if name in unused]).append_column(VERIFIED, sizes)
     import pyarrow.parquet as pq
 
     # Plainly, so that reading it takes no more than its size.
@@ -172,9 +173,12 @@ def _wanted(file: str) -> Any:
     from physionet_mirror import manifest
 
     parquet = _open(file, None)
+    if "dicom_id" not in parquet.schema_arrow.names:
+        return _any_files(parquet)
     needed = [name for name in manifest.COLUMNS if name not in ("height", "width")]
     if absent := [name for name in needed if name not in parquet.schema_arrow.names]:
         raise _TooMuch(f"it has no column {', '.join(absent)}")
+    is_image = parquet.read(["dicom_id"], use_threads=False)["dicom_id"].is_valid()
     columns = {}
     for name in parquet.schema_arrow.names:
         if name in ("height", "width") or manifest.is_detail(name):
@@ -182,10 +186,29 @@ def _wanted(file: str) -> Any:
         kind = pa.int32() if name in ("subject_id", "study_id") else pa.int8()
         if name in manifest.COLUMNS and kind == pa.int8():
             kind = pa.large_string()
-        columns[name] = parquet.read([name], use_threads=False)[name].cast(kind)
+        columns[name] = parquet.read([name], use_threads=False)[name].filter(is_image).cast(kind)
         columns[name].validate(full=True)
         if name in needed and name not in ("view", "split") and columns[name].null_count:
             raise _TooMuch(f"its column {name} has empty cells")
+    return pa.table(columns).replace_schema_metadata(parquet.schema_arrow.metadata)
+
+
+def _any_files(parquet: Any) -> Any:
+    """The manifest of a project without radiographs: path, sha256, and the group that each path belongs to."""
+    import pyarrow as pa
+
+    from physionet_mirror.layout import group_of
+
+    columns = {}
+    for name in ("path", "sha256"):
+        if name not in parquet.schema_arrow.names:
+            raise _TooMuch(f"it has no column {name}")
+        columns[name] = parquet.read([name], use_threads=False)[name].cast(pa.large_string())
+        columns[name].validate(full=True)
+        if columns[name].null_count:
+            raise _TooMuch(f"its column {name} has empty cells")
+    groups = (group_of(path) for chunk in columns["path"].chunks for path in chunk.to_pylist())
+    columns["group"] = pa.array(groups, pa.large_string())
     return pa.table(columns).replace_schema_metadata(parquet.schema_arrow.metadata)
 
 

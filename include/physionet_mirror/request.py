@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Literal, get_args
 
-from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset
+from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset, project
 from physionet_mirror.errors import InputError
 
 Level = Literal["count", "checksum", "content"]
@@ -82,6 +82,9 @@ class Selection:
         groups: Patient groups, p10 … p19.
         subjects: Subject ids, as numbers or as text with or without the ``p`` (``10000032``, ``p10000032``).
         file_list: Lines of a list of image paths (see ``selection.listed_paths``), or None for no list.
+        include: Globs over the paths of any files; empty = all. With these, nothing else counts but ``exclude``. None = the
+            images.
+        exclude: Globs of files that are left out of those.
     """
 
     select: str = "sample"
@@ -94,6 +97,13 @@ class Selection:
     groups: tuple[str, ...] = ()
     subjects: tuple[int | str, ...] = ()
     file_list: tuple[str, ...] | None = None
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+
+    @property
+    def noun(self) -> str:
+        """What is selected: ``image`` or ``file``."""
+        return "image" if self.include is None else "file"
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,8 @@ class Request:
     def from_params(cls, params: Mapping[str, Any]) -> Request:
         """The request that a run's params describe; absent ones take their defaults.
 
+        With ``project``, it is one for files of that project, chosen by ``include`` and ``exclude``.
+
         Raises:
             InputError: A value that cannot be worked with. The message names the param.
         """
@@ -147,22 +159,27 @@ class Request:
                 raise InputError(f"{name}: {str(value)[:80]!r} is none of {', '.join(allowed)}. Nothing was done.")
             return value
 
+        named = params.get("project")
+        noun = "image" if named is None else "file"
         storage_class, verify = (
             choice("storage_class", cls.storage_class, STORAGE_CLASSES),
             choice("verify", cls.verify, LEVELS),
         )
         if verify == "content" and storage_class in ARCHIVED:
             raise InputError(
-                f"verify: content reads every image back, and S3 gives back nothing of storage_class {storage_class} until "
+                f"verify: content reads every {noun} back, and S3 gives back nothing of storage_class {storage_class} until "
                 "it is restored. Nothing was done. Choose verify=checksum, which asks S3 for the checksum that it holds, or "
                 "another storage class: GLACIER_IR is read at once."
             )
-        dataset = DATASETS[choice("dataset", cls.dataset.name, tuple(DATASETS))]
+        dataset = DATASETS[choice("dataset", cls.dataset.name, tuple(DATASETS))] if named is None else project(named)
+        prefix = params.get("prefix", dataset.name)
         shard_size = params.get("shard_size")
         return cls(
             bucket=checked_bucket(params.get("bucket")),
-            prefix=checked_prefix(params.get("prefix", dataset.name)),
-            selection=Selection(
+            prefix=checked_prefix(dataset.name if prefix is None and named is not None else prefix),
+            selection=Selection(select="all", include=_texts("include", params), exclude=_texts("exclude", params))
+            if named is not None
+            else Selection(
                 select=choice("select", Selection.select, SELECTS),
                 sample_size=_whole("sample_size", params.get("sample_size", Selection.sample_size), *SAMPLE_SIZE),
                 sample_by=choice("sample_by", Selection.sample_by, SAMPLE_BY),
@@ -231,7 +248,7 @@ def checked_prefix(prefix: Any) -> str:
     text = prefix.strip("/") if isinstance(prefix, str) else prefix
     if text == "":
         raise InputError(
-            "prefix: the images need a place of their own in the bucket, such as mimic-cxr-jpg/2.1.0. Nothing was done."
+            "prefix: the files need a place of their own in the bucket, such as mimic-cxr-jpg/2.1.0. Nothing was done."
         )
     if (
         not isinstance(text, str)
@@ -315,14 +332,15 @@ def _quoted(value: Any) -> str:
     return repr(value)[:80]
 
 
+_SUCH_AS = {"subjects": "[10000032]", "include": '["hosp/*.csv.gz"]', "exclude": '["**/*.dcm"]'}
+
+
 def _texts(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
     values = params.get(name) or ()
     if isinstance(values, str | Mapping) or not all(
         isinstance(value, str | int) and not isinstance(value, bool) for value in values
     ):
-        raise InputError(
-            f"{name}: a list is wanted, such as {'[10000032]' if name == 'subjects' else '[...]'}. Nothing was done."
-        )
+        raise InputError(f"{name}: a list is wanted, such as {_SUCH_AS.get(name, '[...]')}. Nothing was done.")
     texts = tuple(value.strip() if isinstance(value, str) else _quoted(value) for value in values)
     if not all(texts):
         raise InputError(

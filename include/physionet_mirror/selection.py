@@ -1,4 +1,4 @@
-"""Which images a run selects: filters first, then a nested sample."""
+"""Which files a run selects: of the images filters and a nested sample, of any project's files globs over their paths."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from physionet_mirror import globs
 from physionet_mirror.errors import InputError
-from physionet_mirror.manifest import label_columns, path_fault
+from physionet_mirror.manifest import images, label_columns, path_fault
 from physionet_mirror.request import FRONTAL, LATERAL, NO_VIEW, Selection
 
 if TYPE_CHECKING:
@@ -32,32 +35,37 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class Chosen:
-    """The images that were chosen.
+    """The files that were chosen.
 
     Attributes:
         frame: Rows of the manifest, in its order. The index is the row's number in the manifest, which tells ``shards``
-            how much of the dataset lies between two images.
-        matched: Images that passed the filters, before the sample.
+            how much of the dataset lies between two files.
+        matched: Files that passed the filters, before the sample.
+        of: Images of the version; of a project that was asked for by globs, its files.
         notes: Sentences for the log and the plan.
     """
 
     frame: pd.DataFrame
     matched: int
+    of: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
-    """Apply the filters, then the sample.
+    """Apply the filters, then the sample; where the selection has globs (``include``), these alone.
 
     Raises:
-        InputError: A value or a combination that no image has, a list with unknown paths, or an impossible sample.
-            The message names the filter, the value and the values that exist.
+        InputError: A value or a combination that no image has, a list with unknown paths, an impossible sample, or a glob that
+            matches nothing. The message names the filter, the value and the values that exist.
     """
+    if selection.include is not None:
+        return _by_globs(manifest.reset_index(drop=True), selection.include, selection.exclude)
     if selection.select not in ("sample", "all"):
         raise InputError(f"select is {selection.select!r}; it must be 'sample' or 'all'.")
+    manifest = images(manifest.reset_index(drop=True))
     if manifest.empty:
         raise InputError("The manifest has no image: this project publishes tables alone. Nothing was done.")
-    frame = manifest.reset_index(drop=True)
+    frame = manifest
     notes: list[str] = []
     for name, values, apply in _filters(frame, selection):
         before = frame
@@ -67,7 +75,41 @@ def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
     matched = len(frame)
     if selection.select == "sample":
         frame = _sample(frame, selection, notes)
-    return Chosen(frame, matched, notes)
+    return Chosen(frame, matched, len(manifest), notes)
+
+
+def _by_globs(manifest: pd.DataFrame, include: Sequence[str], exclude: Sequence[str]) -> Chosen:
+    """The files whose paths any of ``include`` matches (all, where it is empty) and none of ``exclude``."""
+    paths = pa.array(manifest["path"]).cast(pa.large_string())
+
+    def any_of(name: str, patterns: Sequence[str], otherwise: bool) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        found = np.full(len(manifest), otherwise and not patterns)
+        for pattern in patterns:
+            matches = pc.match_substring_regex(paths, f"^(?s:{globs.to_regex(pattern)})$").to_numpy(
+                zero_copy_only=False
+            )
+            if not matches.any():
+                raise InputError(_nothing_matches(name, pattern, manifest))
+            found |= matches
+        return found
+
+    taken = any_of("include", include, otherwise=True) & ~any_of("exclude", exclude, otherwise=False)
+    if not taken.any():
+        raise InputError(
+            f"exclude: {_some(exclude)} leaves nothing of {_some(include) or 'the project'}. Nothing was done; correct the lists."
+        )
+    chosen = manifest[taken]
+    return Chosen(chosen, len(chosen), len(manifest))
+
+
+def _nothing_matches(name: str, pattern: str, manifest: pd.DataFrame) -> str:
+    tops = list(dict.fromkeys(top + slash for top, slash, _ in (path.partition("/") for path in manifest["path"])))
+    folder = f"{pattern.strip('/')}/"
+    hint = f" For all that is in a folder, write {folder}**." if folder in tops else ""
+    return (
+        f"{name}: no file of this project matches {pattern[:200]!r}.{hint} A pattern is compared with the whole path; * keeps "
+        f"within a folder and ** crosses folders. At its top the project has {_some(tops, 8)}. Nothing was done; correct the list."
+    )
 
 
 Filter = tuple[str, Sequence[object], "Callable[[pd.DataFrame], pd.DataFrame]"]

@@ -1,6 +1,6 @@
 """The bucket's memory of what was verified when, so that nothing is asked of S3 twice without need.
 
-One file a patient group, ``_mirror/verified/<group>.tsv.gz``: gzip, UTF-8, a header line, then one line an object:
+One file a group of paths (`group_of`), ``_mirror/verified/<group>.tsv.gz``: gzip, UTF-8, a header line, then one line an object:
 
     path  size  etag  sha256  verified_at  level  run
 
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 from physionet_mirror.errors import DestinationUnavailable
-from physionet_mirror.layout import RunLayout, verified
+from physionet_mirror.layout import RunLayout, group_of, verified
 
 if TYPE_CHECKING:
     from physionet_mirror.s3.bucket import Bucket, Stored
@@ -50,13 +50,6 @@ _TRIES = 12  # of writing a file that other tasks write to as well
 def attempt_of(run: RunLayout, started: datetime) -> str:
     """Names one attempt at a run: its tasks' retries share it, and clearing the run begins another."""
     return f"{run.root}@{started.astimezone(UTC):%Y%m%dT%H%M%S.%f}"
-
-
-def group_of(path: str) -> str:
-    """The patient group that a dataset path belongs to: ``p10`` of ``files/p10/…``, else ``other``."""
-    top, _, rest = path.partition("/")
-    group, slash, _ = rest.partition("/")
-    return group if top == "files" and slash and group else "other"
 
 
 def groups_of(paths: Iterable[str]) -> list[str]:

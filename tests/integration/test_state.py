@@ -472,7 +472,7 @@ def test_an_image_that_physionet_replaced_is_planned_though_it_is_there(
 ) -> None:
     assert go(FIRST).passed
     data = manifest.read(io.BytesIO(bucket.read(MANIFEST)))
-    data.loc[0, "sha256"] = "0" * 64
+    data.loc[manifest.images(data).index[0], "sha256"] = "0" * 64
     out = io.BytesIO()
     manifest.write(data, out, dataset=MIMIC_CXR_JPG, sums_sha256="0" * 64)
     bucket.write(MANIFEST, out.getvalue())

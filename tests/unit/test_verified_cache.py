@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physionet_mirror.errors import DestinationUnavailable
-from physionet_mirror.layout import RunLayout, verified
+from physionet_mirror.layout import RunLayout, group_of, verified
 from physionet_mirror.s3.bucket import Stored
-from physionet_mirror.verified_cache import Memory, attempt_of, group_of, groups_of
+from physionet_mirror.verified_cache import Memory, attempt_of, groups_of
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SUM = "ab" * 32

@@ -178,6 +178,7 @@ def build(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     way: Mapping[str, Any] | None = None,
+    noun: str = "image",
 ) -> RunReport:
     """The report; ``problems`` are the verdict's, explained. The rest is as for `write`."""
     finished = datetime.now(UTC)
@@ -193,7 +194,7 @@ def build(
             finished=_iso(finished),
             seconds=round(max(0.0, (finished - started).total_seconds()), 1),
         ),
-        dataset=_dataset(dataset, manifest),
+        dataset=_dataset(dataset, manifest, noun),
         destination=Destination(bucket.name, bucket.prefix, bucket.uri()),
         params={str(name): value for name, value in params.items()},
         way=way or {},
@@ -264,16 +265,19 @@ def _open(manifest: Path | bytes) -> Path | io.BytesIO:
     return manifest if isinstance(manifest, Path) else io.BytesIO(manifest)
 
 
-def _dataset(dataset: Dataset, manifest: Path | bytes) -> ReportedDataset:
+def _dataset(dataset: Dataset, manifest: Path | bytes, noun: str) -> ReportedDataset:
     about = pq.read_metadata(_open(manifest))
     sums = (about.metadata or {}).get(b"physionet_mirror.sums_sha256")
+    count = about.num_rows
+    if noun == "image":
+        count -= pq.read_table(_open(manifest), columns=["dicom_id"])["dicom_id"].null_count
     return ReportedDataset(
         name=dataset.name,
         title=dataset.title,
         page=dataset.page,
         agreement_page=dataset.agreement_page,
         citation=dataset.citation,
-        images=about.num_rows,
+        images=count,
         manifest_sha256=sums.decode() if sums else None,
     )
 

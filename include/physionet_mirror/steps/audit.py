@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 from physionet_mirror import index, manifest
 from physionet_mirror.errors import InputError, MetadataError
@@ -60,11 +60,13 @@ class Share:
         raise InputError(f"share: {str(text)[:40]!r} is neither like 2/8 nor like */8. Nothing was done.")
 
 
-def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) -> Verdict:
-    """Compare one share of the bucket with PhysioNet's checksums, asking S3 anew for every image.
+def audit(
+    bucket: Bucket, level: Level, share: Share, run: str | None = None, *, noun: Literal["image", "file"] = "image"
+) -> Verdict:
+    """Compare one share of the bucket with PhysioNet's checksums, asking S3 anew for every file.
 
-    Looked at is what the training index holds (so that a lost image is missed) and every image of the manifest that lies
-    in the bucket (so that a strange one is noticed). Neither index nor images are changed.
+    Looked at is what the training index holds (so that a lost file is missed) and every file of the manifest that lies
+    in the bucket (so that a strange one is noticed). Neither index nor files are changed.
 
     Args:
         bucket: Which.
@@ -72,22 +74,27 @@ def audit(bucket: Bucket, level: Level, share: Share, run: str | None = None) ->
         share: The part of the dataset that is looked at.
         run: The attempt at a run that audits (``verified_cache.attempt_of``); what it has found
             already is not asked for again when its task is retried.
+        noun: ``image``: of a dataset of radiographs these alone; ``file``: any file.
 
     Raises:
         MetadataError: There is no manifest: nothing was mirrored here.
     """
     try:
-        known = manifest.read(BytesIO(bucket.read(MANIFEST)), ["path", "sha256"])
+        file = BytesIO(bucket.read(MANIFEST))
     except FileNotFoundError:
         raise MetadataError(
             f"{bucket.uri(MANIFEST)} is not there, so there is nothing to compare with. Nothing was done. Check bucket and "
-            "prefix; a run of mimic_cxr_jpg (a dry run is enough) writes it."
+            "prefix; a run of mimic_cxr_jpg or physionet_project (a dry run is enough) writes it."
         ) from None
+    columns = manifest.columns_of(file)
+    known = manifest.read(file, [name for name in ("path", "sha256", "dicom_id") if name in columns])
+    if noun == "image" and "dicom_id" in columns:
+        known = manifest.images(known)
     part = known.iloc[slice_of(len(known), share.number - 1, share.of)]
     if part.empty:
         return Verdict(level=level)
     expected = _ever_verified(bucket, part["path"].tolist())
-    log.info("Share %s: %s images of the dataset, compared by %s.", share, f"{len(part):,}", level)
+    log.info("Share %s: %s %ss of the dataset, compared by %s.", share, f"{len(part):,}", noun, level)
     images = map(File, part["path"], part["sha256"])
     verdict = verify(images, bucket, level, run=run, anew=True, on_progress=_log_progress)
     verdict.problems = [p for p in verdict.problems if p.reason != "missing" or p.path in expected]

@@ -5,28 +5,33 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from physionet_mirror import index, manifest
 from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import FileError, MetadataError
 from physionet_mirror.layout import MANIFEST, SUMS_SEEN
-from physionet_mirror.records import SumsSeen, load
+from physionet_mirror.records import SumsSeen
 from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.steps.fetch_files import (
+    ONE_PUT,
+    Source,
+    download,
+    published_by,
+    read_file,
+    type_of,
+    write_file,
+)
 
 log = logging.getLogger(__name__)
 
 _LICENCE = "LICENSE.txt"
 _NO_IMAGE = "no image needs it, so the run goes on without it."
-_ONE_PUT = 32 << 20
-"""Bytes up to which a file is one PUT, so that S3 keeps a SHA-256 of the whole of it."""
-
-_TYPES = {".gz": "application/gzip", ".csv": "text/csv", ".txt": "text/plain; charset=utf-8"}
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Metadata:
 
     Attributes:
         sums_sha256: SHA-256 of SHA256SUMS.txt, which stands for the whole version.
-        images: Images of the version.
+        images: Images of the version; of a project without radiographs, its files.
         files: Paths of the tables and lists that are in the bucket now.
         fetched: How many of them had to be fetched.
         changed: Whether SHA256SUMS.txt differs from the one that the manifest in the bucket was built from.
@@ -49,18 +54,6 @@ class Metadata:
     fetched: int
     changed: bool
     notes: tuple[str, ...]
-
-
-class Source(Protocol):
-    """PhysioNet's website or its access point."""
-
-    def etag(self, dataset: Dataset, path: str) -> str | None:
-        """The ETag of a file, which changes when the file does; None where nobody names one."""
-        ...
-
-    def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
-        """One file in chunks, proven when they end."""
-        ...
 
 
 def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata:
@@ -77,15 +70,10 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
     """
     with tempfile.TemporaryDirectory(prefix="physionet-") as folder:
         files: dict[str, Path] = {SUMS: Path(folder, "0")}
-        seen = load(bucket, SUMS_SEEN, SumsSeen) or SumsSeen()
+        found = published_by(source, bucket, dataset, files[SUMS])
+        seen, etag, sums_sha256 = found.seen, found.etag, found.sha256
         before, proven = _manifest_of(bucket, seen)
-        etag = source.etag(dataset, SUMS)
-        sums_sha256 = _unchanged_sums(bucket, seen, etag, files[SUMS])
-        if sums_sha256 is None:
-            sums_sha256 = _download(source, dataset, SUMS, None, files[SUMS])
-        with files[SUMS].open("rb") as stream:
-            sums = manifest.parse_sums(stream)
-        published = dict(zip(sums["path"], sums["sha256"], strict=True))
+        published = dict(zip(found.sums["path"], found.sums["sha256"], strict=True))
         needed, wanted = _metadata_files(dataset, published)
         new = [path for path in wanted if not _is_there(bucket, path, published[path])]
         changed = before is not None and before[0] != sums_sha256
@@ -95,7 +83,7 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
             if path in new:
                 files[path] = Path(folder, str(number))
                 try:
-                    _download(source, dataset, path, published[path], files[path])
+                    download(source, dataset, path, published[path], files[path])
                 except FileError as error:
                     if path in needed:
                         raise
@@ -105,23 +93,24 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
                     )
             elif rebuild:
                 files[path] = Path(folder, str(number))
-                _write_file(files[path], bucket.open_read(path))
+                write_file(files[path], bucket.open_read(path))
         built: bytes | None = None
         if rebuild:
-            frame = manifest.build(dataset, files)
+            frame = manifest.of_all_files(dataset, files)
             if before is not None and changed:
-                frame.attrs["notes"].append(_what_changed(before[1], frame))
+                frame.attrs["notes"].append(_what_changed(dataset, before[1], frame))
             out = BytesIO()
             manifest.write(frame, out, dataset=dataset, sums_sha256=sums_sha256)
-            built, images, notes = out.getvalue(), len(frame), frame.attrs["notes"]
+            built, notes = out.getvalue(), frame.attrs["notes"]
         else:
             assert before is not None
-            images, notes = len(before[1]), before[1].attrs["notes"]
+            frame, notes = before[1], before[1].attrs["notes"]
+        count = len(_counted(dataset, frame))
         new = [path for path in new if path in files]
         for path in new:
-            bucket.upload(path, _read_file(files[path]), content_type=_type_of(path), part_size=_ONE_PUT)
+            bucket.upload(path, read_file(files[path]), content_type=type_of(path), part_size=ONE_PUT)
         if built is not None:
-            bucket.upload(SUMS, _read_file(files[SUMS]), content_type=_type_of(SUMS), part_size=_ONE_PUT)
+            bucket.upload(SUMS, read_file(files[SUMS]), content_type=type_of(SUMS), part_size=ONE_PUT)
             index.upgrade(bucket, BytesIO(built))
             # Last, because it vouches for the others.
             bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
@@ -133,27 +122,16 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
     for note in lacking:
         log.warning("%s", note)
     log.info(
-        "%s: %s images. %d of %d tables and lists fetched, the others were there. The manifest was %s.",
+        "%s: %s %s. %d of %d tables and lists fetched, the others were there. The manifest was %s.",
         dataset.name,
-        f"{images:,}",
+        f"{count:,}",
+        "files" if dataset.image_path is None else "images",
         len(new),
         len(wanted),
         "built" if built is not None else "there",
     )
     had = [path for path in wanted if path in files or not rebuild or path in needed]
-    return Metadata(sums_sha256, images, (SUMS, *had), len(new), changed, (*notes, *lacking))
-
-
-def _unchanged_sums(bucket: Bucket, seen: SumsSeen, etag: str | None, file: Path) -> str | None:
-    """Take SHA256SUMS.txt (57 MB) from the bucket where PhysioNet's has not changed since; its SHA-256, or None."""
-    if etag is None or etag != seen.etag:
-        return None
-    try:
-        _write_file(file, bucket.open_read(SUMS))
-    except FileNotFoundError:
-        return None
-    with file.open("rb") as stream:
-        return seen.sha256 if hashlib.file_digest(stream, "sha256").hexdigest() == seen.sha256 else None
+    return Metadata(sums_sha256, count, (SUMS, *had), len(new), changed, (*notes, *lacking))
 
 
 def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> tuple[set[str], list[str]]:
@@ -176,27 +154,6 @@ def _metadata_files(dataset: Dataset, published: Mapping[str, str]) -> tuple[set
 
 def _unlisted(dataset: Dataset, published: Mapping[str, str]) -> list[str]:
     return [path for path in dict.fromkeys(dataset.tables.values()) if path not in published]
-
-
-def _download(source: Source, dataset: Dataset, path: str, sha256: str | None, file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("wb") as out:
-        for chunk in source.stream(dataset, path, sha256):
-            digest.update(chunk)
-            out.write(chunk)
-    return digest.hexdigest()
-
-
-def _write_file(file: Path, chunks: Iterator[bytes]) -> None:
-    with file.open("wb") as out:
-        for chunk in chunks:
-            out.write(chunk)
-
-
-def _read_file(file: Path, chunk: int = 1 << 20) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while data := stream.read(chunk):
-            yield data
 
 
 def _is_there(bucket: Bucket, path: str, sha256: str) -> bool:
@@ -227,21 +184,28 @@ def _manifest_of(bucket: Bucket, seen: SumsSeen) -> tuple[tuple[str, Any] | None
     if sums_sha256 is None:
         return None, False
     try:
-        return (sums_sha256, manifest.read(file, ["path", "sha256"])), proven
+        return (sums_sha256, manifest.read(file, _compared(file))), proven
     except MetadataError:
         return None, False
 
 
-def _what_changed(before: Any, after: Any) -> str:
-    both = before.merge(after[["path", "sha256"]], on="path", how="outer", suffixes=("", "_new"), indicator=True)
+def _compared(file: BytesIO) -> list[str]:
+    return [name for name in ("path", "sha256", "dicom_id") if name in manifest.columns_of(file)]
+
+
+def _counted(dataset: Dataset, frame: Any) -> Any:
+    """The rows that the dataset is made of: its images where it has some."""
+    return frame if dataset.image_path is None else manifest.images(frame)
+
+
+def _what_changed(dataset: Dataset, before: Any, after: Any) -> str:
+    was, now = _counted(dataset, before), _counted(dataset, after)[["path", "sha256"]]
+    both = was.merge(now, on="path", how="outer", suffixes=("", "_new"), indicator=True)
     kept = both[both["_merge"] == "both"]
     replaced = int((kept["sha256"] != kept["sha256_new"]).sum())
     added, gone = int((both["_merge"] == "right_only").sum()), int((both["_merge"] == "left_only").sum())
+    files = "files" if dataset.image_path is None else "images"
     return (
-        f"PhysioNet has changed this version, noticed on {datetime.now(UTC):%Y-%m-%d}: {replaced:,} images replaced, "
-        f"{added:,} added, {gone:,} withdrawn. Replaced images are fetched again where they are selected."
+        f"PhysioNet has changed this version, noticed on {datetime.now(UTC):%Y-%m-%d}: {replaced:,} {files} replaced, "
+        f"{added:,} added, {gone:,} withdrawn. Replaced {files} are fetched again where they are selected."
     )
-
-
-def _type_of(path: str) -> str:
-    return _TYPES.get(Path(path).suffix, "text/plain; charset=utf-8" if "." not in path else "application/octet-stream")

@@ -20,7 +20,7 @@ from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.estimate import ENOUGH_SECONDS, estimate_run, usual_speed
 from physionet_mirror.files import File
-from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, has_no_report
+from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, group_of, has_no_report
 from physionet_mirror.records import Plan, PlannedDataset, PlannedSelection, RunReport, SumsSeen, load
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
@@ -130,7 +130,7 @@ def make_plan(
         dag_id=run.dag_id,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         request=params,
-        dataset=PlannedDataset(request.dataset.name, request.dataset.title, sums_sha256, len(everything)),
+        dataset=PlannedDataset(request.dataset.name, request.dataset.title, sums_sha256, chosen.of),
         way=way.to_json() if way is not None else {},
         selection=PlannedSelection(chosen.matched, count, notes),
         shards=[shard for shard, _ in packed],
@@ -250,7 +250,7 @@ def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[set[str], fl
 
 def _listed(frame: Any, bucket: Bucket) -> list[Verified]:
     """Those of these images that are in the bucket with a size above zero; group by group at once."""
-    groups, rows = frame["group"].to_numpy(dtype=object), frame.index.to_numpy()
+    groups, rows = list(map(group_of, frame["path"])), frame.index.to_numpy()
     images = list(map(File, frame["path"], frame["sha256"]))
     starts = [at for at in range(len(frame)) if at == 0 or groups[at] != groups[at - 1]]
 
