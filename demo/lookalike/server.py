@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
@@ -16,6 +17,8 @@ from demo.lookalike.counters import Counters
 from demo.lookalike.faults import Fault, Faults, Kind
 from demo.lookalike.profiles import UNLIMITED, Profile
 from demo.lookalike.reply import HTML, Reply, listing, retry_after
+
+API = "/api/v1/projects/"
 
 
 class Lookalike:
@@ -277,6 +280,8 @@ class Lookalike:
 
     async def _admit(self, reply: Reply, below: str, path: str, project: str) -> bool:
         request = reply.request
+        if below.startswith(API):
+            return await self._tell(reply, below.removeprefix(API).removesuffix("/versions/"))
         visitor = await self.access.visitor(request.method, request.headers)
         reply.cookies = visitor.cookies
         if path == below or ".." in path.split("/") or "\0" in path or not self._is_project(project):
@@ -284,6 +289,23 @@ class Lookalike:
         if visitor.name is None or not self.access.may_read(visitor.name, project):
             return await self._refuse(reply, visitor)
         return await self._deliver(reply, path)
+
+    async def _tell(self, reply: Reply, slug: str) -> bool:
+        """PhysioNet's API, which needs no login: a project's versions, each with its size."""
+        folder = self._root / slug
+        if not slug or "/" in slug or slug == ".." or not folder.is_dir():
+            return await reply.page(404, "Not found")
+        versions = [
+            {
+                "slug": slug,
+                "title": slug,
+                "version": version.name,
+                "main_storage_size": sum(file.stat().st_size for file in version.rglob("*") if file.is_file()),
+            }
+            for version in sorted(folder.iterdir())
+            if version.is_dir()
+        ]
+        return await reply.bytes(200, json.dumps(versions).encode(), {"Content-Type": "application/json"})
 
     def _is_project(self, project: str) -> bool:
         return project.count("/") == 1 and all(project.split("/")) and (self._root / project).is_dir()

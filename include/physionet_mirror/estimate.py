@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from physionet_mirror import throughput
 from physionet_mirror.records import READ_BACK_BYTES_PER_SECOND, Estimate, RunReport
@@ -191,6 +191,8 @@ def estimate_run(
     region: str | None = None,
     reports: Iterable[RunReport] = (),
     exact: tuple[int, int] | None = None,
+    between: tuple[int, int] | None = None,
+    sizes: str = "",
     through: bool = False,
 ) -> Estimate:
     """Estimate what a request takes, from either source: for the plan of a run and for the page that previews one.
@@ -203,10 +205,12 @@ def estimate_run(
         region: Of the bucket.
         reports: Of earlier runs from the same source, newest first.
         exact: As `estimate`.
+        between: The least and the most bytes that are to be fetched, where a range is known.
+        sizes: What the sizes rest on, for people.
         through: From the access point, but through the worker.
     """
     at_once, otherwise = usual_speed(request, mean_bytes, through=through)
-    return estimate(
+    expected = estimate(
         images,
         mean_bytes,
         at_once,
@@ -217,4 +221,14 @@ def estimate_run(
         reports=reports,
         otherwise=otherwise,
         exact=exact,
+    )
+    least, most = between or (0, 0)
+    return replace(
+        expected,
+        noun=request.selection.noun,
+        missing_bytes_least=least,
+        missing_bytes_most=most,
+        sizes=sizes,
+        hours=expected.hours * (least / expected.missing_bytes if least and expected.missing_bytes else 1),
+        hours_most=expected.hours_most * (most / expected.missing_bytes if most and expected.missing_bytes else 1),
     )

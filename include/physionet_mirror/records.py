@@ -278,6 +278,7 @@ class Shard(Record):
         path: Where its list of images lies below the prefix (see ``encode``).
         span: How many images the whole dataset has from first to last: what a LIST of the range costs in a full bucket.
         sha256: Of the bytes of that list (hex); empty in a plan of an earlier version.
+        noun: What they are: ``image`` or ``file``.
     """
 
     index: int
@@ -287,11 +288,12 @@ class Shard(Record):
     path: str
     span: int
     sha256: str = ""
+    noun: str = "image"
 
     @property
     def name(self) -> str:
         """For people: ``p10 … p11, 500 images``; within one group by subject, ``p10000032 … p10046166, 943 images``."""
-        return f"{_range_name(self.first, self.last)}, {self.images:,} image{'' if self.images == 1 else 's'}"
+        return f"{_range_name(self.first, self.last)}, {self.images:,} {self.noun}{'' if self.images == 1 else 's'}"
 
     def to_json(self) -> dict[str, Any]:
         """``name`` comes along for whoever reads it."""
@@ -335,6 +337,9 @@ class Estimate(Record):
         read_cost: GET requests and retrieval, once.
         read_transfer_cost: The transfer, once, where the worker is outside AWS; within the bucket's region it is free.
         prices_as_of: Month of the prices.
+        noun: What is selected: ``image`` or ``file``.
+        missing_bytes_least, missing_bytes_most: Between which ``missing_bytes`` lies; 0 = it is no range.
+        sizes: What the sizes rest on; empty = an assumed or measured mean size.
     """
 
     images: int = 0
@@ -355,11 +360,21 @@ class Estimate(Record):
     read_cost: float = 0.0
     read_transfer_cost: float = 0.0
     prices_as_of: str = PRICES_AS_OF
+    noun: str = "image"
+    missing_bytes_least: int = 0
+    missing_bytes_most: int = 0
+    sizes: str = ""
 
     @property
     def gigabytes(self) -> float:
-        """Decimal gigabytes to be fetched: what ``approve_above_gb`` is compared with."""
-        return self.missing_bytes / 1e9
+        """Decimal gigabytes to be fetched, at most: what ``approve_above_gb`` is compared with."""
+        return max(self.missing_bytes, self.missing_bytes_most) / 1e9
+
+    @property
+    def size_range(self) -> str:
+        """What is to be fetched, in words; a range where it is one."""
+        least, most = words.size(self.missing_bytes_least), words.size(self.missing_bytes_most)
+        return f"{least} to {most}" if self.missing_bytes_most and least != most else words.size(self.missing_bytes)
 
     @property
     def monthly_cost(self) -> float:
@@ -393,12 +408,14 @@ class Estimate(Record):
     def table(self, shards: int | None = None) -> str:
         """The estimate as a small text table, for the log and the approval page."""
         rows = [
-            ("images selected", f"{self.images:,}", words.size(self.bytes)),
-            ("expected to be fetched", f"{self.missing:,}", words.size(self.missing_bytes)),
+            (f"{self.noun}s selected", f"{self.images:,}", words.size(self.bytes)),
+            ("expected to be fetched", f"{self.missing:,}", self.size_range),
         ]
+        if self.sizes:
+            rows.append(("sizes", "", self.sizes))
         if shards is not None:
             each = math.ceil(self.images / shards) if shards else 0
-            rows.append(("shards", f"{shards:,}", f"at most {each:,} images each"))
+            rows.append(("shards", f"{shards:,}", f"at most {each:,} {self.noun}s each"))
         rows += [
             ("time", self.time, f"{self.connections} connections, {self.basis}"),
         ]
@@ -787,6 +804,7 @@ class RunReport(Record):
 
     Attributes:
         way: Which way the files took (``Way.to_json``); empty in a report of an earlier version.
+        noun: What was mirrored: ``image`` or ``file``.
         whole: Whether every figure that is shown of an earlier run could be read; of a new report it is true.
     """
 
@@ -807,6 +825,7 @@ class RunReport(Record):
     failures: Sequence[FailureGroup] = ()
     files: ReportedFiles = ReportedFiles()
     software: Mapping[str, str] = field(default_factory=dict)
+    noun: str = "image"
     whole: bool = field(default=True, compare=False, metadata=_NOT_STORED)
 
     @classmethod

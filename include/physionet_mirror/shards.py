@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from physionet_mirror.dataset import MIMIC_CXR_JPG
@@ -109,6 +110,38 @@ def cut(images: int, size: int) -> list[slice]:
     return [slice_of(images, index, count) for index in range(count)]
 
 
+def cut_by_bytes(
+    sizes: Sequence[int],
+    streams: int,
+    connections: int,
+    bytes_per_second: float = BYTES_PER_SECOND,
+    most: int = MOST_SHARDS,
+) -> list[slice] | None:
+    """Contiguous slices of some minutes of work each, however differently large the files are; a huge one is alone.
+
+    Args:
+        sizes: Bytes of each file that is to be fetched, in order; 0 of one that is there.
+        streams: Shards that are streamed at once.
+        connections: PhysioNet connections of all streams together.
+        bytes_per_second: What one connection carries.
+        most: Shards at most.
+
+    Returns:
+        None where that would be more than ``most`` shards.
+    """
+    streams = max(streams, 1)
+    work = bytes_per_second * max(connections / streams, 1) * SHARD_SECONDS
+    parts = max(math.ceil(sum(sizes) / work), min(streams, len(sizes) // HANDFUL), 1)
+    budget = max(sum(sizes) / min(parts, USUAL_SHARDS, most), 1)
+    starts, held = [0], 0
+    for at, size in enumerate(sizes):
+        if at > starts[-1] and (held + size > budget * 1.1 or at - starts[-1] >= LARGEST_SHARD):
+            starts.append(at)
+            held = 0
+        held += size
+    return [slice(*ends) for ends in pairwise([*starts, len(sizes)])] if len(starts) <= most else None
+
+
 def slice_of(images: int, index: int, slices: int) -> slice:
     """Part ``index`` (0-based) of ``images`` rows in ``slices`` contiguous parts whose lengths differ by at most one.
 
@@ -126,7 +159,12 @@ def slice_of_day(day: datetime, first_day: datetime, slices: int) -> int:
 
 
 def pack(
-    frame: pd.DataFrame, size: int, path_of: Callable[[int], str], sizes: Mapping[str, int] | None = None
+    frame: pd.DataFrame,
+    size: int,
+    path_of: Callable[[int], str],
+    sizes: Mapping[str, int] | None = None,
+    noun: str = "image",
+    parts: Sequence[slice] | None = None,
 ) -> Iterator[tuple[Shard, bytes]]:
     """Cut the chosen rows of the manifest into shards, each with the bytes of its file.
 
@@ -135,11 +173,13 @@ def pack(
         size: Images a shard, at most.
         path_of: Where the shard of an index goes (``RunLayout.shard``).
         sizes: The size in bytes of each file that the source has listed, by path.
+        noun: What they are, for people.
+        parts: How they are cut (`cut_by_bytes`); None = by ``size``.
     """
     paths = frame["path"].to_numpy(dtype=object)
     sums = frame["sha256"].to_numpy(dtype=object)
     rows = frame.index.to_numpy()
-    for index, part in enumerate(cut(len(frame), size)):
+    for index, part in enumerate(parts or cut(len(frame), size)):
         first, last = part.start, part.stop - 1
         data = _lines(map(File, paths[part], sums[part], map((sizes or {}).get, paths[part])))
         shard = Shard(
@@ -150,6 +190,7 @@ def pack(
             path=path_of(index),
             span=int(rows[last] - rows[first]) + 1,
             sha256=hashlib.sha256(data).hexdigest(),
+            noun=noun,
         )
         yield shard, data
 

@@ -23,9 +23,11 @@ class Verdict(Comparison):
 
     Attributes:
         postponed: Images that the run left to a later one, because its time was up; neither right nor wrong.
+        noun: What was verified: ``image`` or ``file``.
     """
 
     postponed: list[str] = field(default_factory=list)
+    noun: str = "image"
 
     @property
     def selected(self) -> int:
@@ -87,7 +89,7 @@ class Verdict(Comparison):
         if self.passed:
             return
         raise VerificationFailed(
-            f"{len(self.problems):,} of {self.selected:,} selected images are not in the bucket as PhysioNet publishes "
+            f"{len(self.problems):,} of {self.selected:,} selected {self.noun}s are not in the bucket as PhysioNet publishes "
             f"them: {self.missing:,} missing, {self.wrong:,} wrong, {self.empty:,} empty. "
             f"The other {self.verified:,} are verified and stay. Trigger the same run again: it fetches only these. "
             + (f"Which and why: {report}" if report else "")
@@ -103,6 +105,9 @@ def verify(
     anew: bool = False,
     workers: int = WORKERS,
     on_progress: Callable[[int, int], None] | None = None,
+    noun: str = "image",
 ) -> Verdict:
-    """Compare these images with the bucket; arguments and errors are those of `compare.compare`."""
-    return compare(images, bucket, Verdict(level), run=run, anew=anew, workers=workers, on_progress=on_progress)
+    """Compare these images with the bucket; ``noun`` says what they are, the rest is as for `compare.compare`."""
+    return compare(
+        images, bucket, Verdict(level, noun=noun), run=run, anew=anew, workers=workers, on_progress=on_progress
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -92,9 +92,10 @@ class FetchMetadataOperator(BaseOperator):
 
 
 class PlanShardsOperator(BaseOperator):
-    """Chooses the images, cuts them into shards, and estimates time, traffic and cost.
+    """Chooses the files, cuts them into shards, and estimates time, traffic and cost.
 
     Args:
+        physionet_conn_id: The PhysioNet account, which a plan for a project's files asks for their sizes.
         aws_conn_id: The bucket's account.
 
     Returns (XCom):
@@ -104,8 +105,15 @@ class PlanShardsOperator(BaseOperator):
 
     ui_color = "#e4ecf4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        physionet_conn_id: str = PhysioNetHook.default_conn_name,
+        aws_conn_id: str = AWS_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
+        self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
 
     @engine_errors()
@@ -113,9 +121,12 @@ class PlanShardsOperator(BaseOperator):
         """Plan; a dry run returns no shards."""
         from physionet_mirror.steps import plan
 
-        with engine_errors():
+        with ExitStack() as open_now, engine_errors():
             run = Run.of(context, self.aws_conn_id)
             way = run.way(context)
+            site = None
+            if run.request.selection.noun == "file" and way.source == "physionet":
+                site = open_now.enter_context(closing(PhysioNetHook(self.physionet_conn_id).source(streams())))
             made = plan.make_plan(
                 run.request,
                 run.bucket,
@@ -127,6 +138,7 @@ class PlanShardsOperator(BaseOperator):
                 most_shards=most_shards(),
                 way=way,
                 point=open_access_point(run.request.dataset, self.aws_conn_id) if way.source == "s3" else None,
+                site=site,
             )
         context["ti"].xcom_push(
             key=PLAN,
@@ -141,7 +153,7 @@ class PlanShardsOperator(BaseOperator):
             },
         )
         if run.request.dry_run:
-            self.log.info("Dry run: it ends here. No image is fetched. The plan: %s", run.bucket.uri(run.layout.plan))
+            self.log.info("Dry run: it ends here. Nothing is fetched. The plan: %s", run.bucket.uri(run.layout.plan))
             return []
         return [shard.to_json() for shard in made.shards]
 
@@ -243,8 +255,9 @@ def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
             "",
             "| | |",
             "|---|---|",
-            f"| Images selected | {estimate.images:,} ({size(estimate.bytes)}) |",
-            f"| To be fetched | {estimate.missing:,} ({size(estimate.missing_bytes)}) |",
+            f"| {estimate.noun.capitalize()}s selected | {estimate.images:,} ({size(estimate.bytes)}) |",
+            f"| To be fetched | {estimate.missing:,} ({estimate.size_range}) |",
+            *([f"| Sizes from | {estimate.sizes} |"] if estimate.sizes else []),
             f"| Time | {estimate.time} ({estimate.connections} connections, {estimate.basis}) |",
             *([f"| Reading it all back | {estimate.reading} |"] if estimate.read_back else []),
             f"| Storage a month, {estimate.storage_class} | {money(estimate.monthly_cost)} |",
@@ -383,8 +396,8 @@ class VerifyOperator(BaseOperator):
         failed = [name for name in before if str(states.get(name)) == "failed"]
         if failed:
             raise VerificationFailed(
-                f"The run did not come to its images: the task {failed[0]} failed, and its log says why and what to do. "
-                "No image was fetched in this run; what was stored before is untouched."
+                f"The run did not come to its shards: the task {failed[0]} failed, and its log says why and what to do. "
+                "Nothing was fetched in this run; what was stored before is untouched."
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.sdk import Param
 
-from physionet_mirror.dataset import GROUPS, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, SPLITS
+from physionet_mirror.dataset import GROUPS, KNOWN, LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, NAME, SPLITS
 from physionet_mirror.request import (
     APPROVE_ABOVE_GB,
     CONNECTIONS,
@@ -58,6 +58,7 @@ PLAN_PAGE = "plugin/physionet/physionet/plan"
 """Address of the page's plan view in Airflow's UI, from Airflow's root (docs/page.md)."""
 
 _WHERE, _WHICH, _HOW, _SAFE = "Where to", "Which images", "How", "Before it starts"
+_FILES = "Which files"
 
 _SUBJECT = {
     "anyOf": [
@@ -202,6 +203,55 @@ def where_params(*, required: bool = True) -> dict[str, Param]:
             description="Below it the keys equal PhysioNet's paths.",
             section=_WHERE,
         ),
+    }
+
+
+def project_params() -> dict[str, Param]:
+    """The params of ``physionet_project``."""
+    of_a_run, where = mirror_params(), where_params()
+
+    def globs(title: str, description: str, examples: tuple[str, ...]) -> Param:
+        return Param(
+            [],
+            type=["array", "null"],
+            items={"type": "string", "pattern": r"\S", "maxLength": 1100},
+            title=title,
+            description=f"{description} One a line, such as {' or '.join(examples)}.",
+            section=_FILES,
+        )
+
+    return {
+        "project": Param(
+            type="string",
+            pattern=rf"^\s*(https?://(www\.)?physionet\.org/(content|files)/)?{NAME}/?\s*$",
+            examples=list(KNOWN),
+            values_display={name: f"{name}: {known.note}" for name, known in KNOWN.items() if known.note},
+            title="Project",
+            description="Slug and version, as in the address of its page; the listed ones are suggestions.",
+            section=_FILES,
+        ),
+        "bucket": where["bucket"],
+        "prefix": Param(
+            None,
+            type=["string", "null"],
+            maxLength=500,
+            pattern=where["prefix"].schema["pattern"],
+            title="Key prefix",
+            description="Below it the keys equal PhysioNet's paths; empty = the project, such as mimiciv/3.1.",
+            section=_WHERE,
+        ),
+        "include": globs("Include", "Empty = all files; ** crosses folders.", ("hosp/*.csv.gz", "**/*.txt")),
+        "exclude": globs("Exclude", "Files that are left out of those.", ("**/*.dcm",)),
+        **{name: of_a_run[name] for name in ("connections", "storage_class")},
+        "shard_size": Param(
+            Request.shard_size,
+            type=["integer", "null"],
+            **_within(SHARD_SIZE),
+            title="Files a shard",
+            description="Empty = chosen by the plan: a few minutes of work each.",
+            section=_HOW,
+        ),
+        **{name: of_a_run[name] for name in ("verify", "source", "approve_above_gb", "dry_run")},
     }
 
 

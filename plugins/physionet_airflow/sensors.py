@@ -118,5 +118,7 @@ class MissingSensor(BaseSensorOperator):
                 Shard.from_json(self.shard), run.request, run.bucket, run.layout, started=run.started
             )
         if not found.images:
-            raise AirflowSkipException(f"Nothing is missing: all {found.present:,} images are there.")
+            raise AirflowSkipException(
+                f"Nothing is missing: all {found.present:,} {self.shard.get('noun', 'image')}s are there."
+            )
         return PokeReturnValue(is_done=True, xcom_value={**self.shard, "missing": len(found.images)})

@@ -61,8 +61,8 @@ _SIZE_BINS = 24
 
 NEXT_STEPS: Mapping[str, str] = {
     "missing": f"{AGAIN}: it fetches only what is missing. If a shard's task failed, its log says why.",
-    "empty": f"{AGAIN}: it fetches these images anew and replaces the empty objects.",
-    "wrong bytes": f"{AGAIN}: it fetches these images anew and replaces the wrong objects. "
+    "empty": f"{AGAIN}: it fetches these files anew and replaces the empty objects.",
+    "wrong bytes": f"{AGAIN}: it fetches these files anew and replaces the wrong objects. "
     "If it comes back, find out what else writes below this prefix.",
     **next_steps(),
 }
@@ -178,7 +178,6 @@ def build(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     way: Mapping[str, Any] | None = None,
-    noun: str = "image",
 ) -> RunReport:
     """The report; ``problems`` are the verdict's, explained. The rest is as for `write`."""
     finished = datetime.now(UTC)
@@ -194,7 +193,7 @@ def build(
             finished=_iso(finished),
             seconds=round(max(0.0, (finished - started).total_seconds()), 1),
         ),
-        dataset=_dataset(dataset, manifest, noun),
+        dataset=_dataset(dataset, manifest, verdict.noun),
         destination=Destination(bucket.name, bucket.prefix, bucket.uri()),
         params={str(name): value for name, value in params.items()},
         way=way or {},
@@ -234,6 +233,7 @@ def build(
             index_rows=index_rows,
         ),
         software={**_software(), **(software or {})},
+        noun=verdict.noun,
     )
 
 

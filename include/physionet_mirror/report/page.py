@@ -25,7 +25,11 @@ def summary_table(report: RunReport) -> str:
         ("missing", f"{result.missing:,}", ""),
         ("wrong", f"{result.wrong:,}", ""),
         ("empty", f"{result.empty:,}", ""),
-        ("stored", f"{transfer.images:,}", _speed(transfer) if transfer.images else "nothing had to be fetched"),
+        (
+            "stored",
+            f"{transfer.images:,}",
+            _speed(transfer, report.noun) if transfer.images else "nothing had to be fetched",
+        ),
         ("remembered", f"{verification.remembered:,}", "verified before, unchanged since"),
         ("S3 requests", f"{sum(requests.by_kind.values()):,}", f"${requests.cost_usd:.4f}"),
         ("index rows", f"{report.files.index_rows:,}", ""),
@@ -39,7 +43,7 @@ def summary_table(report: RunReport) -> str:
         table += [f"Which ones: {report.destination.uri}/{report.files.failed_images}"]
     table += [f"Report: {report.destination.uri}/{report.files.report_html}"]
     table += [
-        f"{result.verified:,} of {result.selected:,} selected images verified ({result.level}): "
+        f"{result.verified:,} of {result.selected:,} selected {report.noun}s verified ({result.level}): "
         f"{result.missing:,} missing, {result.wrong:,} wrong, {result.empty:,} empty"
     ]
     return "\n".join(table)
@@ -69,10 +73,10 @@ def html(report: RunReport) -> str:
     )
 
 
-def _speed(transfer: ReportedTransfer) -> str:
+def _speed(transfer: ReportedTransfer, noun: str) -> str:
     return (
         f"{size(transfer.bytes)} in {duration(transfer.seconds)}, "
-        f"{transfer.images_per_second:.1f} images/s, {size(transfer.bytes_per_second)}/s"
+        f"{transfer.images_per_second:.1f} {noun}s/s, {size(transfer.bytes_per_second)}/s"
     )
 
 

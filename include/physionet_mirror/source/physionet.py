@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 from urllib.parse import urlsplit
 
 from physionet_mirror import PROJECT, PROJECT_URL, __version__
 from physionet_mirror.dataset import SUMS, Dataset
-from physionet_mirror.errors import InputError
+from physionet_mirror.errors import InputError, NotFound, SourceError
 from physionet_mirror.mover import ALONE, SourceStats, Turn
 from physionet_mirror.source.body import Body
 from physionet_mirror.source.session import Session
@@ -20,6 +22,7 @@ USER_AGENT = f"Wget/1.21 ({PROJECT}/{__version__}; +{PROJECT_URL})"
 """PhysioNet honours HTTP Basic only for agents that start with ``Wget/`` or ``libwfdb/``; the comment says who we are."""
 
 ACCEPTED_AGENTS = ("Wget/", "libwfdb/")
+_MOST_SAID = 4 << 20  # bytes of an answer of PhysioNet's API; abstracts are part of it
 _PORTS = {"https": 443, "http": 80}
 
 
@@ -92,7 +95,60 @@ class PhysioNet:
             NotFound: PhysioNet has no such project version.
             Throttled, SourceUnavailable: PhysioNet cannot say now.
         """
-        self._session.ask("HEAD", dataset, SUMS).close()
+        try:
+            self._session.ask("HEAD", dataset, SUMS).close()
+        except NotFound:
+            raise NotFound(self._no_sums(dataset)) from None
+
+    def _no_sums(self, dataset: Dataset) -> str:
+        """What it means that there is no checksum file: no such version, or one whose files cannot be proven."""
+        try:
+            versions = self._versions(dataset)
+        except SourceError:
+            versions = []
+        known = [str(version.get("version")) for version in versions]
+        if dataset.version in known:
+            return (
+                f"{dataset.name} publishes no {SUMS} (404), so its files cannot be proven, and none is fetched. Nothing was "
+                f"done. Ask PhysioNet for it, or take another version ({', '.join(known)}); what there is: {dataset.page}"
+            )
+        return (
+            f"PhysioNet has no {SUMS} of {dataset.name} (404): there is no such project or version, or it publishes no "
+            "checksums, and then its files cannot be proven. Nothing was done. "
+            + (f"Versions of {dataset.slug}: {', '.join(known)}. " if known else "")
+            + f"Check slug and version against the address of the project's page; this one would be {dataset.page}"
+        )
+
+    def size(self, dataset: Dataset, path: str) -> int | None:
+        """Bytes of a file; None where the server does not say.
+
+        Raises:
+            SourceError: As `check_access`.
+        """
+        with self._session.ask("HEAD", dataset, path) as answer:
+            return answer.length
+
+    def stated_size(self, dataset: Dataset) -> int | None:
+        """Bytes of the whole version (``main_storage_size`` of PhysioNet's API); None where it does not say, or not now."""
+        try:
+            for version in self._versions(dataset):
+                size = version.get("main_storage_size")
+                if version.get("version") == dataset.version and isinstance(size, int) and size > 0:
+                    return size
+        except SourceError:
+            pass
+        return None
+
+    def _versions(self, dataset: Dataset) -> list[dict[str, Any]]:
+        """What PhysioNet's API says of a project's versions; nothing of a project that it does not know."""
+        status, body = self._session.ask_anyone(f"/api/v1/projects/{dataset.slug}/versions/", _MOST_SAID)
+        try:
+            said = json.loads(body) if status == 200 else []
+        except ValueError:
+            return []
+        if isinstance(said, dict):  # a page of a longer list
+            said = said.get("results")
+        return [version for version in said if isinstance(version, dict)] if isinstance(said, list) else []
 
     def etag(self, dataset: Dataset, path: str) -> str | None:
         """The ETag of a file, which changes when the file does; None where the server names none.

@@ -127,6 +127,20 @@ class Session:
             self._shake_hands(dataset, session)
         self.fault(replies.refused())
 
+    def ask_anyone(self, path: str, most: int) -> tuple[int, bytes]:
+        """Status and body (at most so many bytes) of an address that needs no login; none is sent.
+
+        Raises:
+            SourceError: PhysioNet does not answer.
+        """
+        answer = self._send("GET", f"{self.base_url}{path}", self._plain)
+        try:
+            return answer.status, answer.read(most)
+        except OSError as error:
+            self.fault(
+                replies.unreachable(error, urlsplit(self.base_url).netloc, self._connect_timeout, self.read_timeout)
+            )
+
     def url(self, dataset: Dataset, path: str) -> str:
         """Address of a dataset's file."""
         return f"{self.base_url}/files/{dataset.name}/{quote(path)}"

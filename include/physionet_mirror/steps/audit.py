@@ -96,7 +96,7 @@ def audit(
     expected = _ever_verified(bucket, part["path"].tolist())
     log.info("Share %s: %s %ss of the dataset, compared by %s.", share, f"{len(part):,}", noun, level)
     images = map(File, part["path"], part["sha256"])
-    verdict = verify(images, bucket, level, run=run, anew=True, on_progress=_log_progress)
+    verdict = verify(images, bucket, level, run=run, anew=True, on_progress=_log_progress, noun=noun)
     verdict.problems = [p for p in verdict.problems if p.reason != "missing" or p.path in expected]
     return verdict
 
@@ -140,9 +140,10 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
     for problem in verdict.problems[:_NAMED]:
         log.warning("%s: %s. %s", problem.path, problem.reason, problem.detail)
     log.info(
-        "%s of %s images are what PhysioNet publishes (%s, share %s); %s differ. %.0f s, %s S3 requests, $%.4f.",
+        "%s of %s %ss are what PhysioNet publishes (%s, share %s); %s differ. %.0f s, %s S3 requests, $%.4f.",
         f"{verdict.verified:,}",
         f"{verdict.selected:,}",
+        verdict.noun,
         verdict.level,
         share,
         f"{len(verdict.problems):,}",

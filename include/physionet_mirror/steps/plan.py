@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from physionet_mirror import index, manifest, shards, words
+from physionet_mirror import index, manifest, shards, sizes, words
 from physionet_mirror.compare import Comparison, Verified, compare
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
@@ -41,6 +41,12 @@ _LARGEST_REPORT = 4_000_000
 
 _MOST_REPORTS_READ = 100
 
+_LONGEST_KEY = 1024
+"""Bytes of a key in S3 (source: S3 user guide, naming objects)."""
+
+_COVERED = 0.9
+"""Share of a project's stated size below which its checksums are said to leave something out."""
+
 
 SCHEMA = "physionet-mirror/plan/1"
 
@@ -57,6 +63,7 @@ def make_plan(
     most_shards: int = shards.MOST_SHARDS,
     way: Way | None = None,
     point: AccessPoint | None = None,
+    site: sizes.Site | None = None,
 ) -> Plan:
     """Choose the images, cut them into shards, estimate what it takes, and write it all down under the run's folder.
 
@@ -72,6 +79,7 @@ def make_plan(
         way: Which way the files take; None = from the website, and no word of it.
         point: The access point, where they come from there: it is listed, so that sizes are exact, and what it lacks is
             known.
+        site: The website, which a plan for a project's files asks for sizes that are not known; None = nobody is asked.
 
     Raises:
         InputError: A filter that matches nothing, a shard size that cannot be. Nothing was written.
@@ -93,17 +101,36 @@ def make_plan(
         notes.append(note)
     count = len(frame)
     notes += (load(bucket, SUMS_SEEN, SumsSeen) or SumsSeen()).notes
+    _check_keys(frame["path"], bucket)
     present, mean_bytes = _present(frame, bucket, request.dataset)
-    known, sizes, exact = len(present), None, None
+    missing = [path for path in frame["path"] if path not in present]
+    known, listed, exact, between, basis = len(present), None, None, None, ""
     if point is not None:
-        sizes = point.sizes(list(frame["path"]))
-        notes += _lacking(frame["path"], sizes, point)
-        exact = sum(sizes.values()), sum(size for path, size in sizes.items() if path not in present)
+        listed = point.sizes(list(frame["path"]))
+        notes += _lacking(frame["path"], listed, point)
+        exact = sum(listed.values()), sum(size for path, size in listed.items() if path not in present)
+        basis = "each file's size, as the access point lists it" if request.selection.noun == "file" else ""
+    elif site is not None and request.selection.noun == "file":
+        asked = sizes.ask(site, request.dataset, missing, connections=request.connections, seed=request.selection.seed)
+        guess, least, most = asked.total(missing)
+        exact, basis = (sum(present.values()) + guess, guess), asked.basis
+        between = (least, most) if least != most else None
+        listed = {**present, **asked.each} if missing and len(asked.each) == len(missing) else None
+        mean_bytes = guess / len(missing) if guess else mean_bytes
+        if count == chosen.of and exact[0] < _COVERED * (asked.stated or 0):
+            notes.append(
+                f"SHA256SUMS.txt lists {count:,} files, {words.size(exact[0])}, and PhysioNet states "
+                f"{words.size(asked.stated or 0)} for the project: what is not listed cannot be proven and is not fetched"
+            )
     through = way is not None and way.mode == "through"
+    parts = None
     if request.shard_size is None:
         at_once, speed = usual_speed(request, mean_bytes, through=through)
         rate = speed.bytes_per_second
         size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
+        if listed is not None and request.selection.noun == "file":
+            to_fetch = [0 if path in present else listed.get(path, 0) for path in frame["path"]]
+            parts = shards.cut_by_bytes(to_fetch, streams, at_once, rate, most_shards)
     else:
         size = request.shard_size
         shards.check_size(count, size, most_shards)
@@ -115,12 +142,16 @@ def make_plan(
         region=bucket.client.meta.region_name,
         reports=earlier_reports(bucket, source=request.source),
         exact=exact,
+        between=between,
+        sizes=basis,
         through=through,
     )
     # An earlier attempt of the same run may have cut its shards in another way: what it says of them is void.
     if stale := [entry.path for entry in bucket.list(run.results) if entry.size]:
         bucket.discard(stale)
-    packed = list(shards.pack(frame, size, run.shard, sizes))
+    packed = list(
+        shards.pack(frame, size, run.shard, listed if point is not None else None, request.selection.noun, parts)
+    )
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         for _ in pool.map(lambda part: bucket.write(part[0].path, part[1], content_type="text/plain"), packed):
             pass
@@ -141,6 +172,16 @@ def make_plan(
         log.info("%s", note)
     log.info("Plan of %s to %s\n%s", request.dataset.name, bucket.uri(), made.table())
     return made
+
+
+def _check_keys(paths: Iterable[str], bucket: Bucket) -> None:
+    """Raise InputError where the prefix makes a key longer than S3 takes."""
+    longest = max(paths, key=lambda path: len(path.encode()), default="")
+    if (size := len(bucket.key(longest).encode())) > _LONGEST_KEY:
+        raise InputError(
+            f"prefix: the key of {longest[:60]}… would have {size:,} bytes, and S3 takes at most {_LONGEST_KEY:,}. Nothing was "
+            f"done. Choose a prefix that is {size - _LONGEST_KEY:,} bytes shorter, or leave such files out."
+        )
 
 
 def _part_of(frame: Any, part: int, parts: int, bucket: Bucket) -> tuple[Any, str]:
@@ -227,8 +268,8 @@ def _lacking(paths: Iterable[str], sizes: Mapping[str, int], point: AccessPoint)
     return [f"{point.bucket.name} does not list {named}: the run will name them as failed, and fetches the others"]
 
 
-def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[set[str], float]:
-    """Which of these images lie in the bucket now, and the mean size of an image in bytes.
+def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[dict[str, int], float]:
+    """Which of these files lie in the bucket now, with their sizes, and the mean size of a file in bytes.
 
     What counts is what S3 lists, not what an earlier run wrote down. Only of an image that PhysioNet has replaced since it
     was verified, the index knows more: that one is to be fetched.
@@ -242,10 +283,10 @@ def _present(frame: Any, bucket: Bucket, dataset: Dataset) -> tuple[set[str], fl
             frame["path"].to_numpy(dtype=object)[pc.fill_null(differs, False).to_numpy(zero_copy_only=False)]
         )
     present = {file.path: file.size for file in _listed(frame, bucket) if file.path not in replaced}
-    sizes = list(present.values())
-    to_learn_from = known["bytes"].to_pylist() if known is not None and len(known) > len(sizes) else sizes
+    stored = list(present.values())
+    to_learn_from = known["bytes"].to_pylist() if known is not None and len(known) > len(stored) else stored
     enough = len(to_learn_from) >= _ENOUGH_TO_LEARN
-    return set(present), sum(to_learn_from) / len(to_learn_from) if enough else dataset.image_bytes
+    return present, sum(to_learn_from) / len(to_learn_from) if enough else dataset.image_bytes or sizes.GUESS
 
 
 def _listed(frame: Any, bucket: Bucket) -> list[Verified]:

@@ -46,7 +46,7 @@ def verify_run(
     with ThreadPoolExecutor(16, thread_name_prefix="shards") as pool:
         parts = list(pool.map(lambda shard: shards.read(bucket, shard), plan.shards))
     images = [image for part in parts for image in part]
-    verdict = verify(images, bucket, request.verify, run=attempt_of(run, started))
+    verdict = verify(images, bucket, request.verify, run=attempt_of(run, started), noun=request.selection.noun)
     if request.slices is not None:
         stops_at = request.stops_at(started)
         if stops_at is not None and stops_at <= datetime.now(UTC):

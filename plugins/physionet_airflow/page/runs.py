@@ -13,6 +13,7 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
 from sqlalchemy import select
 
+from physionet_mirror.dataset import project
 from physionet_mirror.errors import InputError
 from physionet_mirror.progress import Tasks
 from physionet_mirror.request import checked_bucket, checked_prefix
@@ -48,7 +49,10 @@ class Mirror:
     def of(cls, params: Mapping[str, Any]) -> Mirror | None:
         """Where a run with these params writes to; None if they name no valid bucket and prefix."""
         try:
-            return cls(checked_bucket(params.get("bucket")), checked_prefix(params.get("prefix")))
+            named, prefix = params.get("project"), params.get("prefix")
+            if named is not None and prefix is None:
+                prefix = project(named).name
+            return cls(checked_bucket(params.get("bucket")), checked_prefix(prefix))
         except InputError:
             return None
 

@@ -1,0 +1,136 @@
+"""``physionet_project`` in a real Airflow: any project, by slug and version, from a real HTTP server into a real S3."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from demo import stack
+from demo.lookalike import Lookalike, User
+from tests.conftest import READER
+from tests.dags.test_runs import run, states
+
+NAME = "tiny-records/1.0"
+FILES = {
+    "LICENSE.txt": b"for tests\n",
+    "hosp/admissions.csv.gz": b"\x1f\x8b not really\n" * 40,
+    "hosp/lab events+%20 50%.csv.gz": b"0123456789" * 700,
+    "icu/Überwachung.csv.gz": b"abc" * 5_000,
+    **{f"waves/p1{n:03}/s{n}.dat": bytes([n]) * (n + 1) for n in range(40)},
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small project that nobody has declared; its checksums are written with two blanks and a comment."""
+    root = tmp_path_factory.mktemp("projects")
+    for path, data in FILES.items():
+        file = root / NAME / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    lines = [f"{hashlib.sha256(data).hexdigest()}  {path}\n" for path, data in FILES.items()]
+    (root / NAME / "SHA256SUMS.txt").write_text("# sums\n" + "".join(lines))
+    (root / "without-sums" / "1.0").mkdir(parents=True)
+    (root / "without-sums" / "1.0" / "a.txt").write_text("a")
+    return root
+
+
+@pytest.fixture
+def physionet(project: Path) -> Iterator[Lookalike]:
+    login, password = READER
+    with Lookalike(project, users={login: User(password)}, check_seconds=0.01) as server:
+        yield server
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    files = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    return {path: data for path, data in files.items() if not path.startswith("_mirror/") and path != "SHA256SUMS.txt"}
+
+
+def test_a_project_is_mirrored_whole_then_found_complete_and_repaired(
+    airflow_home: Any, physionet: Lookalike, s3_server: stack.S3Server, bucket_name: str
+) -> None:
+    folder = Path(s3_server.folder) / bucket_name / NAME
+    conf = {"project": NAME, "include": ["hosp/*.csv.gz", "waves/**"], "exclude": ["**/s7.dat"]}
+    code, log = run(airflow_home, "physionet_project", bucket_name, **conf)
+    assert code == 0, log[-4000:]
+    chosen = {p: d for p, d in FILES.items() if p.startswith(("hosp/", "waves/")) and not p.endswith("/s7.dat")}
+    assert stored(folder) == chosen | {"LICENSE.txt": FILES["LICENSE.txt"]}  # the licence always comes along
+    assert "41 of 41 selected files verified (checksum)" in log
+    assert "image" not in log.replace("failed_images", "").replace("mirror/images", "")
+
+    index = pq.read_table(folder / "_mirror/index.parquet")
+    assert index.column_names == ["path", "key", "uri", "bytes", "sha256", "level"]
+    assert dict(zip(index["path"].to_pylist(), index["bytes"].to_pylist(), strict=True)) == {
+        path: len(data) for path, data in chosen.items()
+    }
+    assert pq.read_table(folder / "_mirror/manifest.parquet")["path"].to_pylist() == sorted(FILES, key=str.encode)
+
+    # The rest is fetched, what is there is not; a flipped byte is repaired.
+    victim = folder / "hosp/lab events+%20 50%.csv.gz"
+    victim.write_bytes(b"x" * 7000)
+    physionet.counters.reset()
+    code, log = run(airflow_home, "physionet_project", bucket_name, project=f"https://physionet.org/content/{NAME}/")
+    assert code == 0, log[-4000:]
+    assert stored(folder) == FILES
+    asked = {
+        seen.path.removeprefix(f"{NAME}/")
+        for seen in physionet.counters.seen
+        if seen.method == "GET" and "/api/" not in seen.path
+    }
+    assert asked == set(FILES) - set(chosen) - {"LICENSE.txt"} | {"hosp/lab events+%20 50%.csv.gz"}
+    report = json.loads(next(folder.glob("_mirror/runs/physionet_project@*/report.json")).read_text())
+    assert report["result"]["passed"]
+    assert report["dataset"]["name"] == NAME
+
+
+@pytest.mark.parametrize(
+    ("conf", "task", "text"),
+    [
+        ({"project": NAME, "include": ["hospp/*"]}, "plan", "include: no file of this project matches 'hospp/*'"),
+        ({"project": NAME, "exclude": ["icu"]}, "plan", "For all that is in a folder, write icu/**."),
+        ({"project": "nothing/9.9"}, "check_access", "nothing/9.9"),
+        ({"project": "without-sums/1.0"}, "check_access", "SHA256SUMS.txt"),
+    ],
+    ids=["glob", "folder", "unknown project", "no checksums"],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_fetched(
+    airflow_home: Any, bucket_name: str, s3_server: stack.S3Server, conf: dict[str, Any], task: str, text: str
+) -> None:
+    code, log = run(airflow_home, "physionet_project", bucket_name, **conf)
+    assert code != 0
+    assert text in log
+    assert states(airflow_home, "physionet_project")[task] == ["failed"]
+    found = stored(Path(s3_server.folder) / bucket_name / conf["project"])
+    assert set(found) <= {"LICENSE.txt"}
+
+
+def test_a_dry_run_fetches_nothing_and_a_refused_plan_ends_green(
+    airflow_home: Any, bucket_name: str, s3_server: stack.S3Server
+) -> None:
+    folder = Path(s3_server.folder) / bucket_name / "elsewhere"
+    conf = {"project": NAME, "prefix": "elsewhere"}
+    code, log = run(airflow_home, "physionet_project", bucket_name, **conf, dry_run=True)
+    assert code == 0, log[-4000:]
+    assert "files selected" in log
+    with subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("answer.py"), "physionet_project", "approve", "Reject"],
+        env=airflow_home.env,
+        cwd=airflow_home.path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as person:
+        code, log = run(airflow_home, "physionet_project", bucket_name, **conf, approve_above_gb=0.000001)
+        page, _ = person.communicate(timeout=60)
+    assert code == 0, log[-4000:] + page
+    assert "Files selected | 44" in page
+    assert set(stored(folder)) == {"LICENSE.txt"}
