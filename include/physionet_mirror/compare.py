@@ -1,4 +1,4 @@
-"""One comparison of files with the bucket: which of them are there, and are they what PhysioNet publishes?
+"""The comparison of files with the bucket: which of them are there, and are they what PhysioNet publishes?
 
 Three levels, each including the one before:
 
@@ -6,10 +6,11 @@ Three levels, each including the one before:
     checksum   and the SHA-256 that S3 holds equals PhysioNet's
     content    and the bytes read back hash to it
 
-`missing?`, `verify` and the audit all ask here. What was verified before and is unchanged in size and ETag is not asked
-for again (see ``verified_cache.py``), so a second look at a whole dataset is one LIST per 1,000 keys. Where S3 holds no SHA-256
-of an object (another tool stored it, or it came in parts), it is read back and hashed once. What is found is remembered
-every few thousand objects: a comparison that is killed goes on where it stopped. Nothing is changed but that cache.
+`missing?`, `verify` and the audit all use this module. An object that was verified before and is unchanged in size and
+ETag needs no request of its own (see ``verified_cache.py``), so comparing a whole dataset again takes one LIST per 1,000
+keys. Where S3 holds no SHA-256 of an object (another tool stored it, or it was uploaded in parts), it is read back and
+hashed once. Findings are saved to the cache every few thousand objects, so a comparison that is killed resumes where it
+stopped. Nothing but that cache is changed.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORKERS = 32
-"""Requests in flight: at S3's 25 ms they are up to 1,280 HEADs a second, about what one Python process can sign and parse."""
+"""Requests in flight: at 25 ms each that is up to 1,280 HEADs a second, about what one Python process can sign and parse."""
 
 _PAGE = 1000  # keys that one LIST returns
-_SPARSE = 12  # wanted keys a page below which a LIST costs more than their HEADs (12.5 x the price)
-_BLOCK = 20_000  # files looked at together; bounds what is held of memory files and listings
+_SPARSE = 12  # with fewer wanted keys on a page, a LIST costs more than their HEADs (12.5 x the price)
+_BLOCK = 20_000  # files compared together; bounds the memory held for cache files and listings
 _READS = 3  # attempts to read one object
-_SAVE_EVERY = 5_000  # entries that a killed comparison may have to ask for again
-_SAVE_SECONDS = 60.0  # and of work, where objects are read back
-_UNORDERED = "--x-s3"  # how the names of S3's directory buckets end, which list in no order and take no StartAfter
+_SAVE_EVERY = 5_000  # entries between two saves: the most that a killed comparison asks for again
+_SAVE_SECONDS = 60.0  # seconds between two saves, for when objects are read back
+_UNORDERED = "--x-s3"  # suffix of S3 directory buckets, which list in no order and ignore StartAfter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,9 +79,9 @@ class Comparison:
         level: ``count``, ``checksum`` or ``content``.
         ok: The files that are there and right at this level, in byte order of path.
         problems: The others, in byte order of path.
-        remembered: How many of ``ok`` were known from an earlier comparison and not asked for again.
-        read_back: Objects whose bytes were read: for ``content`` all that were not remembered, for ``checksum`` those
-            that S3 holds no SHA-256 of and those that were remembered as wrong.
+        remembered: How many of ``ok`` were in the cache and needed no request.
+        read_back: Objects whose bytes were read: for ``content`` all that were not in the cache, for ``checksum`` those
+            without a SHA-256 in S3 and those that the cache calls wrong.
         seconds: Duration.
         requests: S3 requests made, by kind (LIST, HEAD, GET, PUT).
         notes: Sentences for the report on what could not be done.
@@ -110,24 +111,24 @@ def compare(
     workers: int = WORKERS,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> C:
-    """Compare these files with the bucket, at the level of ``into``, and return it filled in.
+    """Compare these files with the bucket at the level of ``into``, and return ``into`` filled in.
 
     Args:
         files: Any number, in any order.
         bucket: Where they should be.
-        into: An empty result; its level is what is asked for.
-        run: The attempt at a run that asks (``verified_cache.attempt_of``). ``content`` reads back everything but what was
-            read back in this very attempt, so that a task that is killed goes on where it stopped; without a run it
-            reads back everything.
-        anew: Ask S3 about every object, however well it is remembered; only what was found in this very attempt is
-            believed. ``content`` always does.
-        span: How many files the dataset has from the first to the last of these, where that is known (``Shard.span``).
+        into: An empty result; its level is the level of the comparison.
+        run: The attempt at a run that compares (``verified_cache.attempt_of``). ``content`` reads back everything except
+            what this same attempt has read back already, so that a killed task resumes where it stopped; without a run
+            it reads back everything.
+        anew: Ask S3 about every object even if the cache knows it, unless this same attempt has checked it. Always true
+            for ``content``.
+        span: Number of files in the dataset from the first to the last of these, if known (``Shard.span``).
         workers: Requests in flight.
-        on_progress: Called now and then with (files looked at, files in all), from the calling thread.
+        on_progress: Called now and then with (files compared, files in all), from the calling thread.
 
     Raises:
         InputError: There is no such level.
-        DestinationError: S3 cannot be asked; what was found until then is remembered.
+        DestinationError: S3 cannot be read; what was found until then is in the cache.
     """
     if into.level not in LEVELS:
         raise InputError(f"verify must be one of {', '.join(LEVELS)}, not {into.level!r}. Nothing was done.")
@@ -152,7 +153,7 @@ def compare(
                     if memory.unsaved >= _SAVE_EVERY or (memory.unsaved and time.monotonic() > saved + _SAVE_SECONDS):
                         _save(memory, bucket, into)
                         saved = time.monotonic()
-            finally:  # also when the task is told to stop: what was found is kept
+            finally:  # also when the task is told to stop
                 _save(memory, bucket, into)
     if on_progress:
         on_progress(done, len(wanted))
@@ -162,7 +163,7 @@ def compare(
 
 
 def _save(memory: Memory, bucket: Bucket, into: Comparison) -> None:
-    """Keep the memory; where S3 does not let us, the answer is as good without it, only dearer the next time."""
+    """Save the cache. A failure is only noted: the result stands without it, and the next comparison costs more."""
     try:
         memory.save(bucket)
     except DestinationError as error:
@@ -186,21 +187,21 @@ def _survey(
 
 
 def _find(files: list[File], bucket: Bucket, pool: _Pool, span: int | None) -> list[_Found]:
-    """What the bucket says of each file, by LIST or by HEAD, whichever costs less.
+    """Each file with its object in the bucket, found by LIST or by HEAD, whichever costs less.
 
-    Where ``span`` is known, it decides beforehand: fewer files than pages are asked for one by one. Where it is not, the
-    listing itself shows how dense the files lie in it (see `_walk`).
+    If ``span`` is known, it decides beforehand: fewer files than pages are asked for by HEAD. If not, the listing itself
+    shows how densely the files lie in it (see `_walk`).
 
-    A file that a listing leaves out is called absent only where that listing can be relied on. Few such files are asked
-    for one by one, which costs no more than a LIST; of many, a few are, and a listing that begins at no key shows whether
-    the store lists in byte order.
+    A file that is not in a listing counts as absent only if that listing is reliable. A few such files are confirmed by
+    HEAD, which costs no more than a LIST. Of many, a sample is confirmed by HEAD, and a listing without StartAfter shows
+    whether the store lists in byte order.
     """
 
     def head(file: File) -> Stored | None:
         return bucket.head(file.path)
 
     folder = commonpath([dirname(files[0].path), dirname(files[-1].path)])
-    under = f"{folder}/" if folder else ""  # S3 does not need it; it spares a server that walks folders
+    under = f"{folder}/" if folder else ""  # S3 does not need it; it saves work on a server that walks folders
     there: dict[str, Listed | Stored | None] = {}
     ask: Sequence[File] = files
     if span is None or len(files) >= math.ceil(span / _PAGE):
@@ -224,18 +225,18 @@ def _find(files: list[File], bucket: Bucket, pool: _Pool, span: int | None) -> l
 def _walk(
     files: list[File], bucket: Bucket, under: str, there: dict[str, Listed | Stored | None], *, sparse: int
 ) -> tuple[bool, int]:
-    """Walk the listing beside the wanted paths, page by page, leaping over stretches of which nothing is wanted.
+    """Walk the listing and the wanted paths side by side, page by page, skipping stretches without wanted keys.
 
-    A full page with fewer than ``sparse`` wanted keys on it means that the wanted are a sparse sample of what is there;
-    then the rest is cheaper, and faster, to ask one by one.
+    A full page with fewer than ``sparse`` wanted keys means that the wanted files are a sparse sample of what is there;
+    for the rest, HEADs are then cheaper and faster.
 
     Returns:
-        Whether all that was listed came in byte order, and how many of the files were looked for.
+        Whether everything listed came in byte order, and how many of the files were looked for.
     """
     at, previous = 0, ""
     while at < len(files):
         began, keys = at, 0
-        # "…/x.jp" sorts just before "…/x.jpg", and hardly ever is there a key between the two.
+        # "…/x.jp" sorts just before "…/x.jpg", and there is hardly ever a key between the two.
         previous = max(previous, files[at].path[:-1])
         for entry in islice(bucket.list(under, start_after=previous, last=files[-1].path), _PAGE):
             if entry.path <= previous:
@@ -246,7 +247,7 @@ def _walk(
             while at < len(files) and files[at].path == entry.path:
                 there[entry.path] = entry
                 at += 1
-        if keys < _PAGE:  # the listing ends here, so nothing of the rest is there
+        if keys < _PAGE:  # the listing ends here, so all remaining files are absent
             return True, len(files)
         if at - began < sparse:
             return True, at
@@ -256,10 +257,13 @@ def _walk(
 def _list(
     files: Sequence[File], bucket: Bucket, under: str, there: dict[str, Listed | Stored | None], *, in_order: bool
 ) -> bool:
-    """Look for the files in a listing of the whole folder, whatever its order; whether all that it leaves out is absent.
+    """Look for the files in a listing of the whole folder, whatever its order.
 
-    A full first page in byte order shows that a listing ``in_order`` can be relied on; it ends there. In a store that
-    lists in another order this reads on, for as long as it costs less than the files' HEADs.
+    A full first page in byte order proves a listing that came ``in_order`` reliable, and nothing more is read. If the
+    store lists in another order, this reads on for as long as it costs less than the files' HEADs.
+
+    Returns:
+        Whether the files that were not found are absent.
     """
     listing = bucket.list(under)
     page = list(islice(listing, _PAGE))
@@ -280,20 +284,20 @@ _Outcome = Failure | tuple[int, str]  # or size and ETag of an object that is ri
 
 
 class _Look:
-    """One block's files, looked at one by one with the knowledge of memory and listing."""
+    """Checks the files of one block, given the cache and the listing."""
 
     def __init__(self, bucket: Bucket, memory: Memory, into: Comparison, run: str | None, anew: bool) -> None:
         self.bucket, self.memory, self.into, self.run, self.anew = bucket, memory, into, run, anew
         self.lock = Lock()  # for the counts, which the workers add to
 
     def at(self, found: list[_Found], pool: _Pool) -> Iterator[tuple[File, _Outcome]]:
-        """Each file with what is wrong with it, or its size and ETag; in the order given."""
+        """Each file with its failure, or its size and ETag; in the order given."""
         settled: dict[int, _Outcome] = {}
         open_: list[tuple[File, Listed | Stored, bool]] = []
         for number, (file, there) in enumerate(found):
             outcome = self._from_what_is_known(file, there)
             if isinstance(outcome, bool):
-                assert there is not None  # what is missing is settled
+                assert there is not None  # a missing file is settled
                 open_.append((file, there, outcome))
             else:
                 settled[number] = outcome
@@ -302,7 +306,7 @@ class _Look:
             yield file, settled.pop(number) if number in settled else next(asked)
 
     def _from_what_is_known(self, file: File, there: Listed | Stored | None) -> _Outcome | bool:
-        """The outcome, where no request is needed for it; else whether the bytes themselves must be read."""
+        """The outcome if it takes no request; otherwise whether the bytes themselves must be read."""
         if there is None:
             return Failure(file.path, "missing")
         if there.size == 0:
@@ -315,7 +319,7 @@ class _Look:
         if judgement == "verified":
             self.into.remembered += 1
             return there.size, there.etag
-        # What is remembered as wrong may have been repaired with the same ETag; only its bytes can tell.
+        # An object that the cache calls wrong may have been repaired with the same ETag; only its bytes can tell.
         return self.into.level == "content" or judgement == "wrong"
 
     def _ask(self, file: File, there: Listed | Stored, read: bool) -> _Outcome:
@@ -328,11 +332,11 @@ class _Look:
             return Failure(file.path, "missing", "deleted while the comparison ran")
         if stored.size == 0:
             return Failure(file.path, "empty", "an object of zero bytes")
-        # Of an object that came in parts, some servers give a checksum of the parts' checksums without saying so.
+        # For an object uploaded in parts, some servers return a checksum of the parts' checksums without saying so.
         of_parts = stored.sha256 != file.sha256 and "-" in stored.etag
         if stored.sha256 is None or of_parts:
             if self.memory.judge(file.path, stored.size, stored.etag, file.sha256) == "verified":
-                return stored.size, stored.etag  # it was read before, and S3 says that it is the same object still
+                return stored.size, stored.etag  # it was read before, and its ETag is unchanged
             return self._read_back(file, stored.size, stored.etag)
         return self._settle(file, stored.size, stored.etag, stored.sha256, "checksum")
 
@@ -343,9 +347,9 @@ class _Look:
                 break
             except FileNotFoundError:
                 return Failure(file.path, "missing", "deleted while the comparison ran")
-            except ObjectArchived as error:  # it is there, but what it holds cannot be proven
+            except ObjectArchived as error:  # it is there, but its content cannot be checked
                 return Failure(file.path, error.reason, str(error))
-            except DestinationUnavailable:  # in mid-body, where the client does not try again by itself
+            except DestinationUnavailable:  # in mid-body, where the client does not retry by itself
                 if not attempts_left:
                     raise
                 time.sleep(random.uniform(0.5, 2))
@@ -363,15 +367,15 @@ class _Look:
 
 
 def sha256_of(bucket: Bucket, path: str) -> str:
-    """The SHA-256 (hex) of an object's bytes, read back. Raises FileNotFoundError where there is no such object."""
+    """The SHA-256 (hex) of an object's bytes, read back. Raises FileNotFoundError if there is no such object."""
     return bucket.sha256(path)
 
 
-# -- at once ---------------------------------------------------------------------------------------------------------
+# -- concurrency -----------------------------------------------------------------------------------------------------
 
 
 class _Pool:
-    """The one place of concurrency: `map` with a bounded number of items under way, results in order."""
+    """A thread pool whose `map` keeps a bounded number of items under way and gives results in order."""
 
     def __init__(self, workers: int, *, ahead: int | None = None) -> None:
         self._window = ahead or 4 * workers

@@ -1,7 +1,7 @@
-"""How a run is getting on, from the few small files that it publishes below ``_mirror/runs/<run_id>/``.
+"""A run's progress, read from the small files that it publishes below ``_mirror/runs/<run_id>/``.
 
-One LIST says which of these files changed, and only those are read again: with four shards on their way that is one
-LIST and at most four GETs, however many shards the run has and however many people watch.
+One LIST shows which of these files have changed, and only those are read again: with four shards running, a look costs
+one LIST and at most four GETs, however many shards the run has and however many people watch.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="Record")
 
 SHORTEST_STRETCH = 5.0
-"""Seconds; stream tasks publish as often."""
+"""Least seconds between two points of the series; stream tasks publish at this interval."""
 
 RECENT = 30.0
-"""Seconds over which the present speed is measured."""
+"""Seconds over which the current speed is measured."""
 
 MOST_NAMED = 200
-"""Failed images that are named for each reason; failed_images.txt has all of them."""
+"""Failed images named for each reason; failed_images.txt names all of them."""
 
 MOST_BYTES = 4 << 20
-"""Of one of a run's files. Parsed, JSON takes up to 25 times its size; ours have some kilobytes, a long plan a megabyte."""
+"""Largest file of a run that is read. Parsed JSON takes up to 25 times its size; ours have some kilobytes, a long plan 1 MB."""
 
 MOST_BYTES_A_RUN = 24 << 20
-"""Of all the files of a run together, as they lie in the bucket."""
+"""Most bytes read for one run, over all its files, as stored in the bucket."""
 
 MOST_FILES = 5000
-"""That are looked at of a run's folder; a run has at most as many shards as Airflow maps, 1,024 by default."""
+"""Most files listed in a run's folder; a run has at most as many shards as Airflow maps, 1,024 by default."""
 
 THERE, DONE, RUNNING, CHECKING, RETRYING, FAILED, STOPPED, SKIPPED, WAITING = STATES = (
     "there",
@@ -53,19 +53,19 @@ THERE, DONE, RUNNING, CHECKING, RETRYING, FAILED, STOPPED, SKIPPED, WAITING = ST
     "skipped",
     "waiting",
 )
-"""What a shard can be up to. ``there``: it was complete before. ``stopped``: drained, the rest is for the next run.
-``skipped``: nobody looked at it, because the plan was refused."""
+"""The states of a shard. ``there``: it was complete before the run. ``stopped``: drained, the next run takes the rest.
+``skipped``: not checked, because the plan was rejected."""
 
 _ENDED = frozenset({THERE, DONE, FAILED, STOPPED, SKIPPED})
 
 
 @dataclass(frozen=True, slots=True)
 class Tasks:
-    """The states of one shard's two task instances, in Airflow's words; None = there is no such task instance yet.
+    """Airflow's states of one shard's two task instances; None = there is no such task instance yet.
 
     Attributes:
-        missing: Of the ``missing?`` sensor.
-        stream: Of the stream task.
+        missing: State of the ``missing?`` sensor.
+        stream: State of the stream task.
         looked: Whether the sensor ever ran.
     """
 
@@ -76,17 +76,17 @@ class Tasks:
 
 @dataclass(frozen=True, slots=True)
 class ShardProgress:
-    """One shard now.
+    """The current progress of one shard.
 
     Attributes:
         index, name, images: As planned.
         state: One of `STATES`.
-        there: Images that are in the bucket, those that were there before included.
+        there: Images in the bucket, including those that were there before.
         stored: Images that this run stored.
-        failed: Images that could not be had.
-        left: Images that are still to be streamed; None = not known before ``missing?`` has looked.
+        failed: Images that could not be fetched.
+        left: Images still to be streamed; None = not known until ``missing?`` has run.
         connections: PhysioNet connections in use.
-        try_number: Of the stream task; 0 = it has not begun.
+        try_number: The stream task's current try; 0 = not started.
     """
 
     index: int
@@ -103,30 +103,30 @@ class ShardProgress:
 
 @dataclass(frozen=True)
 class Progress:
-    """A run now. Sizes in bytes, times in seconds.
+    """The current progress of a run. Sizes in bytes, times in seconds.
 
     Attributes:
         planned: Whether there is a plan yet; without one the rest is empty.
-        notes: Sentences of the selection.
-        shards: In order.
-        images: Selected.
-        there: In the bucket, as far as is known.
-        stored, bytes: Stored by this run.
-        failed: Images that could not be had.
-        left: Images still to be streamed, an upper bound while shards have not been looked at.
-        images_per_second, bytes_per_second: Over the last `RECENT` seconds of a run that is on its way, over all of a
-            run that is not.
+        notes: The plan's notes on the selection.
+        shards: In order of index.
+        images: Images selected.
+        there: Images in the bucket, as far as known.
+        stored, bytes: Images stored by this run, and their size.
+        failed: Images that could not be fetched.
+        left: Images still to be streamed; an upper bound until every shard has been checked.
+        images_per_second, bytes_per_second: Over the last `RECENT` seconds while the run is active, over the whole run
+            once it has ended.
         connections: PhysioNet connections in use now.
-        seconds_left: None where it cannot be told.
-        seconds: From the first shard's start to the last sign of life.
-        series: Each point for the stretch of time that ends there.
+        seconds_left: Expected; None = unknown.
+        seconds: From the first shard's start to the last update.
+        series: Each point covers the time since the point before it.
         failures: By reason, the most frequent first, with up to `MOST_NAMED` examples each.
-        retries, handshakes: Of all shards.
-        faults: Faults met on the way, by kind.
-        updated: The last sign of life of any shard.
-        report: ``report.json``, once it is there.
-        files: Which of the run's files are there: ``report.html``, ``report.json``, ``failed_images.txt``.
-        troubles: Sentences on files that are not as this software writes them, and are therefore left out.
+        retries, handshakes: Totals over all shards.
+        faults: Faults met so far, by kind.
+        updated: Time of the latest update from any shard.
+        report: ``report.json``, once it exists.
+        files: Which of the run's files exist: ``report.html``, ``report.json``, ``failed_images.txt``.
+        troubles: Sentences on files that are damaged or too large, and therefore ignored.
     """
 
     planned: bool = False
@@ -155,17 +155,17 @@ class Progress:
 
     @property
     def states(self) -> dict[str, int]:
-        """How many shards are in which state, in the order of `STATES`."""
+        """Number of shards in each state, in the order of `STATES`."""
         counts = Counter(shard.state for shard in self.shards)
         return {state: counts[state] for state in STATES if counts[state]}
 
 
 class Watch:
-    """Follows one run; what did not change is not read again. Safe to share between threads.
+    """Follows one run and reads only the files that have changed. Safe to share between threads.
 
     Args:
-        bucket: Where the run goes.
-        run: Which run.
+        bucket: The run's destination.
+        run: The run to follow.
     """
 
     def __init__(self, bucket: Bucket, run: RunLayout) -> None:
@@ -174,21 +174,21 @@ class Watch:
         self._lock = threading.Lock()
 
     def look(self, tasks: Mapping[int, Tasks] | None = None, *, now: datetime | None = None) -> Progress:
-        """The run now.
+        """The current progress of the run.
 
         Args:
-            tasks: Task states by shard; None = not known, then only what the shards publish counts.
-            now: The time; for tests.
+            tasks: Task states by shard; None = not known, so that only the shards' own files count.
+            now: The current time; for tests.
 
         Raises:
-            DestinationError: S3 cannot be asked.
+            DestinationError: S3 cannot be read.
         """
         run, troubles = self._run, list[str]()
         with self._lock:
             listed = list(islice(self._bucket.list(run.root, last=run.results + "~"), MOST_FILES + 1))
             if len(listed) > MOST_FILES:
                 troubles.append(f"{run.root} holds more than {MOST_FILES:,} files, and the rest is not looked at.")
-            found = {entry.path: entry for entry in listed[:MOST_FILES] if entry.size}  # what is empty was discarded
+            found = {entry.path: entry for entry in listed[:MOST_FILES] if entry.size}  # empty files were discarded
             self._known = {path: known for path, known in self._known.items() if path in found}
             wanted = [p for p in (run.plan, run.report_json) if p in found]
             wanted += sorted(path for path in found if path.startswith(run.results))
@@ -211,7 +211,7 @@ class Watch:
         return replace(seen, troubles=troubles)
 
     def _read(self, path: str, kind: type[R], etags: Mapping[str, str], troubles: list[str]) -> R | None:
-        """The record, read again only where it has changed; None where there is none, or none of ours."""
+        """The record, read again only if it has changed; None if it is absent or damaged."""
         if path not in etags:
             return None
         known = self._known.get(path)
@@ -235,15 +235,15 @@ def progress(
     files: Iterable[str] = (),
     now: datetime | None = None,
 ) -> Progress:
-    """Put together what plan, stream tasks and Airflow say.
+    """Combine the plan, the stream tasks' results and Airflow's task states.
 
     Args:
         plan: ``plan.json``; None = there is none yet.
-        results: ``results/NNNN.json``, those that are there.
+        results: The ``results/NNNN.json`` that exist.
         tasks: As in `Watch.look`.
         report: ``report.json``; None = there is none yet.
         files: Names of files in the run's folder.
-        now: The time; for tests.
+        now: The current time; for tests.
     """
     files = frozenset(files) & {"report.html", "report.json", "failed_images.txt"}
     if plan is None:
@@ -351,7 +351,7 @@ def _state(result: ShardResult | None, tasks: Tasks | None) -> str:
 
 
 def _left(shards: Sequence[ShardProgress], expected: int) -> int:
-    """Images to be streamed; of shards that nobody has looked at yet no more than the plan expects."""
+    """Images still to be streamed; for shards not yet checked, at most as many as the plan expects."""
     known = sum(shard.left for shard in shards if shard.left is not None)
     unknown = sum(shard.images for shard in shards if shard.left is None)
     seen = sum(shard.stored + shard.failed + (shard.left or 0) for shard in shards)
@@ -361,5 +361,5 @@ def _left(shards: Sequence[ShardProgress], expected: int) -> int:
 def _time(seconds: float) -> datetime | None:
     try:
         return datetime.fromtimestamp(seconds, UTC) if seconds else None
-    except (ValueError, OverflowError, OSError):  # no time of ours
+    except (ValueError, OverflowError, OSError):  # a damaged result
         return None

@@ -1,4 +1,4 @@
-"""How a selection is cut into shards, and the files that list a shard's images."""
+"""Cuts a selection into shards, and reads and writes the files that list a shard's images."""
 
 from __future__ import annotations
 
@@ -23,22 +23,23 @@ if TYPE_CHECKING:
     from physionet_mirror.s3.bucket import Bucket
 
 BYTES_PER_SECOND = 650_000
-"""What PhysioNet gives one connection on a good day (source: users' reports of 0.6 to 0.7 MB/s)."""
+"""Speed of one PhysioNet connection on a good day (source: users' reports of 0.6 to 0.7 MB/s)."""
 
 SHARD_SECONDS = 300
-"""A shard's work when there is little of it: short enough to retry, long enough that Airflow's share does not count."""
+"""Target duration of a shard: short enough to retry, long enough for Airflow's overhead to be negligible."""
 
 USUAL_SHARDS = 400
-"""As many as the plan makes by itself: each costs Airflow about a second, more the more there are (docs/performance.md)."""
+"""Most shards that the plan makes by choice: each costs Airflow about a second, and more as there are more
+(docs/performance.md)."""
 
 MOST_SHARDS = 1_000
 """Airflow maps a task at most 1,024 times, unless its setting ``[core] max_map_length`` says otherwise."""
 
 LARGEST_SHARD = SHARD_SIZE[1]
-"""Images."""
+"""Most images in a shard."""
 
 HANDFUL = 5
-"""Fewer images a stream than this are not worth a shard of their own."""
+"""With fewer images per stream than this, a shard for each stream is not worth it."""
 
 KEYS_PER_LIST = 1_000
 
@@ -54,20 +55,20 @@ def size_for(
     bytes_per_second: float = BYTES_PER_SECOND,
     most: int = MOST_SHARDS,
 ) -> int:
-    """Images a shard, such that a shard is a few minutes of work.
+    """Images per shard, chosen so that a shard is a few minutes of work.
 
-    The work is that of the images that are expected to be missing, at a stream's share of the connections. The number
+    The work is fetching the images that are expected to be missing, with a stream's share of the connections. The number
     of shards stays between ``streams`` (unless there are only a handful of images) and 400; a shard holds at most
     10,000 images, unless that would make more than ``most`` shards.
 
     Args:
         images: Images selected.
-        streams: Shards that are streamed at once.
+        streams: Shards streamed at once.
         connections: PhysioNet connections of all streams together.
-        expected_missing: Images not remembered as verified; None = all.
+        expected_missing: Images not in the cache of verified ones; None = all.
         image_bytes: Mean size of an image.
-        bytes_per_second: What one connection carries.
-        most: Shards at most.
+        bytes_per_second: Speed of one connection.
+        most: Most shards.
     """
     if images <= 0:
         return 1
@@ -79,16 +80,16 @@ def size_for(
     count = min(count, usual)
     count = max(count, math.ceil(images / LARGEST_SHARD), min(streams, images // HANDFUL), 1)
     count = min(count, most)
-    # Rounding down keeps at least `count` shards; rounding up keeps to the limits where they bind.
+    # Rounding down gives at least `count` shards; rounding up stays within the limits where they bind.
     down = max(images // count, 1)
     return down if math.ceil(images / down) <= max(count, usual) else math.ceil(images / count)
 
 
 def check_size(images: int, size: int, most: int = MOST_SHARDS) -> None:
-    """Refuse a shard size that a person chose and Airflow cannot map.
+    """Reject a chosen shard size that is out of range or makes more shards than Airflow can map.
 
     Raises:
-        InputError: Less than 1, more than 10,000 images, or more than ``most`` shards.
+        InputError: It is below 1 or above 10,000 images, or makes more than ``most`` shards.
     """
     if not 1 <= size <= LARGEST_SHARD:
         raise InputError(
@@ -154,7 +155,7 @@ def slice_of(images: int, index: int, slices: int) -> slice:
 
 
 def slice_of_day(day: datetime, first_day: datetime, slices: int) -> int:
-    """The slice (0-based) that a day owns: around and around, so that any ``slices`` consecutive days own all."""
+    """The slice (0-based) that a day owns, in rotation, so that any ``slices`` consecutive days own all slices."""
     return (day - first_day).days % slices
 
 
@@ -166,7 +167,7 @@ def pack(
     noun: str = "image",
     parts: Sequence[slice] | None = None,
 ) -> Iterator[tuple[Shard, bytes]]:
-    """Cut the chosen rows of the manifest into shards, each with the bytes of its file.
+    """Cut the chosen rows of the manifest into shards; yields each shard with the bytes of its file.
 
     Args:
         frame: ``Chosen.frame``: rows of the manifest in its order, the index being the row's number there.
@@ -199,12 +200,12 @@ def pack(
 
 
 def encode(images: Iterable[File]) -> bytes:
-    """A list of images: ``<sha256> <path>`` lines, as SHA256SUMS.txt writes them; ``<sha256>:<bytes> <path>`` of a known size."""
+    """A list of images: ``<sha256> <path>`` lines as in SHA256SUMS.txt, or ``<sha256>:<bytes> <path>`` if the size is known."""
     return _lines(images)
 
 
 def seal(images: Iterable[File]) -> bytes:
-    """A list that proves itself: below a comment that holds the number of its lines and their SHA-256."""
+    """A list with its own check: a comment line above it holds the number of lines and their SHA-256."""
     lines = encode(images)
     count, digest = lines.count(b"\n"), hashlib.sha256(lines).hexdigest()
     return f"# {count} files; SHA-256 of the lines below: {digest}\n".encode() + lines
@@ -228,18 +229,18 @@ def decode(data: bytes, *, sealed: bool = False) -> list[File]:
 
     Args:
         data: The list.
-        sealed: Take no other than a sealed one. Earlier versions sealed none.
+        sealed: Accept only a sealed list. Earlier versions did not seal any.
 
     Raises:
-        MetadataError: It is damaged.
+        MetadataError: The list is damaged.
     """
     if seal := _SEAL.match(data):
         data = data[seal.end() :]
         count = data.count(b"\n")
         if count != int(seal[1]) or hashlib.sha256(data).hexdigest() != seal[2].decode():
-            raise _damaged(f"its {count:,} lines are not the {int(seal[1]):,} that were written")
+            raise _damaged(f"its {count:,} lines are not the {int(seal[1]):,} lines that were written")
     elif sealed:
-        raise _damaged("its first line, which proves the others, is not there")
+        raise _damaged("its first line, which holds the checksum of the others, is missing")
     images = []
     for number, line in enumerate(data.decode("utf-8", "replace").split("\n")[:-1], 1):
         match = _LINE.fullmatch(line)
@@ -255,7 +256,7 @@ def read(bucket: Bucket, shard: Shard) -> list[File]:
     """The images of a shard, exactly as they were planned.
 
     Raises:
-        MetadataError: Its list is gone, or is not the one that the plan wrote.
+        MetadataError: Its list is missing, or is not the one that the plan wrote.
     """
     try:
         data = bucket.read(shard.path)

@@ -1,7 +1,7 @@
-"""How fast it goes: the stream tasks' time series, summed, and the rates and times left that follow from them.
+"""Throughput of a run: the sum of the stream tasks' time series, and the rates and remaining times derived from it.
 
-A stream task publishes a series of (seconds since its start, images, bytes, connections in use), each for the stretch of
-time that ends there. Log, live page, report and estimate read them through this module.
+A stream task publishes a series of (seconds since its start, images, bytes, connections in use); each point covers the
+time since the point before it. Log, live page, report and estimate read the series through this module.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from physionet_mirror.records import ShardResult
 
 MOST_POINTS = 120
-"""Points of a common series: one for each ten minutes of a run of 20 hours."""
+"""Most points of a common series: in a run of 20 hours, one for each ten minutes."""
 
 PAUSE = 120.0
-"""Seconds without a byte from which on a task was waiting. An image takes 37 s at the slowest that users report."""
+"""Seconds without a byte after which a task counts as waiting. At the slowest speed users report, an image takes 37 s."""
 
 
 class Stretch(NamedTuple):
@@ -33,7 +33,7 @@ class Stretch(NamedTuple):
 
 
 class Point(NamedTuple):
-    """A point of the common series: means over the time from the point before it."""
+    """A point of the common series: means over the time since the point before it."""
 
     seconds: float
     images_per_second: float
@@ -42,11 +42,7 @@ class Point(NamedTuple):
 
 
 def stretches(results: Iterable[ShardResult]) -> Iterable[Stretch]:
-    """Every stretch of every task's series.
-
-    Args:
-        results: What the tasks published.
-    """
+    """Every stretch of every task's series."""
     for result in results:
         start = result.began
         if not start:
@@ -59,7 +55,7 @@ def stretches(results: Iterable[ShardResult]) -> Iterable[Stretch]:
 
 
 def spans(results: Iterable[ShardResult]) -> list[tuple[float, float]]:
-    """Start and last sign of life of each task, in seconds since 1970."""
+    """Start and last update of each task, in seconds since 1970."""
     found = []
     for result in results:
         if start := result.began:
@@ -69,13 +65,13 @@ def spans(results: Iterable[ShardResult]) -> list[tuple[float, float]]:
 
 
 def series(results: Iterable[ShardResult], began: float, ended: float, *, shortest: float = 1.0) -> Sequence[Point]:
-    """The sum of the tasks' series; what a task reports for a stretch of time is spread evenly over it.
+    """The sum of the tasks' series, with each stretch spread evenly over its time.
 
     Args:
         results: What the tasks published.
         began: Seconds since 1970.
         ended: Seconds since 1970.
-        shortest: Seconds between two points at least; of a long time there are `MOST_POINTS`.
+        shortest: Least seconds between two points; a long run has `MOST_POINTS` points.
     """
     if ended <= began:
         return []
@@ -113,12 +109,12 @@ def recent(results: Iterable[ShardResult], until: float, seconds: float) -> tupl
 
 
 def seconds_left(images: float, images_per_second: float) -> float | None:
-    """How long so many images take at this rate; None where nothing comes."""
+    """Time to fetch this many images at this rate; None if nothing arrives."""
     return images / images_per_second if images_per_second > 0 else None
 
 
 def progress_line(done: ShardResult) -> str:
-    """A stream task's result so far in one line for its log: how far, how fast in the last minute, how long still."""
+    """One log line for a running stream task: images stored, speed over the last minute, time left."""
     seconds, series = max(done.seconds, 1e-9), done.series
     earlier = [point[0] for point in series if point[0] <= seconds - 60]
     last_minute = series[len(earlier) :]
@@ -136,9 +132,9 @@ class Use(NamedTuple):
     """How the connections were used.
 
     Attributes:
-        connection_seconds: Seconds times connections in use; pauses, nights and waits between two tries are none.
+        connection_seconds: Sum of seconds times connections in use, without pauses and the time between two tries.
         connections: Mean in use while anything was fetched.
-        allowed: Mean of what the tasks at work were allowed together; 0 = not known.
+        allowed: Mean number that the active tasks together were allowed; 0 = not known.
     """
 
     connection_seconds: float
@@ -147,7 +143,7 @@ class Use(NamedTuple):
 
 
 def use(results: Iterable[ShardResult]) -> Use:
-    """How these tasks used their connections; a result's ``allowed`` is the most that its task might hold."""
+    """How these tasks used their connections; a result's ``allowed`` is the most that its task could hold."""
     used = allowed = 0.0
     working: list[tuple[float, float]] = []
     for result in results:
@@ -164,7 +160,7 @@ def use(results: Iterable[ShardResult]) -> Use:
 
 
 def _at_work(result: ShardResult) -> Iterable[Stretch]:
-    """The stretches of a task without those in which it waited for PhysioNet to come back."""
+    """A task's stretches, except those in which it waited for PhysioNet to come back."""
     idle: list[Stretch] = []
     for stretch in stretches([result]):
         if stretch.connections <= 0:
@@ -181,7 +177,7 @@ def _at_work(result: ShardResult) -> Iterable[Stretch]:
 
 
 def connection_seconds(points: Iterable[Sequence[float]]) -> float:
-    """Seconds times connections in use, from the common series, for the report of an earlier version."""
+    """Sum of seconds times connections in use, from the common series, for reports of earlier versions."""
     total = since = 0.0
     for until, _, _, connections in points:
         total, since = total + (until - since) * connections, until

@@ -1,4 +1,4 @@
-"""The verdict on a selection: is every file of it in the bucket, and is it the one that PhysioNet publishes?"""
+"""The verdict on a selection: is every file in the bucket, and is it what PhysioNet publishes?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Verdict", "Verified", "verify"]
 
 @dataclass
 class Verdict(Comparison):
-    """What a verification found: the comparison, and what follows from it.
+    """The result of a verification: the comparison, and the counts that follow from it.
 
     Attributes:
         postponed: Images that the run left to a later one, because its time was up; neither right nor wrong.
@@ -31,7 +31,7 @@ class Verdict(Comparison):
 
     @property
     def selected(self) -> int:
-        """Images that should be there."""
+        """Images that should be in the bucket."""
         return len(self.ok) + len(self.problems)
 
     @property
@@ -56,12 +56,12 @@ class Verdict(Comparison):
 
     @property
     def wrong(self) -> int:
-        """Selected images whose object does not hash to PhysioNet's checksum; empty ones not counted."""
+        """Selected images whose object does not match PhysioNet's checksum, without empty ones."""
         return len(self.problems) - self.missing - self.empty
 
     @property
     def bytes(self) -> int:
-        """Size of the verified images together."""
+        """Total size of the verified images."""
         return sum(image.size for image in self.ok)
 
     @property
@@ -71,17 +71,17 @@ class Verdict(Comparison):
 
     @property
     def cost(self) -> float:
-        """Price of the requests in US dollars."""
+        """Price of the S3 requests in US dollars."""
         return request_cost(self.requests)
 
     def postpone(self, paths: Collection[str]) -> None:
-        """Count images of ``paths`` that are missing as left to a later run."""
+        """Count the missing images among ``paths`` as postponed to a later run instead of failed."""
         self.postponed = [p.path for p in self.problems if p.reason == "missing" and p.path in paths]
         if self.postponed:
             later = set(self.postponed)
             self.problems = [p for p in self.problems if p.path not in later]
             self.notes.append(
-                f"To be continued: the time was up, and {len(later):,} images are left to the next run, which takes them along."
+                f"To be continued: the time was up, and {len(later):,} images are left to the next run, which fetches them."
             )
 
     def raise_if_failed(self, report: str = "") -> None:

@@ -1,4 +1,4 @@
-"""The bucket's memory of what was verified when, so that nothing is asked of S3 twice without need.
+"""The cache of verified objects, kept in the bucket so that S3 need not be asked about them again.
 
 One file a group of paths (`group_of`), ``_mirror/verified/<group>.tsv.gz``: gzip, UTF-8, a header line, then one line an object:
 
@@ -6,11 +6,11 @@ One file a group of paths (`group_of`), ``_mirror/verified/<group>.tsv.gz``: gzi
 
 ``size`` in bytes, ``etag`` as S3 gives it without its quotes, ``sha256`` in hex as PhysioNet publishes it,
 ``verified_at`` in UTC to the second, for people, ``level`` one of ``checksum``, ``content`` and ``wrong``, ``run`` the
-attempt at a run that looked (see `attempt_of`); files of earlier versions lack this last column.
+attempt at a run that checked it (see `attempt_of`); files of earlier versions lack this last column.
 
-An entry is believed only while path, size, ETag *and* the manifest's SHA-256 are all what they were. So a lost or
-damaged memory costs requests, never a wrong answer, and a file that PhysioNet has replaced is looked at anew. No two
-clocks are ever compared: what holds only for one run is recognised by the run's name.
+An entry counts only while path, size, ETag *and* the manifest's SHA-256 are all unchanged. So a lost or damaged cache
+costs requests but never gives a wrong answer, and a file that PhysioNet has replaced is checked again. Clocks of
+different machines are never compared: an entry that holds only for one run is recognised by the run's name.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Judgement = Literal["verified", "wrong", "unknown"]
-"""What the memory says of an object as it is listed now."""
+"""What the cache says about an object as it is listed now."""
 
 COLUMNS = ("path", "size", "etag", "sha256", "verified_at", "level", "run")
 _HEADER = "\t".join(COLUMNS)
 _OLD_HEADER = "\t".join(COLUMNS[:-1])
-_TABS = len(COLUMNS) - 2  # of an entry, which is a line without its path
+_TABS = len(COLUMNS) - 2  # in an entry, which is a line without its path
 _LEVELS = frozenset({"checksum", "content", "wrong"})
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _WARNED: WeakKeyDictionary[Bucket, set[str]] = WeakKeyDictionary()
-_TRIES = 12  # of writing a file that other tasks write to as well
+_TRIES = 12  # attempts to write a file that other tasks write as well
 
 
 def attempt_of(run: RunLayout, started: datetime) -> str:
-    """Names one attempt at a run: its tasks' retries share it, and clearing the run begins another."""
+    """Name of one attempt at a run: retries of its tasks share it, and clearing the run begins another."""
     return f"{run.root}@{started.astimezone(UTC):%Y%m%dT%H%M%S.%f}"
 
 
@@ -58,19 +58,19 @@ def groups_of(paths: Iterable[str]) -> list[str]:
 
 
 class Memory:
-    """What was verified, of some patient groups. Safe to share between threads.
+    """The cached entries of some patient groups. Safe to share between threads.
 
-    Entries are kept as the lines they came from, about 0.4 kB each: comparing text is much cheaper than parsing it.
+    Entries are kept as lines of text, about 0.4 kB each: comparing text is much cheaper than parsing it.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, dict[str, str]] = {}
-        self._new: dict[str, dict[str, tuple[str, str | None]]] = {}  # entry, and what was known before it
+        self._new: dict[str, dict[str, tuple[str, str | None]]] = {}  # the entry, and the one that it replaced
         self._lock = Lock()
 
     @classmethod
     def load(cls, bucket: Bucket, groups: Iterable[str]) -> Memory:
-        """Read the memory of these groups; a file that is absent or damaged counts as empty."""
+        """Read the cache files of these groups; an absent or damaged file counts as empty."""
         memory = cls()
         for group in groups:
             memory._known[group] = _read(bucket, group)
@@ -95,10 +95,10 @@ class Memory:
         run: str | None = None,
         anew: bool = False,
     ) -> Judgement:
-        """Say what is remembered of an object that S3 lists with this size and ETag and the manifest with this SHA-256.
+        """What the cache says about an object, given its size and ETag in S3 and its SHA-256 in the manifest.
 
-        With ``anew``, and always with ``level="content"``, only what was verified in this ``run`` (see `attempt_of`)
-        counts; without a run, nothing does. With ``level="content"`` only an object whose bytes were read counts.
+        With ``anew``, and always with ``level="content"``, only entries of this ``run`` (see `attempt_of`) count;
+        without a run, none do. With ``level="content"`` only entries of objects whose bytes were read count.
         """
         entry = self._known.get(group_of(path), {}).get(path)
         if entry is None or not etag or not entry.startswith(f"{size}\t{etag}\t{sha256}\t"):
@@ -123,13 +123,13 @@ class Memory:
         run: str | None = None,
         at: datetime | None = None,
     ) -> None:
-        """Remember that this object was found right (``checksum``, ``content``) or not (``wrong``); kept by `save`."""
+        """Record that this object was found right (``checksum``, ``content``) or not (``wrong``); `save` stores it."""
         if level not in _LEVELS:
             raise ValueError(f"level must be one of {sorted(_LEVELS)}, not {level!r}")
         when = (at or datetime.now(UTC)).astimezone(UTC).strftime(_TIME)
         entry = f"{size}\t{etag}\t{sha256}\t{when}\t{level}\t{run or ''}"
         if not etag or any(c in path + entry for c in "\r\n") or "\t" in path or entry.count("\t") != _TABS:
-            return  # nothing that could be recognised again
+            return  # such an entry could not be matched again
         group = group_of(path)
         with self._lock:
             known, new = self._known.setdefault(group, {}), self._new.setdefault(group, {})
@@ -139,12 +139,12 @@ class Memory:
     def save(self, bucket: Bucket) -> None:
         """Write what was recorded since the last save.
 
-        Other tasks write to the same files: each is read again, merged and written only in place of what was read, as
-        often as needed. What was recorded here replaces what was known before it. Where another task meanwhile found
-        the same object wrong, that stays: it costs one more look.
+        Other tasks write the same files, so each file is read again, merged, and written only if it has not changed
+        since; this is repeated as needed. A new entry replaces the one known before it. If another task has meanwhile
+        found the same object wrong, its entry stays, which costs one more check.
 
         Raises:
-            DestinationError: S3 cannot be asked, or others write all the time; nothing is lost, `save` may be repeated.
+            DestinationError: S3 fails, or other tasks write all the time; nothing is lost, `save` may be repeated.
         """
         with self._lock:
             new, self._new = self._new, {}
@@ -170,7 +170,7 @@ class Memory:
 
 
 def _merge(bucket: Bucket, group: str, new: dict[str, tuple[str, str | None]]) -> dict[str, str]:
-    """Bring these entries into the group's file; returns all that it then holds."""
+    """Merge these entries into the group's file; returns all entries that it then holds."""
     file = verified(group)
     for attempt in range(_TRIES):
         if attempt:
@@ -182,18 +182,18 @@ def _merge(bucket: Bucket, group: str, new: dict[str, tuple[str, str | None]]) -
             if other is None or other == known or not _found_wrong(other, entry):
                 entries[path] = entry
         data = _encode(entries)
-        # The second look is for a server that takes no conditions.
+        # The second HEAD is for servers that ignore conditional writes.
         if _etag(bucket.head(file)) == _etag(before) and bucket.write_unless_changed(
             file, data, before, content_type="application/gzip"
         ):
             return entries
     raise DestinationUnavailable(
-        f"{bucket.uri(file)} is written by many tasks at once and could not be brought up to date. No file is affected."
+        f"{bucket.uri(file)} is written by many tasks at once and could not be updated. No file is affected."
     )
 
 
 def _found_wrong(other: str, entry: str) -> bool:
-    """Whether another task's entry calls the very object wrong that ``entry`` speaks of."""
+    """Whether another task's entry calls the object of ``entry`` wrong."""
     return other.rsplit("\t", 2)[1] == "wrong" and other.split("\t")[:3] == entry.split("\t")[:3]
 
 
@@ -226,21 +226,23 @@ def _read(bucket: Bucket, group: str) -> dict[str, str]:
         if entry and (entry := entry + no_run).count("\t") == _TABS:
             entries[path] = entry
     if bad := sum(1 for line in lines if line) - len(entries):
-        _warn_once(bucket, f"{bucket.uri(file)} holds {bad} lines that cannot be read; these objects are checked anew.")
+        _warn_once(
+            bucket, f"{bucket.uri(file)} holds {bad} lines that cannot be read; these objects are checked again."
+        )
     return entries
 
 
 def _damaged(bucket: Bucket, file: str, why: str) -> dict[str, str]:
     _warn_once(
         bucket,
-        f"{bucket.uri(file)} cannot be read ({why}). No image is affected: its objects are checked anew and the file is "
+        f"{bucket.uri(file)} cannot be read ({why}). No image is affected: its objects are checked again and the file is "
         "rewritten.",
     )
     return {}
 
 
 def _warn_once(bucket: Bucket, message: str) -> None:
-    """A warning is said once to each user of a bucket: files are read for each block, and again before they are written."""
+    """Log a warning once per `Bucket`: a file is read for each block, and again before it is written."""
     said = _WARNED.setdefault(bucket, set())
     if message not in said:
         said.add(message)

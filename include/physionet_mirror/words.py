@@ -1,4 +1,4 @@
-"""Sizes, durations, money and shares as people read them: in log, report, page and approval alike."""
+"""Sizes, durations, money and shares formatted for people: in the log, the report, the page and the approval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """What was measured: ``3 h 12 min``, ``4 min 10 s``, ``12.3 s``."""
+    """A measured time: ``3 h 12 min``, ``4 min 10 s``, ``12.3 s``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -26,7 +26,7 @@ def duration(seconds: float) -> str:
 
 
 def about(least: float, most: float | None = None) -> str:
-    """What is expected, from seconds: ``about 4 min``, ``about 29 h (1.2 days)``; a range, ``about 1.4 to 20 days``."""
+    """An expected time in seconds: ``about 4 min``, ``about 29 h (1.2 days)``; as a range, ``about 1.4 to 20 days``."""
     short, unit = _rough(least)
     long, longer_unit = _rough(least if most is None else most)
     if (short, unit) != (long, longer_unit):
@@ -52,14 +52,14 @@ def _rough(seconds: float) -> tuple[str, str]:
 
 
 def money(dollars: float) -> str:
-    """``$0.03``; what is less than a cent and more than nothing is ``< $0.01``."""
+    """``$0.03``; ``< $0.01`` for less than a cent that is not zero."""
     if 0 < dollars < 0.01:
         return "< $0.01"
     return f"${dollars:,.2f}"
 
 
 def share(part: float, whole: float) -> str:
-    """``37.8 %``; 0 % only for nothing, 100 % only for all."""
+    """``37.8 %``; 0 % only for nothing and 100 % only for everything."""
     if not whole or part <= 0:
         return "0 %"
     if part == whole:
