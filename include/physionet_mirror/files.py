@@ -1,4 +1,4 @@
-"""A file of a dataset, as everything between the manifest and the bucket speaks of it."""
+"""`File`, the type for a file of a dataset everywhere between the manifest and the bucket."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class File:
     """One file of a dataset version.
 
     Attributes:
-        path: Below the version's root at PhysioNet, and below the prefix in the bucket.
-        sha256: What PhysioNet publishes for it, hex.
-        bytes: Its size, where the source has listed it.
+        path: Path below the version's root at PhysioNet, and below the prefix in the bucket.
+        sha256: The SHA-256 that PhysioNet publishes for it, in hex.
+        bytes: Its size, if the source has listed it.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""How one file crosses from a source to the bucket: what the transfer asks of a mover, and what it tells it."""
+"""The interface between the transfer and a mover, which moves one file from a source to the bucket."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from physionet_mirror.files import File
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that has been fetched and proven.
+    """A file that has been fetched and matches its checksum.
 
     Attributes:
-        size: Bytes.
+        size: Size in bytes.
         store: Puts it into the bucket; may be called again after a `DestinationUnavailable`. It must run on the thread
-            that fetched the file, before that thread's next fetch, whose bytes take the same place in memory. Where the
-            file lies in the bucket already (a copy inside S3, an upload of a file too big for memory), it does nothing.
+            that fetched the file, before that thread's next fetch, which reuses the memory. If the file is in the bucket
+            already (a copy inside S3, an upload of a file too big for memory), it does nothing.
     """
 
     size: int
@@ -29,26 +29,26 @@ class Fetched:
 
 
 class Turn(Protocol):
-    """One fetch's place among those that may run at once; the mover tells it how the source answers."""
+    """A fetch's place among those that may run at once; the mover reports to it how the source answers."""
 
     def answered(self, *, serves: bool) -> None:
-        """The source has answered: it sends the file (``serves``), or says something else."""
+        """The source has answered: with the file (``serves``) or with something else."""
         ...
 
     def wait(self, seconds: float, error: SourceError) -> None:
-        """Give the place to others for so long, before what ``error`` has broken off is resumed.
+        """Give up the place for ``seconds``, before the download that ``error`` interrupted is resumed.
 
         Raises:
-            SourceError: ``error`` itself, where the transfer ends meanwhile.
+            SourceError: ``error`` itself, if the transfer ends meanwhile.
         """
         ...
 
 
 class Alone:
-    """The turn of a fetch outside a transfer: nobody else wants its place."""
+    """The turn of a fetch outside a transfer, with no other fetches to share with."""
 
     def answered(self, *, serves: bool) -> None:
-        """Nobody wants to know."""
+        """Do nothing."""
 
     def wait(self, seconds: float, error: SourceError) -> None:  # noqa: ARG002
         """Sleep."""
@@ -60,14 +60,14 @@ ALONE = Alone()
 
 @dataclass
 class SourceStats:
-    """What a mover has asked of its source so far; read by other threads.
+    """Counts of a mover's traffic with its source so far; other threads may read them.
 
     Attributes:
         handshakes: Password checks.
-        requests: All of them.
-        received: Bytes of files.
-        resumed: Files that were resumed where they broke off.
-        faults: By reason.
+        requests: All requests.
+        received: Bytes of files received.
+        resumed: Downloads that were resumed after an interruption.
+        faults: Faults by reason.
     """
 
     handshakes: int = 0
@@ -78,32 +78,32 @@ class SourceStats:
 
 
 class Mover(Protocol):
-    """One way for files to cross; safe to share between threads."""
+    """One way to move files from the source to the bucket; safe to share between threads."""
 
     @property
     def stats(self) -> SourceStats:
-        """What was asked of the source."""
+        """Counts of the traffic with the source."""
         ...
 
     @property
     def per_connection(self) -> int:
-        """Files that may be under way for each connection to PhysioNet that a run may hold."""
+        """Files under way at once for each PhysioNet connection that the run may hold."""
         ...
 
     def check(self) -> None:
-        """Ask the source for something small that is there: the one probe of whether it serves.
+        """Ask the source for a small file that exists, to probe whether it is up.
 
         Raises:
-            SourceError, DestinationError: It does not, or not us.
+            SourceError, DestinationError: It is down, or refuses us.
         """
         ...
 
     def fetch(self, file: File, turn: Turn) -> Fetched:
-        """Fetch one file and prove it; one attempt.
+        """Fetch one file and check it against its checksum; one attempt.
 
         Args:
-            file: Which.
-            turn: Is told as soon as the source answers.
+            file: The file.
+            turn: Told as soon as the source answers.
 
         Raises:
             SourceError: Any of its subclasses.
@@ -112,21 +112,21 @@ class Mover(Protocol):
         ...
 
     def close(self) -> None:
-        """Close what is kept open."""
+        """Close the connections that are kept open."""
         ...
 
 
 class KeptMemory:
-    """Memory that each thread keeps from one file to the next: to allocate it anew costs more than hashing the file."""
+    """A buffer per thread that is reused from file to file: allocating a new one costs more than hashing the file."""
 
-    _LEAST = 1 << 20  # bytes that a thread's memory has
-    _MOST = 4 << 20  # and what is given back once its file is stored
+    _LEAST = 1 << 20  # bytes that a thread's buffer has at least
+    _MOST = 4 << 20  # larger buffers are freed once their file is stored
 
     def __init__(self) -> None:
         self._kept = threading.local()  # .room
 
     def of(self, size: int) -> memoryview:
-        """Room for so many bytes, this thread's own."""
+        """This thread's buffer, ``size`` bytes of it."""
         room: bytearray | None = getattr(self._kept, "room", None)
         if room is None or len(room) < size:
             room = bytearray(max(size, self._LEAST))

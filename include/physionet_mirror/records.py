@@ -1,10 +1,9 @@
-"""What lies below ``_mirror/`` as JSON, one type a document: written with ``to_json``, read with ``from_json``.
+"""The JSON documents below ``_mirror/``, one type each: written with ``to_json``, read with ``from_json``.
 
-A record's fields bear the names under which they are stored. `Record.from_json` takes what this and earlier versions
-wrote, and what is left of it when a field is damaged: a field that is not what it should be gets its default, and an
-entry of a list that is not what it should be is left out. Where a field has no default, nothing is left of the record.
-`load` reads a document that nothing depends on: a damaged one is named in a warning and counts as absent, so that it
-costs requests and never a run.
+Fields have the names under which they are stored. `Record.from_json` accepts what this and earlier versions wrote, and
+tolerates damage: a field of the wrong type gets its default, and a list entry of the wrong type is left out. If a field
+without a default is damaged, the whole record is. `load` reads a document that a run can do without: a damaged one is
+named in a warning and counts as absent, so that it costs requests but never a run.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 64 << 20
-"""Of a document that is read. Ours have some kilobytes; a result that names each of 10,000 images has 4 MB."""
+"""Largest document that is read. Ours have some kilobytes; a result that names each of 10,000 images has 4 MB."""
 
 R = TypeVar("R", bound="Record")
 
 
 class Record:
-    """A document in the bucket, or a part of one: the base of frozen dataclasses."""
+    """Base of the frozen dataclasses that describe a document in the bucket, or a part of one."""
 
     @classmethod
     def from_json(cls, document: object) -> Self:
         """The record that a document holds.
 
         Raises:
-            ValueError: It is no object, or a field without a default is not there or not what it should be.
+            ValueError: It is not an object, or a field without a default is missing or of the wrong type.
         """
         if not isinstance(document, Mapping):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         found = {}
         for name, (kind, optional) in _kinds(cls).items():  # type: ignore[arg-type]  # a class is hashable
             try:
@@ -58,29 +57,29 @@ class Record:
         return cls(**found)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, as they are stored."""
+        """The record as it is stored, in plain JSON values."""
         return {name: _plain(getattr(self, name)) for name in _kinds(type(self))}  # type: ignore[arg-type]
 
 
 def read(bucket: Bucket, path: str, kind: type[R], *, most: int = MOST_BYTES) -> R | None:
-    """The record at ``path``; None where there is none, or an emptied one (see ``Bucket.discard``).
+    """The record at ``path``; None if there is none, or only an emptied one (see ``Bucket.discard``).
 
     Args:
-        bucket: Where it lies.
-        path: Below the prefix.
+        bucket: Where it is stored.
+        path: Its path below the prefix.
         kind: Its type.
-        most: Bytes that it may have.
+        most: Largest size in bytes.
 
     Raises:
-        ValueError: It is damaged. The message says in which way, as half a sentence.
-        DestinationError: S3 cannot be asked.
+        ValueError: It is damaged. The message is a clause that says how.
+        DestinationError: S3 cannot be read.
     """
     data = bytearray()
     try:
         for chunk in bucket.open_read(path):
             data += chunk
             if len(data) > most:
-                raise ValueError(f"it has more than {most >> 20} MB, so it is none of ours")
+                raise ValueError(f"it has more than {most >> 20} MB, so this software did not write it")
     except FileNotFoundError:
         return None
     try:
@@ -90,10 +89,10 @@ def read(bucket: Bucket, path: str, kind: type[R], *, most: int = MOST_BYTES) ->
 
 
 def load(bucket: Bucket, path: str, kind: type[R]) -> R | None:
-    """The record at ``path``; None where there is none, or only a damaged one, which a warning names.
+    """The record at ``path``; None if there is none, or only a damaged one, which a warning names.
 
     Raises:
-        DestinationError: S3 cannot be asked.
+        DestinationError: S3 cannot be read.
     """
     try:
         return read(bucket, path, kind)
@@ -107,12 +106,12 @@ def load(bucket: Bucket, path: str, kind: type[R]) -> R | None:
 _NOT_STORED: Mapping[str, bool] = {"stored": False}
 
 _LARGEST = 2**53
-"""No number of ours is as large; beyond it, a float is no longer exact."""
+"""Numbers at or beyond this are rejected: none of ours is as large, and a float is no longer exact there."""
 
 
 @cache
 def _kinds(record: type[Record]) -> dict[str, tuple[Any, bool]]:
-    """The stored fields of a record: each one's type, and whether it has a default."""
+    """The stored fields of a record, with the type of each and whether it has a default."""
     hints = get_type_hints(record)
     return {each.name: (hints[each.name], _has_default(each)) for each in _fields(record)}
 
@@ -126,7 +125,7 @@ def _has_default(each: Field[Any]) -> bool:
 
 
 def _fit(kind: Any, value: Any) -> Any:
-    """A value as a field of this type holds it. Raises ValueError where it is none."""
+    """The value converted to the type of its field. Raises ValueError if it does not fit."""
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
@@ -138,24 +137,24 @@ def _fit(kind: Any, value: Any) -> Any:
         return _fit_items(parts[0], value)
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(parts):
-            raise ValueError(f"a list of {len(parts)} is wanted")
+            raise ValueError(f"a list of {len(parts)} is expected")
         return tuple(_fit(part, item) for part, item in zip(parts, value, strict=True))
     if issubclass(kind, Record):
         return kind.from_json(value)
     if kind is int or kind is float:
         if not is_number(value) or (kind is int and value < 0):
-            raise ValueError("a number is wanted")
+            raise ValueError("a number is expected")
         if kind is int and value != int(value):
-            raise ValueError("a whole number is wanted")
+            raise ValueError("a whole number is expected")
         return int(value) if kind is int else value
     if not isinstance(value, kind):
-        raise ValueError(f"a {kind.__name__} is wanted")
+        raise ValueError(f"a {kind.__name__} is expected")
     return value
 
 
 def _fit_values(kind: Any, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise ValueError("an object is wanted")
+        raise ValueError("an object is expected")
     found = {}
     for name, item in value.items():
         try:
@@ -167,7 +166,7 @@ def _fit_values(kind: Any, value: Any) -> dict[str, Any]:
 
 def _fit_items(kind: Any, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ValueError("a list is wanted")
+        raise ValueError("a list is expected")
     found = []
     for item in value:
         try:
@@ -188,12 +187,12 @@ def _plain(value: Any) -> Any:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is a finite number of a size that occurs; a bool is none."""
+    """Whether this is a finite number of plausible size; a bool is not a number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def timestamp(text: str) -> float:
-    """Seconds since 1970 of an ISO time (UTC where it names no zone), 0 where there is none."""
+    """An ISO time (UTC unless it names a zone) in seconds since 1970; 0 if the text is not one."""
     try:
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
@@ -209,9 +208,9 @@ class Failure(Record):
     """A file that could not be fetched, or that is not in the bucket as PhysioNet publishes it.
 
     Attributes:
-        path: Below the prefix; empty where it is what ended a whole task.
+        path: Path below the prefix; empty for the error that ended a whole task.
         reason: Short stable words for grouping, such as ``missing``, ``wrong bytes``, ``not found``.
-        detail: A sentence or more, or empty.
+        detail: One or more sentences, or empty.
     """
 
     path: str = ""
@@ -224,8 +223,8 @@ class FailureGroup(Record):
     """The files that failed for one reason.
 
     Attributes:
-        reason: Of all of them.
-        count: How many.
+        reason: The common reason.
+        count: Number of files.
         next_step: What to do about them.
         examples: Some of them, in order of path.
     """
@@ -241,7 +240,7 @@ class FailureGroup(Record):
         return replace(group, examples=[replace(each, reason=group.reason) for each in group.examples])
 
     def to_json(self) -> dict[str, Any]:
-        """The examples without the reason, which is the group's."""
+        """The group, with its examples stripped of the reason that they share."""
         examples = [{"path": each.path, "detail": each.detail} for each in self.examples]
         return {**super().to_json(), "examples": examples}
 
@@ -249,12 +248,12 @@ class FailureGroup(Record):
 def grouped(
     failures: Iterable[Failure], most: int, next_step: Callable[[str], str] = lambda _: ""
 ) -> list[FailureGroup]:
-    """Failures by reason, the most frequent first, with at most so many examples each.
+    """Failures grouped by reason, the most frequent first.
 
     Args:
-        failures: All of them.
-        most: Examples of a reason.
-        next_step: What to do about files that failed for a reason.
+        failures: All failures.
+        most: Most examples per reason.
+        next_step: Gives, for a reason, what to do about its files.
     """
     by_reason: dict[str, list[Failure]] = {}
     for failure in sorted(failures):
@@ -272,12 +271,12 @@ class Shard(Record):
 
     Attributes:
         index: 0, 1, 2, …
-        images: How many.
+        images: Number of images.
         first: Path of the first image.
         last: Path of the last image.
-        path: Where its list of images lies below the prefix (see ``encode``).
-        span: How many images the whole dataset has from first to last: what a LIST of the range costs in a full bucket.
-        sha256: Of the bytes of that list (hex); empty in a plan of an earlier version.
+        path: Path of its list of images, below the prefix (see ``encode``).
+        span: Number of images that the whole dataset has from first to last: the cost of a LIST in a full bucket.
+        sha256: SHA-256 of that list (hex); empty in a plan of an earlier version.
         noun: What they are: ``image`` or ``file``.
     """
 
@@ -296,7 +295,7 @@ class Shard(Record):
         return f"{_range_name(self.first, self.last)}, {self.images:,} {self.noun}{'' if self.images == 1 else 's'}"
 
     def to_json(self) -> dict[str, Any]:
-        """``name`` comes along for whoever reads it."""
+        """The shard and its ``name``, which is stored for readers only."""
         return {**super().to_json(), "name": self.name}
 
 
@@ -311,31 +310,31 @@ def _range_name(first: str, last: str) -> str:
 
 
 READ_BACK_BYTES_PER_SECOND = 100e6
-"""Expected speed of reading back from S3: most of what a link of 1 Gbit/s carries."""
+"""Expected speed of reading back from S3: most of a 1 Gbit/s link."""
 
 
 @dataclass(frozen=True)
 class Estimate(Record):
-    """What a run is expected to take. Bytes are decimal for people and 2**30 a GB for AWS's bill; money is US dollars.
+    """What a run is expected to take. A GB is 10**9 bytes for people and 2**30 for AWS's bill; costs are in US dollars.
 
     Attributes:
         images: Images selected.
         bytes: Their size, from the mean size of an image.
-        missing: Images that are expected to be fetched.
+        missing: Images expected to be fetched.
         missing_bytes: Their size.
         connections: PhysioNet connections that the run may hold.
-        hours: Wall time of the fetching, at best.
+        hours: Duration of the transfer, at best.
         basis: Where the speed comes from.
-        storage_class: Of the images.
-        region: Whose prices are used, ``us-east-1`` for a region that the price table lacks.
+        storage_class: Storage class of the images.
+        region: Region whose prices are used; ``us-east-1`` if the price table lacks the bucket's.
         monthly: Storage of the whole selection for a month, by storage class.
-        put_cost: The PUT requests of what is fetched, once.
-        check_cost: The LIST and HEAD requests of looking and verifying, once.
-        hours_most: Wall time of the fetching, at worst.
-        read_back: Images that are read back from the bucket (``verify=content``).
-        read_hours: Wall time of that.
+        put_cost: PUT requests of the images fetched, once.
+        check_cost: LIST and HEAD requests of comparing and verifying, once.
+        hours_most: Duration of the transfer, at worst.
+        read_back: Images read back from the bucket (``verify=content``).
+        read_hours: Duration of reading them back.
         read_cost: GET requests and retrieval, once.
-        read_transfer_cost: The transfer, once, where the worker is outside AWS; within the bucket's region it is free.
+        read_transfer_cost: Transfer to a worker outside AWS, once; within the bucket's region it is free.
         prices_as_of: Month of the prices.
         noun: What is selected: ``image`` or ``file``.
         missing_bytes_least, missing_bytes_most: Between which ``missing_bytes`` lies; 0 = it is no range.
@@ -378,22 +377,22 @@ class Estimate(Record):
 
     @property
     def monthly_cost(self) -> float:
-        """Storage a month in the chosen class (as STANDARD where the price table lacks the class)."""
+        """Storage for a month in the chosen class (as STANDARD if the price table lacks the class)."""
         return self.monthly.get(self.storage_class, self.monthly.get("STANDARD", 0.0))
 
     @property
     def once_cost(self) -> float:
-        """What S3 charges once: requests, and retrieval where everything is read back."""
+        """What S3 charges once: requests, and retrieval if everything is read back."""
         return self.put_cost + self.check_cost + self.read_cost
 
     @property
     def time(self) -> str:
-        """Wall time of the fetching, in words; a range where the speed is a range."""
+        """Duration of the transfer, in words; a range if the speed is a range."""
         return words.about(3600 * self.hours, 3600 * self.hours_most)
 
     @property
     def reading(self) -> str:
-        """What reading everything back takes, in words."""
+        """Time and cost of reading everything back, in words."""
         return (
             f"{words.about(3600 * self.read_hours)} at {READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s, "
             f"{words.money(self.read_cost)}, and {words.money(self.read_transfer_cost)} for a worker outside AWS"
@@ -401,7 +400,7 @@ class Estimate(Record):
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """A plan of an earlier version names one time."""
+        """The estimate; plans of earlier versions have only ``hours``, which is then ``hours_most`` as well."""
         values = document if isinstance(document, Mapping) else {}
         return super().from_json({"hours_most": values.get("hours"), **values})
 
@@ -448,7 +447,7 @@ class PlannedDataset(Record):
 
 @dataclass(frozen=True)
 class PlannedSelection(Record):
-    """How many images the filters leave, how many of them were chosen, and sentences on that."""
+    """The number of images that match the filters, the number chosen, and notes on the choice."""
 
     matched: int = 0
     images: int = 0
@@ -457,16 +456,16 @@ class PlannedSelection(Record):
 
 @dataclass(frozen=True)
 class Plan(Record):
-    """``plan.json``: what was asked, of what, how it was cut, and what it is expected to take.
+    """``plan.json``: the request, the selection, its shards, and the estimate.
 
     Attributes:
-        run_id, dag_id: Whose plan it is; earlier versions wrote no ``dag_id``, which is then empty.
-        created: When (ISO, UTC).
+        run_id, dag_id: The planned run; ``dag_id`` is empty in plans of earlier versions.
+        created: Time of planning (ISO, UTC).
         request: The params, as given.
-        dataset, selection: What they came to.
-        way: Which way the files take (``Way.to_json``); empty in a plan of an earlier version.
-        shards: In order.
-        estimate: What it is expected to take.
+        dataset, selection: What the params selected.
+        way: How the files are transferred (``Way.to_json``); empty in a plan of an earlier version.
+        shards: In order of index.
+        estimate: What the run is expected to take.
     """
 
     shards: Sequence[Shard]
@@ -482,7 +481,7 @@ class Plan(Record):
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Half a plan is none: every shard must be described in full. An estimate that is lost expects all to be fetched."""
+        """The plan. Every shard must be complete; without an estimate, all images are expected to be fetched."""
         plan = super().from_json(document)
         assert isinstance(document, Mapping)
         if len(plan.shards) != len(document["shards"]):
@@ -490,7 +489,7 @@ class Plan(Record):
         if [shard.index for shard in plan.shards] != list(range(len(plan.shards))):
             raise ValueError("its shards are not in order")
         if not (plan.shards or plan.schema or plan.request):
-            raise ValueError("it is no plan")
+            raise ValueError("it is not a plan")
         estimate = document.get("estimate")
         if isinstance(estimate, Mapping) and is_number(estimate.get("missing")):
             return plan
@@ -498,7 +497,7 @@ class Plan(Record):
 
     @property
     def notes(self) -> Sequence[str]:
-        """Sentences on the selection."""
+        """Notes on the selection."""
         return self.selection.notes
 
     def table(self) -> str:
@@ -508,31 +507,31 @@ class Plan(Record):
 
 # -- results/NNNN.json and pace.json -----------------------------------------------------------------------------------
 
-_POINTS = 240  # of a series that holds several tries, before neighbours are merged
+_POINTS = 240  # most points of a series over several tries; beyond, neighbours are merged
 
 
 @dataclass(frozen=True)
 class ShardResult(Record):
-    """``results/NNNN.json``: what the stream task of a shard has done so far, over all its tries. Sizes in bytes.
+    """``results/NNNN.json``: what a shard's stream task has done so far, over all its tries. Sizes in bytes.
 
     Attributes:
         shard: Its index in the plan.
-        name: For people.
-        state: ``running``, ``done``, ``failed`` or ``drained``: of the newest try.
-        try_number: Of the newest try.
+        name: Its name, for people.
+        state: State of the latest try: ``running``, ``done``, ``failed`` or ``drained``.
+        try_number: Number of the latest try.
         started: When the first try began (ISO, UTC); empty = unknown.
-        seconds: From then to the last sign of life, pauses between tries included.
-        images: Of the shard.
+        seconds: From then to the last update, including pauses between tries.
+        images: Images in the shard.
         todo: Images that were missing when the first try began.
-        stored, bytes: Stored by all tries.
-        failed: Images that the newest try could not have.
-        failed_before: Images that an earlier try could not have and that the newest has not come to, or has stored.
-        error: What ended the newest try early.
-        connections: In use now.
-        allowed: The most that the newest try might hold; 0 = unknown.
-        retries, handshakes, faults: Of all tries.
-        series: (seconds since ``started``, images, bytes, connections) for each stretch that ends there; a pause
-            between two tries is a stretch in which nothing came.
+        stored, bytes: Images stored by all tries, and their size.
+        failed: Images that the latest try could not fetch.
+        failed_before: Images that an earlier try could not fetch and the latest has not reached, or has stored.
+        error: The error that ended the latest try early.
+        connections: Connections in use now.
+        allowed: The most connections that the latest try could hold; 0 = unknown.
+        retries, handshakes, faults: Totals over all tries.
+        series: (seconds since ``started``, images, bytes, connections); each point covers the time since the point
+            before it. A pause between two tries is a point without images and bytes.
     """
 
     shard: int
@@ -558,7 +557,7 @@ class ShardResult(Record):
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """Of the series, what goes forward in time."""
+        """The result; points of the series that go back in time are left out."""
         result = super().from_json(document)
         return replace(result, series=_forward(result.series))
 
@@ -569,17 +568,19 @@ class ShardResult(Record):
 
     @property
     def untried(self) -> int:
-        """Images that were neither stored nor named."""
+        """Images that were neither stored nor reported as failed."""
         return max(self.todo - self.stored - len(self.failed), 0)
 
     @property
     def known_failures(self) -> list[Failure]:
-        """Every image that any try could not have, with its newest reason; some may be stored since."""
+        """Every image that any try failed to fetch, with its latest reason; some may have been stored since."""
         return [*self.failed_before, *self.failed]
 
     def after(self, earlier: ShardResult | None) -> ShardResult:
-        """This try, which knows only itself, together with what the tries before it had done."""
-        if earlier is None or earlier.images != self.images or earlier.name != self.name:  # cut in another way
+        """The result of this try merged with that of the tries before it."""
+        if (
+            earlier is None or earlier.images != self.images or earlier.name != self.name
+        ):  # the run was planned anew, with other shards
             return self
         again = {failure.path for failure in self.failed}
         offset = max(self.began - earlier.began, earlier.seconds) if earlier.began and self.began else earlier.seconds
@@ -614,7 +615,7 @@ def _forward(points: Sequence[tuple[float, float, float, float]]) -> Sequence[tu
 
 
 def _halved(series: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float, float, float]]:
-    """Two neighbouring stretches made one."""
+    """The series with each two neighbouring points merged into one."""
     merged = []
     since = 0.0
     for at in range(0, len(series), 2):
@@ -629,12 +630,12 @@ def _halved(series: Sequence[tuple[float, float, float, float]]) -> list[tuple[f
 
 @dataclass(frozen=True)
 class PaceMemory(Record):
-    """``pace.json``: what `pace.Pace` found out, for the next shard to start with.
+    """``pace.json``: what `pace.Pace` has learned, so that the next shard starts with it.
 
     Attributes:
-        start: Requests at once that held.
+        start: Number of simultaneous requests that proved useful.
         too_many: The lowest number known to be too many.
-        probe_in: Seconds until that one is tried again.
+        probe_in: Seconds until that number is tried again.
     """
 
     start: int | None = None
@@ -642,7 +643,7 @@ class PaceMemory(Record):
     probe_in: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What is known."""
+        """The fields that are known."""
         return {name: value for name, value in super().to_json().items() if value is not None}
 
 
@@ -651,7 +652,7 @@ class PaceMemory(Record):
 
 @dataclass(frozen=True)
 class ReportedRun(Record):
-    """The run: its ids, when it began and when the report was built (ISO, UTC), and the seconds between them."""
+    """The run's ids, its start, the time when the report was built (ISO, UTC), and the seconds between the two."""
 
     id: str = ""
     dag_id: str = ""
@@ -662,7 +663,7 @@ class ReportedRun(Record):
 
 @dataclass(frozen=True)
 class ReportedDataset(Record):
-    """What was mirrored; ``images`` and ``manifest_sha256`` (of SHA256SUMS.txt) are the manifest's."""
+    """The dataset mirrored; ``images`` and ``manifest_sha256`` (that of SHA256SUMS.txt) come from the manifest."""
 
     name: str = ""
     title: str = ""
@@ -675,7 +676,7 @@ class ReportedDataset(Record):
 
 @dataclass(frozen=True)
 class Destination(Record):
-    """Where it went."""
+    """The destination of the run."""
 
     bucket: str = ""
     prefix: str = ""
@@ -684,7 +685,7 @@ class Destination(Record):
 
 @dataclass(frozen=True)
 class Result(Record):
-    """What verification found, in images; ``bytes`` of those that are verified."""
+    """What verification found, in numbers of images; ``bytes`` is the size of the verified ones."""
 
     passed: bool = False
     level: str = ""
@@ -699,7 +700,7 @@ class Result(Record):
 
 @dataclass(frozen=True)
 class Part(Record):
-    """A part of the cohort: images selected and verified."""
+    """A part of the cohort, with its images selected and verified."""
 
     name: str = ""
     selected: int = 0
@@ -708,7 +709,7 @@ class Part(Record):
 
 @dataclass(frozen=True)
 class LabelCount(Record):
-    """How many images have a label positive."""
+    """Number of images for which a label is positive."""
 
     name: str = ""
     images: int = 0
@@ -716,7 +717,7 @@ class LabelCount(Record):
 
 @dataclass(frozen=True)
 class ReportedCohort(Record):
-    """Who is in the selection; None where the dataset does not say."""
+    """The cohort of the selection; None for what the dataset does not tell."""
 
     patients: int | None = None
     studies: int | None = None
@@ -740,16 +741,16 @@ class ReportedVerification(Record):
 
 @dataclass(frozen=True)
 class ReportedTransfer(Record):
-    """What the stream tasks did together.
+    """The work of all stream tasks together.
 
     Attributes:
-        shards: How many tasks, by state.
-        images, bytes: Fetched and stored.
+        shards: Number of tasks, by state.
+        images, bytes: Images fetched and stored, and their size.
         seconds: From the first task's start to the last one's end.
         connections: Mean in use while anything was fetched.
-        connections_allowed: Mean of what the tasks at work were allowed; 0 = unknown, as in reports of earlier versions.
-        connection_seconds: Seconds times connections in use; 0 = unknown.
-        series: (seconds, images a second, bytes a second, connections) for each stretch that ends there.
+        connections_allowed: Mean number that the active tasks were allowed; 0 = unknown, as in reports of earlier versions.
+        connection_seconds: Sum of seconds times connections in use; 0 = unknown.
+        series: (seconds, images a second, bytes a second, connections); each point covers the time since the one before.
     """
 
     shards: Mapping[str, int] = field(default_factory=dict)
@@ -769,7 +770,7 @@ class ReportedTransfer(Record):
 
 @dataclass(frozen=True)
 class ReportedRequests(Record):
-    """S3 requests of the whole run, their price and whose price list that is."""
+    """S3 requests of the whole run, their cost, and the price list used."""
 
     by_kind: Mapping[str, int] = field(default_factory=dict)
     cost_usd: float = 0.0
@@ -790,7 +791,7 @@ class Sizes(Record):
 
 @dataclass(frozen=True)
 class ReportedFiles(Record):
-    """Where the run's files lie below the prefix; ``failed_images`` is None where nothing failed."""
+    """Paths of the run's files, below the prefix; ``failed_images`` is None if nothing failed."""
 
     report_html: str = ""
     failed_images: str | None = None
@@ -803,9 +804,9 @@ class RunReport(Record):
     """``report.json``; docs/report-schema.md describes it.
 
     Attributes:
-        way: Which way the files took (``Way.to_json``); empty in a report of an earlier version.
+        way: How the files were transferred (``Way.to_json``); empty in a report of an earlier version.
         noun: What was mirrored: ``image`` or ``file``.
-        whole: Whether every figure that is shown of an earlier run could be read; of a new report it is true.
+        whole: Whether all figures shown for an earlier run could be read; always true for a new report.
     """
 
     format: str = ""
@@ -841,19 +842,19 @@ class RunReport(Record):
 
     @property
     def source(self) -> str:
-        """Where the images came from: ``physionet`` or ``s3``."""
+        """The source of the images: ``physionet`` or ``s3``."""
         source = self.way.get("source") or self.params.get("source")
         return "s3" if source == "s3" else "physionet"
 
     @property
     def connections(self) -> float:
-        """That were asked for; 0 = unknown."""
+        """The param ``connections``; 0 = unknown."""
         asked = self.params.get("connections")
         return float(asked) if is_number(asked) else 0.0
 
 
 def _shown(report: Mapping[str, Any]) -> bool:
-    """Whether the figures that are shown of a report are there."""
+    """Whether a report has the figures that are shown for an earlier run."""
     try:
         result, transfer, run = (_fit(Mapping[str, Any], report[name]) for name in ("result", "transfer", "run"))
         _fit(bool, result["passed"])
@@ -872,15 +873,15 @@ class Audit(Record):
     """``audit.json``: what an audit found.
 
     Attributes:
-        run, dag_id, started: Of the run (ISO, UTC).
+        run, dag_id, started: Ids of the audit's run, and its start (ISO, UTC).
         destination: URI of bucket and prefix.
-        level, share: What was asked for.
+        level, share: The params.
         looked_at, verified: Files compared, and those that are what PhysioNet publishes.
-        differing: The others, by reason.
+        differing: Number of the others, by reason.
         bytes: Size of the verified ones.
-        seconds, requests, cost_usd: What it took.
-        notes: Sentences.
-        failed_images: URI of the list of those that differ; None where nothing does.
+        seconds, requests, cost_usd: Duration, S3 requests by kind, and their cost.
+        notes: Sentences on what could not be done.
+        failed_images: URI of the list of files that differ; None if none do.
     """
 
     format: str = "physionet-mirror/audit"
@@ -907,10 +908,10 @@ class SumsSeen(Record):
     """``sums.json``: what ``fetch_metadata`` found last.
 
     Attributes:
-        etag: Of SHA256SUMS.txt at PhysioNet.
-        sha256: Of SHA256SUMS.txt.
-        manifest: SHA-256 of the bytes of manifest.parquet; empty = an earlier version wrote this.
-        notes: Sentences on files that no image needs and that could not be had.
+        etag: ETag of SHA256SUMS.txt at PhysioNet.
+        sha256: SHA-256 of SHA256SUMS.txt.
+        manifest: SHA-256 of manifest.parquet; empty = written by an earlier version.
+        notes: Sentences on files that could not be fetched and that no image needs.
     """
 
     etag: str | None = None
@@ -920,16 +921,16 @@ class SumsSeen(Record):
 
 
 def located(bucket: Bucket, run: RunLayout) -> RunLayout:
-    """Where a run's files lie in this bucket: its folder, or the one of an earlier version where only that is there.
+    """The layout of a run in this bucket: its folder, or that of an earlier version if only that exists.
 
     Raises:
-        DestinationError: S3 cannot be asked.
+        DestinationError: S3 cannot be read.
     """
     if run.dag_id == MAIN_DAG or any(True for _ in bucket.list(run.root)):
         return run
     before = replace(run, old=True)
     if run.dag_id in BEFORE:
         return before if any(True for _ in bucket.list(before.root)) else run
-    # A folder with the run id alone may be that of a run of the main DAG; a plan of the backfill tells.
+    # A folder named by the run id alone may belong to the main DAG; a plan with slices is the backfill's.
     plan = load(bucket, before.plan, Plan)
     return before if plan is not None and not plan.dag_id and "slices" in plan.request else run

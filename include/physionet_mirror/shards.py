@@ -170,12 +170,12 @@ def pack(
     """Cut the chosen rows of the manifest into shards; yields each shard with the bytes of its file.
 
     Args:
-        frame: ``Chosen.frame``: rows of the manifest in its order, the index being the row's number there.
-        size: Images a shard, at most.
-        path_of: Where the shard of an index goes (``RunLayout.shard``).
-        sizes: The size in bytes of each file that the source has listed, by path.
-        noun: What they are, for people.
-        parts: How they are cut (`cut_by_bytes`); None = by ``size``.
+        frame: ``Chosen.frame``: rows of the manifest in its order, indexed by their row number there.
+        size: Most images in a shard.
+        path_of: The path of a shard's file, given its index (``RunLayout.shard``).
+        sizes: Size in bytes by path, for files whose size the source has listed.
+        noun: What the files are called in messages.
+        parts: The slices to cut (`cut_by_bytes`); None = by ``size``.
     """
     paths = frame["path"].to_numpy(dtype=object)
     sums = frame["sha256"].to_numpy(dtype=object)

@@ -22,7 +22,7 @@ class Verdict(Comparison):
     """The result of a verification: the comparison, and the counts that follow from it.
 
     Attributes:
-        postponed: Images that the run left to a later one, because its time was up; neither right nor wrong.
+        postponed: Images that the run left to a later one because its time was up; neither verified nor failed.
         noun: What was verified: ``image`` or ``file``.
     """
 
@@ -107,7 +107,7 @@ def verify(
     on_progress: Callable[[int, int], None] | None = None,
     noun: str = "image",
 ) -> Verdict:
-    """Compare these images with the bucket; ``noun`` says what they are, the rest is as for `compare.compare`."""
+    """Compare these images with the bucket; ``noun`` names them in messages, the rest is as in `compare.compare`."""
     return compare(
         images, bucket, Verdict(level, noun=noun), run=run, anew=anew, workers=workers, on_progress=on_progress
     )

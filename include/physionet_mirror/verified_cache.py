@@ -1,6 +1,6 @@
 """The cache of verified objects, kept in the bucket so that S3 need not be asked about them again.
 
-One file a group of paths (`group_of`), ``_mirror/verified/<group>.tsv.gz``: gzip, UTF-8, a header line, then one line an object:
+One file per group of paths (`group_of`), ``_mirror/verified/<group>.tsv.gz``: gzip, UTF-8, a header, then one line per object:
 
     path  size  etag  sha256  verified_at  level  run
 
