@@ -8,7 +8,7 @@
     │   ├── AccessRefused          403, which has many causes             retrying cannot help
     │   ├── Throttled              429, 503, connects that time out: wait longer, use fewer connections
     │   ├── SourceUnavailable      another 5xx, refused, reset, DNS: wait and retry
-    │   │   └── Stalled            no byte, or too few of them, for as long as the read time-out
+    │   │   └── Stalled            no bytes, or too few, within the read time-out
     │   └── FileError              one file, not the server
     │       ├── NotFound           404
     │       ├── FileRefused        403 for this one file, while others are given
@@ -22,11 +22,11 @@
     │   ├── ObjectLocked           an Object Lock keeps it                retrying cannot help
     │   ├── BucketUnsafe           public: the data use agreement forbids it
     │   └── DestinationUnavailable SlowDown, 5xx, refused, reset
-    ├── ImagesFailed               a shard whose other images are stored
+    ├── ImagesFailed               some images of a shard; its other images are stored
     └── VerificationFailed         something selected is missing or wrong
 
 Each class carries its own policy: whether a retry can help, when, whose fault it is, and what to do next. Retry policies,
-sensors, metrics, reports and the connection's Test button ask the class and keep no lists of their own.
+sensors, metrics, reports and the connection's Test button take it from the class and keep no lists of their own.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from typing import ClassVar, Literal
 Whose = Literal["user", "source", "file", "destination", "run"]
 
 AGAIN = "Trigger the same run again"
-"""What mends most failures: what is stored stays."""
+"""The remedy for most failures: images that are stored stay stored."""
 
 
 class MirrorError(Exception):
     """Base of all errors that this project raises on purpose; ``str()`` is written for the person who must act.
 
     Attributes:
-        permanent: It stays until a person acts: the task fails at once, whatever retries it has left.
-        whose: Whose fault it is: the ``user``'s (params, connections), the ``source``'s (PhysioNet), one ``file``'s, the
-            ``destination``'s (S3), or the ``run``'s own.
+        permanent: Only a person can fix it: the task fails at once, whatever retries it has left.
+        whose: Where the fault lies: with the ``user`` (params, connections), the ``source`` (PhysioNet), one ``file``,
+            the ``destination`` (S3), or the ``run`` itself.
         retry_delay: When to try again; None = after the task's own ``retry_delay``.
         reason: Short stable words for counting and grouping in reports, e.g. ``not found``; the class's name by default.
         summary: What happened, in a few words.
@@ -89,7 +89,7 @@ class SourceError(MirrorError):
     """PhysioNet, or the way to it.
 
     Attributes:
-        retry_after: The server's wish in seconds, or None where it named none.
+        retry_after: Seconds that the server asked to wait, or None.
     """
 
     whose: ClassVar[Whose] = "source"
@@ -97,7 +97,7 @@ class SourceError(MirrorError):
     retry_after: float | None = None
 
     def is_congestion(self, *, answered: bool) -> bool:  # noqa: ARG002
-        """Whether fewer requests at once would have helped. ``answered``: the reply to this one had begun."""
+        """Whether fewer simultaneous requests would have helped. ``answered``: the reply to this one had begun."""
         return False
 
 
@@ -112,8 +112,8 @@ class CredentialsRefused(SourceError):
 class AccessRefused(SourceError):
     """PhysioNet answered 403: this account may not read this project.
 
-    It does not say why: the agreement, the credentialing, the training, a withdrawn version, disabled downloads, a blocked
-    country. The project's page, opened logged in, does.
+    The reply does not say why: the agreement, the credentialing, the training, a withdrawn version, disabled downloads or
+    a blocked country. The project's page does, to a user who is logged in.
     """
 
     permanent = True
@@ -125,7 +125,7 @@ class AccessRefused(SourceError):
 
 
 class SourceUnavailable(SourceError):
-    """PhysioNet cannot be reached or answers 5xx (but 503); nothing is wrong with the request."""
+    """PhysioNet cannot be reached or answers 5xx (except 503); nothing is wrong with the request."""
 
     retry_delay = timedelta(minutes=3)
     summary = "PhysioNet cannot be reached"
@@ -133,13 +133,13 @@ class SourceUnavailable(SourceError):
 
 
 class Stalled(SourceUnavailable):
-    """No byte arrived, or fewer than the least speed gives, for as long as the read time-out."""
+    """No bytes arrived within the read time-out, or fewer than the least speed allows."""
 
     summary = "PhysioNet does not answer"
     next_step = f"PhysioNet stopped sending. {AGAIN}, with fewer connections if it comes back."
 
     def is_congestion(self, *, answered: bool) -> bool:
-        """A request that is never answered is held back; a body that stops is one connection's trouble."""
+        """True if the request was never answered; a body that stops is a fault of one connection."""
         return not answered
 
 
@@ -160,10 +160,10 @@ class Throttled(SourceError):
 
 
 class FileError(SourceError):
-    """One file cannot be had as PhysioNet's checksums describe it; the server itself is well."""
+    """One file cannot be fetched as PhysioNet's checksums describe it; the server itself is fine."""
 
     whose = "file"
-    summary = "A file cannot be had as PhysioNet's checksums describe it"
+    summary = "A file cannot be fetched as PhysioNet's checksums describe it"
 
 
 class NotFound(FileError):
@@ -171,23 +171,23 @@ class NotFound(FileError):
 
     summary = "PhysioNet has no such file"
     next_step = (
-        "PhysioNet lists these files in its checksums but does not serve them. Run it again in a day; if it stays, tell "
-        "PhysioNet's support and go on without them."
+        "PhysioNet lists these files in its checksums but does not serve them. Run it again in a day; if they are still "
+        "missing, tell PhysioNet's support and go on without them."
     )
 
 
 class FileRefused(FileError):
-    """403 for this one file, while the access point gives others."""
+    """403 for this one file, while the access point serves others."""
 
     summary = "The access point refuses a file"
     next_step = (
-        "PhysioNet's access point refuses these files, although it gives others: they are not there, or kept back. Fetch them "
+        "PhysioNet's access point refuses these files, although it serves others: they are missing or withheld. Fetch them "
         "with source=physionet; if that fails too, tell PhysioNet's support."
     )
 
 
 class Truncated(FileError):
-    """The body ended before Content-Length bytes had come."""
+    """The body ended before Content-Length bytes had arrived."""
 
     summary = "The connection ended early"
     next_step = f"The connection ended early in every attempt. {AGAIN}, with fewer connections if it comes back."
@@ -198,16 +198,16 @@ class Corrupt(FileError):
 
     summary = "The bytes do not hash to PhysioNet's checksum"
     next_step = (
-        "In several attempts, PhysioNet's bytes did not hash to PhysioNet's checksum. Run it again in a day; if it stays, "
-        "tell PhysioNet's support: the file there is damaged."
+        "In several attempts, PhysioNet's bytes did not hash to PhysioNet's checksum. Run it again in a day; if it happens "
+        "again, tell PhysioNet's support: the file there is damaged."
     )
 
 
 class NotTheFile(FileError):
     """An HTML page came where a file should be (a login or maintenance page with status 200)."""
 
-    summary = "A web page came in place of the file"
-    next_step = f"PhysioNet answered with a web page, as it does in maintenance. {AGAIN} later."
+    summary = "A web page came instead of the file"
+    next_step = f"PhysioNet answered with a web page, as it does during maintenance. {AGAIN} later."
 
 
 class DestinationError(MirrorError):
@@ -226,7 +226,7 @@ class BucketMissing(DestinationError):
 
 
 class BucketRefused(DestinationError):
-    """S3 refuses the credentials, the right, or the form of the request."""
+    """S3 refuses the credentials or the form of the request, or a permission is missing."""
 
     permanent = True
     summary = "S3 refuses"
@@ -234,7 +234,7 @@ class BucketRefused(DestinationError):
 
 
 class ObjectArchived(DestinationError):
-    """The object lies in an archive (GLACIER, DEEP_ARCHIVE, an archive tier): it cannot be read before it is restored."""
+    """The object is archived (GLACIER, DEEP_ARCHIVE, an archive tier) and cannot be read before it is restored."""
 
     permanent = True
     summary = "An object is archived"
@@ -246,7 +246,7 @@ class ObjectArchived(DestinationError):
 
 
 class ObjectLocked(DestinationError):
-    """An Object Lock (retention or legal hold) keeps the object from being deleted; no right of a role is missing."""
+    """An Object Lock (retention or legal hold) keeps the object from being deleted; no permission is missing."""
 
     permanent = True
     summary = "An Object Lock keeps an object"
@@ -260,7 +260,7 @@ class BucketUnsafe(DestinationError):
 
 
 class DestinationUnavailable(DestinationError):
-    """S3 asks to slow down, answers 5xx or cannot be reached."""
+    """S3 answers SlowDown or another 5xx, or cannot be reached."""
 
     retry_delay = timedelta(minutes=1)
     summary = "S3 cannot be reached"
@@ -268,10 +268,10 @@ class DestinationUnavailable(DestinationError):
 
 
 class ImagesFailed(MirrorError):
-    """Some images of a shard could not be had after all attempts; everything else of it is stored."""
+    """Some images of a shard could not be fetched after all attempts; the others are stored."""
 
     retry_delay = timedelta(seconds=30)
-    summary = "Some images could not be had"
+    summary = "Some images could not be fetched"
 
 
 class VerificationFailed(MirrorError):
@@ -282,12 +282,12 @@ class VerificationFailed(MirrorError):
 
 
 def all_errors(below: type[MirrorError] = MirrorError) -> Iterator[type[MirrorError]]:
-    """Each class of the tree, the more special before the more general."""
+    """Each class of the tree, the more specific before the more general."""
     for child in below.__subclasses__():
         yield from all_errors(child)
     yield below
 
 
 def next_steps() -> dict[str, str]:
-    """What to do about files that failed, by the reason that reports give."""
+    """What to do about files that failed, by reason as in the reports."""
     return {error.reason: error.next_step for error in all_errors() if error.next_step != MirrorError.next_step}

@@ -1,4 +1,4 @@
-"""What a run will take: images, bytes, hours, dollars."""
+"""Estimates what a run will take: images, bytes, hours, dollars."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from physionet_mirror.source.access_point import COPIES_A_CONNECTION, READS_A_CO
 RUNS_TO_LEARN_FROM = 5
 
 ENOUGH_SECONDS = 60
-"""Seconds of fetching below which a run is ignored: its ramp-up dominates."""
+"""A run that fetched for fewer seconds is ignored, because its ramp-up dominates."""
 
 HELD_BACK = 0.75
 """A run that used less than this share of its allowed connections was limited by PhysioNet, not by its own cap."""
 
 SLOW_BYTES_PER_SECOND = 44_000
-"""Bytes a second of one PhysioNet connection on a bad day (source: users report 0.35 MB/s over eight connections)."""
+"""Speed of one PhysioNet connection on a bad day (source: users report 0.35 MB/s over eight connections)."""
 
 A_COPY = 0.3
-"""Seconds that HEAD and COPY of an image take inside S3, whose guide gives 0.1 to 0.2 s for a small request."""
+"""Seconds for the HEAD and COPY of an image inside S3, whose guide gives 0.1 to 0.2 s for a small request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,10 @@ class Throughput:
     """How fast files are expected to arrive.
 
     Attributes:
-        bytes_per_second: Of one connection, at best.
+        bytes_per_second: Speed of one connection, at best.
         basis: Where the number comes from, for people.
-        most_connections: More than these do not help; None = not known.
-        slowest: Bytes a second of one connection at worst; None = as at best.
+        most_connections: Number of connections beyond which more do not help; None = not known.
+        slowest: Speed of one connection, at worst; None = the same as at best.
     """
 
     bytes_per_second: float
@@ -66,15 +66,15 @@ FROM_FACTS = Throughput(
 
 
 def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS) -> Throughput:
-    """The throughput of earlier runs to the same bucket; ``otherwise`` where there is none.
+    """The throughput of earlier runs to the same bucket, or ``otherwise`` if there are none.
 
     Args:
         reports: Newest first. A run that fetched for less than a minute does not count.
-        otherwise: The throughput where no run tells.
+        otherwise: The throughput to use without earlier runs.
 
     Returns:
-        The rates of the slowest and the fastest of the newest five runs; and the connections that the newest one held,
-        where it was allowed all that it asked for and PhysioNet held it back.
+        The rates of the slowest and the fastest of the latest five runs, and the number of connections that the latest
+        one reached if it was allowed all that it asked for and PhysioNet held it back.
     """
     rates: list[float] = []
     most: float | None = None
@@ -85,7 +85,7 @@ def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS) -> T
         if moved.bytes <= 0 or used <= 0 or spent / used < ENOUGH_SECONDS:
             continue
         asked = report.connections
-        # A run whose last shards were few was allowed only their share: that tells nothing of PhysioNet.
+        # A run with few shards left at its end was allowed only their share, which tells nothing about PhysioNet.
         if not rates and allowed >= HELD_BACK * asked > 0 and used < HELD_BACK * allowed:
             most = used
         rates.append(moved.bytes / spent)
@@ -96,7 +96,7 @@ def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS) -> T
     runs = f"{len(rates)} runs" if len(rates) > 1 else "run"
     basis = f"{_range(min(rates), max(rates))} a connection, as in the last {runs} to this bucket"
     if most is not None:
-        basis += f", which came to {most:.0f} at once"
+        basis += f", which reached {most:.0f} at once"
     return Throughput(max(rates), basis, most, min(rates))
 
 
@@ -123,12 +123,12 @@ def estimate(
         mean_bytes: Mean size of an image (``Dataset.image_bytes``).
         connections: PhysioNet connections over the whole run.
         missing: Images expected to be fetched; None = all.
-        region: Of the bucket.
-        storage_class: Of the images.
+        region: Region of the bucket.
+        storage_class: Storage class of the images.
         verify: The level; with ``content`` every image is read back.
-        reports: Earlier runs', newest first (see ``learn``).
-        otherwise: The throughput where no earlier run tells.
-        exact: Bytes of all images, and of the missing ones, where the source has listed them.
+        reports: Reports of earlier runs, newest first (see ``learn``).
+        otherwise: The throughput to use without earlier runs.
+        exact: Bytes of all images and of the missing ones, if the source has listed their sizes.
     """
     missing = images if missing is None else min(max(missing, 0), images)
     speed = learn(reports, otherwise)
@@ -136,7 +136,7 @@ def estimate(
     busy = max(min(connections, missing, speed.most_connections or math.inf), 1)
     prices = prices_of(region)
     size, fetched = exact or (round(images * mean_bytes), round(missing * mean_bytes))
-    # Looked at twice, before and after; what is new is asked for its checksum.
+    # All images are listed twice, before and after; each new one gets a HEAD for its checksum.
     checks = {"LIST": 2 * math.ceil(images / KEYS_PER_LIST), "HEAD": missing}
     read = images if verify == "content" else 0
     gigabytes_read = read * mean_bytes / 2**30
@@ -165,19 +165,19 @@ def estimate(
 
 
 def usual_speed(request: Request, mean_bytes: float, *, through: bool = False) -> tuple[int, Throughput]:
-    """How many files the request may have under way at once, and how fast one goes where no earlier run tells.
+    """The number of files that a request may have under way at once, and the speed of one without earlier runs.
 
     Args:
-        request: Its source and connections count.
+        request: The request; only its source and connections matter.
         mean_bytes: Mean size of a file.
-        through: From the access point, but through the worker, whose network is then the limit.
+        through: Files come from the access point but pass the worker, whose network is then the limit.
     """
     if request.source == "s3" and through:
         at_once = request.connections * READS_A_CONNECTION
-        basis = f"{READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s through the worker, as its network gives"
+        basis = f"{READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s through the worker, the usual limit of its network"
         return at_once, Throughput(READ_BACK_BYTES_PER_SECOND / at_once, basis)
     if request.source == "s3":
-        basis = f"{A_COPY} s a copy, which S3's usual latencies suggest"
+        basis = f"{A_COPY} s a copy, from S3's usual latencies"
         return request.connections * COPIES_A_CONNECTION, Throughput(mean_bytes / A_COPY, basis)
     return request.connections, FROM_FACTS
 
@@ -195,19 +195,19 @@ def estimate_run(
     sizes: str = "",
     through: bool = False,
 ) -> Estimate:
-    """Estimate what a request takes, from either source: for the plan of a run and for the page that previews one.
+    """Estimate what a request takes, from either source: for the plan of a run and for the page's preview.
 
     Args:
-        request: What is asked for.
+        request: The request.
         images: Images selected.
-        missing: Of these, expected to be fetched.
+        missing: Images expected to be fetched.
         mean_bytes: Mean size of an image.
-        region: Of the bucket.
-        reports: Of earlier runs from the same source, newest first.
-        exact: As `estimate`.
-        between: The least and the most bytes that are to be fetched, where a range is known.
-        sizes: What the sizes rest on, for people.
-        through: From the access point, but through the worker.
+        region: Region of the bucket.
+        reports: Reports of earlier runs from the same source, newest first.
+        exact: As in `estimate`.
+        between: The least and the most bytes to be fetched, if only a range is known.
+        sizes: Where the sizes come from, for people.
+        through: Files come from the access point but pass the worker.
     """
     at_once, otherwise = usual_speed(request, mean_bytes, through=through)
     expected = estimate(

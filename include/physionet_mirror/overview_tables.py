@@ -1,10 +1,11 @@
-"""Joins manifest and index in a process of its own, whose memory, time and output are bounded.
+"""Joins manifest and index in a child process with bounded memory, time and output.
 
-Whoever may write to a bucket can put anything there, and a Parquet file of half a megabyte can unpack to gigabytes,
-whatever its footer says. So nothing of these files is unpacked in the process that serves the page: a child does it,
-without credentials in its environment, and what it cannot do within its bounds is an error with a reason.
+Anyone with write access to the bucket can put anything there, and a Parquet file of half a megabyte can unpack to
+gigabytes, whatever its footer says. So these files are not unpacked in the process that serves the page, but in a child
+without credentials in its environment; exceeding a bound is an error with a reason.
 
-The child's output is a manifest again (see manifest.py), without the columns that nobody counts, and with `VERIFIED`.
+The child's output is a manifest again (see manifest.py), without the columns that the page does not need, and with
+`VERIFIED`.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ VERIFIED = "verified bytes"
 """The column that the child adds: bytes of the image where the index has it with the manifest's checksum, else 0."""
 
 UNUSED = frozenset({"path", "sha256", "height", "width"})
-"""Columns that the child leaves out; of a project without radiographs it keeps the paths, which are all there is."""
+"""Columns that the child leaves out; for a project without radiographs it keeps the paths, which are all there is."""
 
 MOST_BYTES = 256 << 20
-"""Of manifest or index in the bucket; those of all 377,110 images have about 30 MB each."""
+"""Largest manifest or index in the bucket that is read; for all 377,110 images each has about 30 MB."""
 
 MOST_ROWS = 4_000_000
 MOST_COLUMNS = 200
 MOST_UNPACKED = 768 << 20
-"""Bytes of one file's columns, as its footer counts them."""
+"""Most bytes of one file's columns, unpacked, according to its footer."""
 
 MOST_MEMORY = 1 << 30
-"""Bytes that the child may hold (RLIMIT_DATA, on Linux); see tests/unit/test_overview_tables.py for what it takes."""
+"""Memory limit of the child in bytes (RLIMIT_DATA, on Linux); tests/unit/test_overview_tables.py shows what it needs."""
 
 MOST_SECONDS = 90
 _REFUSED = 3
 _AT_ONCE = threading.BoundedSemaphore(2)
-_NEEDED = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")  # of the environment; no credential among them
+_NEEDED = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")  # all that the child's environment gets: no credentials
 
 
 def join(manifest: Path, index: Path | None, out: Path) -> str:
-    """Write the joined table to ``out``; returns why the index does not count, empty where it does or there is none.
+    """Write the joined table to ``out``; returns why the index was ignored, or "" if it was used or there is none.
 
     Raises:
-        MetadataError: The manifest is none, is damaged, or does not fit into the bounds.
+        MetadataError: The manifest is damaged, is not one, or exceeds the bounds.
     """
     environment = {name: os.environ[name] for name in _NEEDED if name in os.environ} | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -117,7 +118,7 @@ def _main(arguments: Sequence[str]) -> int:
     table = table.drop_columns([name for name in table.column_names if name in unused]).append_column(VERIFIED, sizes)
     import pyarrow.parquet as pq
 
-    # Plainly, so that reading it takes no more than its size.
+    # Without compression and dictionaries, reading takes no more memory than the file's size.
     pq.write_table(table, out, compression="none", use_dictionary=False)
     print(said)  # noqa: T201
     return 0
@@ -137,11 +138,11 @@ def _bound() -> None:
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (least, least))
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory is short, this goes, not the API server
+        Path("/proc/self/oom_score_adj").write_text("1000")  # if memory runs out, kill this process, not the API server
 
 
 def _open(file: str, wanted: Sequence[str] | None) -> Any:
-    """The Parquet file, once its footer has passed; ``wanted`` must be among its columns, all of which count if None."""
+    """Open a Parquet file and check its footer. ``wanted`` names the columns that are read; None = all."""
     import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(file, memory_map=True, page_checksum_verification=True)
@@ -167,7 +168,7 @@ def _open(file: str, wanted: Sequence[str] | None) -> Any:
 
 
 def _wanted(file: str) -> Any:
-    """The manifest with every column of the type that it has in ours: text, int32 ids, and int8 labels."""
+    """The manifest, each column cast to its type in our manifests: text, int32 ids, and int8 labels."""
     import pyarrow as pa
 
     from physionet_mirror import manifest
@@ -194,7 +195,7 @@ def _wanted(file: str) -> Any:
 
 
 def _any_files(parquet: Any) -> Any:
-    """The manifest of a project without radiographs: path, sha256, and the group that each path belongs to."""
+    """The manifest of a project without radiographs: path, sha256, and each path's group."""
     import pyarrow as pa
 
     from physionet_mirror.layout import group_of
@@ -213,7 +214,7 @@ def _any_files(parquet: Any) -> Any:
 
 
 def _sizes(table: Any, file: str) -> Any:
-    """For each row the size that the index knows where it has the same path with the same checksum, else 0."""
+    """For each row, its size from the index if that has the same path with the same checksum, else 0."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

@@ -1,6 +1,6 @@
-"""Settings of the worker that keep a request from being made: a CA bundle that is none, a proxy that refuses.
+"""Worker settings that make requests impossible: an unusable CA bundle, a proxy that refuses.
 
-They are found before, or instead of, an answer. Nothing of that passes by itself, so it must not be taken for an outage.
+Such a setting never mends itself, so its error must not be taken for an outage of the server.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TUNNEL = re.compile(r"Tunnel connection failed: (4\d\d)")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own."""
+    """Whether a name or address is a loopback one."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -35,10 +35,10 @@ def is_loopback(host: str) -> bool:
 
 
 def proxy_for(url: str) -> Proxy | None:
-    """The proxy on the way to an address, by the environment as requests reads it, NO_PROXY included; never to loopback.
+    """The proxy for an address, from the environment as requests reads it, NO_PROXY included; none for loopback.
 
     Raises:
-        InputError: It is of another kind than ``http://``.
+        InputError: The proxy's address does not begin with ``http://``.
     """
     if is_loopback(urlsplit(url).hostname or ""):
         return None
@@ -53,14 +53,14 @@ def proxy_for(url: str) -> Proxy | None:
             "the proxy's setting",
         )
         raise InputError(
-            f"{variable} names a proxy of another kind than http:// (its address may begin with https:// or socks5://). "
-            "Nothing was asked over the network. Name an http:// proxy there, which carries TLS to PhysioNet unopened "
-            f"(http://<proxy>:<port>), or name {urlsplit(url).hostname} in NO_PROXY if it can be reached without."
+            f"{variable} names a proxy that is not an http:// one (its address may begin with https:// or socks5://). "
+            "No request was sent. Name an http:// proxy there, which passes TLS to PhysioNet through unopened "
+            f"(http://<proxy>:<port>), or list {urlsplit(url).hostname} in NO_PROXY if it can be reached directly."
         ) from None
 
 
 def trusted_by_requests() -> ssl.SSLContext:
-    """The TLS context of a client that trusts whom requests trusts: the environment's CA bundle, else certifi's.
+    """A TLS context that trusts what requests trusts: the environment's CA bundle, or else certifi's.
 
     Raises:
         InputError: The bundle cannot be read.
@@ -81,14 +81,14 @@ def check_ca_bundle(path: str, setting: str) -> None:
     """Raise unless certificates can be read from the file (or folder) that a setting names.
 
     Args:
-        path: Of the CA bundle.
-        setting: What names it, for the message.
+        path: Path of the CA bundle.
+        setting: The setting's name, for the message.
 
     Raises:
-        InputError: They cannot.
+        InputError: They cannot be read.
     """
     try:
-        if Path(path).is_dir():  # folders are looked through at each handshake
+        if Path(path).is_dir():  # OpenSSL searches a folder at each handshake
             return
         ssl.create_default_context(cafile=path)
     except FileNotFoundError:
@@ -100,30 +100,30 @@ def check_ca_bundle(path: str, setting: str) -> None:
     else:
         return
     raise InputError(
-        f"{setting} names the CA bundle {path}, which {why} on this worker. Nothing was asked over the network. Correct the "
+        f"{setting} names the CA bundle {path}, which {why} on this worker. No request was sent. Correct the "
         "setting, mount the file, or remove the setting: then the usual certificate authorities are trusted."
     )
 
 
 def setting_of_bundle() -> str | None:
-    """The environment variable that names a CA bundle, the first that is set."""
+    """The first environment variable that is set and names a CA bundle."""
     return next((name for name in BUNDLES if os.environ.get(name)), None)
 
 
 def settings_at_fault(error: BaseException, host: str) -> InputError | None:
-    """The error in words where a failed connection is due to a setting; None where it may pass by itself.
+    """The error to raise if a setting made a connection fail; None if the failure may be temporary.
 
     Args:
-        error: What the HTTP client raised; what lies beneath it is looked at too.
-        host: Who was to be reached.
+        error: What the HTTP client raised; its causes are examined too.
+        host: The host to connect to.
     """
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in _UNTRUSTED:
             named = setting_of_bundle()
             return InputError(
                 f"This worker does not trust the certificate of {host} ({cause.verify_message}). Nothing was sent. "
-                + (f"The CA bundle that {named} names does not hold its issuer. " if named else "")
-                + "Behind a proxy that opens TLS, or with a private CA, name a bundle that holds its certificate: "
+                + (f"The CA bundle that {named} names does not contain its issuer. " if named else "")
+                + "Behind a proxy that opens TLS, or with a private CA, name a bundle that contains its certificate: "
                 "REQUESTS_CA_BUNDLE (for S3 also AWS_CA_BUNDLE, or `verify` in the AWS connection's extra)."
             )
         if found := _TUNNEL.search(str(cause)):
@@ -132,7 +132,7 @@ def settings_at_fault(error: BaseException, host: str) -> InputError | None:
 
 
 def proxy_refusal(status: int, host: str) -> InputError:
-    """What a proxy's own answer means: 407 wants a login, another one forbids the way."""
+    """The error for a proxy's own answer: 407 asks for a login, any other status means that it forbids the connection."""
     setting, address = _proxy()
     what = "wants a login (407)" if status == 407 else f"forbids the way ({status})"
     todo = (
@@ -159,7 +159,7 @@ def _proxy() -> tuple[str, str]:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and all that lies beneath it: urllib3 and botocore each keep it in a place of their own."""
+    """The error and all its causes, which urllib3 and botocore keep in attributes of their own."""
     todo, seen = [error], set()
     while todo:
         cause = todo.pop()

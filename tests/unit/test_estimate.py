@@ -117,7 +117,7 @@ def test_all_shards_at_work_with_few_connections_were_held_back() -> None:
     speed = estimate.learn([held_back])
 
     assert speed.most_connections == 4
-    assert speed.basis.endswith("which came to 4 at once")
+    assert speed.basis.endswith("which reached 4 at once")
     assert (
         estimate.estimate(1000, 1e6, 24, reports=[held_back]).hours
         == estimate.estimate(1000, 1e6, 4, reports=[held_back]).hours

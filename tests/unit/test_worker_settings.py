@@ -47,7 +47,7 @@ def test_another_kind_of_proxy_is_said_not_to_be_supported(monkeypatch: pytest.M
     """At once and for good: nothing of it passes by itself."""
     monkeypatch.setenv("https_proxy", f"{scheme}://me:hush@proxy.example:1080")
     source = PhysioNet(URL, "reader", "a password")
-    with pytest.raises(InputError, match=r"https_proxy names a proxy of another kind than http://") as refused:
+    with pytest.raises(InputError, match=r"https_proxy names a proxy that is not an http:// one") as refused:
         source.check_access(MIMIC_CXR_JPG)
     assert refused.value.permanent
     assert "NO_PROXY" in str(refused.value)
