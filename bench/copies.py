@@ -31,7 +31,7 @@ from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.errors import Corrupt, DestinationUnavailable, Throttled
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.mover import Fetched, Mode, SourceStats, Turn
 from physionet_mirror.pace import Pace
 from physionet_mirror.s3.bucket import Bucket, Listed
 from physionet_mirror.transfer import Transfer
@@ -59,6 +59,7 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
 class _Copies:
     """The mover of the measurement: one conditional copy a file."""
 
+    mode: Mode = "copy"
     per_connection = 1
 
     def __init__(self, source: Bucket, bucket: Bucket) -> None:

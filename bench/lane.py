@@ -45,7 +45,7 @@ from demo import stack
 if TYPE_CHECKING:
     from physionet_mirror.dataset import Dataset
     from physionet_mirror.files import File
-    from physionet_mirror.mover import Fetched, Mover, SourceStats, Turn
+    from physionet_mirror.mover import Fetched, Mode, Mover, SourceStats, Turn
     from physionet_mirror.s3.bucket import Bucket
 
 IMAGES, SIZE = 600, 1_620_000
@@ -173,6 +173,7 @@ class _Lane:
 class _Through:
     """Files of a bucket, through one kept buffer a thread; a `Mover`."""
 
+    mode: Mode = "through"
     per_connection = 1
 
     def __init__(self, source: Bucket, dataset: Dataset, bucket: Bucket) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from physionet_mirror import throughput
+from physionet_mirror import throughput, words
+from physionet_mirror.mover import MOST_AT_ONCE, Mode, at_once
 from physionet_mirror.records import READ_BACK_BYTES_PER_SECOND, Estimate, RunReport
 from physionet_mirror.request import Level, Request
 from physionet_mirror.s3.prices import (
@@ -15,6 +16,7 @@ from physionet_mirror.s3.prices import (
     TRANSFER_OUT_GB,
     prices_of,
     request_cost,
+    transfer_out,
 )
 from physionet_mirror.shards import BYTES_PER_SECOND, KEYS_PER_LIST
 from physionet_mirror.source.access_point import COPIES_A_CONNECTION, READS_A_CONNECTION
@@ -29,6 +31,9 @@ ENOUGH_SECONDS = 60
 HELD_BACK = 0.75
 """A run that used less than this share of its allowed connections was limited by PhysioNet, not by its own cap."""
 
+PER_CONNECTION: Mapping[str, int] = {"download": 1, "copy": COPIES_A_CONNECTION, "through": READS_A_CONNECTION}
+"""Files under way for each connection to PhysioNet that a run may hold."""
+
 SLOW_BYTES_PER_SECOND = 44_000
 """Speed of one PhysioNet connection on a bad day (source: users report 0.35 MB/s over eight connections)."""
 
@@ -41,7 +46,7 @@ class Throughput:
     """How fast files are expected to arrive.
 
     Attributes:
-        bytes_per_second: Speed of one connection, at best.
+        bytes_per_second: Speed of one connection (or copy, or read), at best.
         basis: Where the number comes from, for people.
         most_connections: Number of connections beyond which more do not help; None = not known.
         slowest: Speed of one connection, at worst; None = the same as at best.
@@ -65,12 +70,13 @@ FROM_FACTS = Throughput(
 )
 
 
-def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS) -> Throughput:
+def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS, mode: Mode = "download") -> Throughput:
     """The throughput of earlier runs to the same bucket, or ``otherwise`` if there are none.
 
     Args:
         reports: Newest first. A run that fetched for less than a minute does not count.
         otherwise: The throughput to use without earlier runs.
+        mode: How the files come; only runs by the same way count.
 
     Returns:
         The rates of the slowest and the fastest of the latest five runs, and the number of connections that the latest
@@ -79,12 +85,14 @@ def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS) -> T
     rates: list[float] = []
     most: float | None = None
     for report in reports:
+        if report.mode != mode:
+            continue
         moved = report.transfer
         used, allowed = moved.connections, moved.connections_allowed
         spent = moved.connection_seconds or throughput.connection_seconds(moved.series)
         if moved.bytes <= 0 or used <= 0 or spent / used < ENOUGH_SECONDS:
             continue
-        asked = report.connections
+        asked = at_once(int(report.connections), PER_CONNECTION[mode])
         # A run with few shards left at its end was allowed only their share, which tells nothing about PhysioNet.
         if not rates and allowed >= HELD_BACK * asked > 0 and used < HELD_BACK * allowed:
             most = used
@@ -94,7 +102,8 @@ def learn(reports: Iterable[RunReport], otherwise: Throughput = FROM_FACTS) -> T
     if not rates:
         return otherwise
     runs = f"{len(rates)} runs" if len(rates) > 1 else "run"
-    basis = f"{_range(min(rates), max(rates))} a connection, as in the last {runs} to this bucket"
+    each = words.UNDER_WAY[mode][0].partition(" ")[0]
+    basis = f"{_range(min(rates), max(rates))} a {each}, as in the last {runs} to this bucket"
     if most is not None:
         basis += f", which reached {most:.0f} at once"
     return Throughput(max(rates), basis, most, min(rates))
@@ -115,13 +124,15 @@ def estimate(
     reports: Iterable[RunReport] = (),
     otherwise: Throughput = FROM_FACTS,
     exact: tuple[int, int] | None = None,
+    mode: Mode = "download",
+    in_aws: bool = True,
 ) -> Estimate:
     """Estimate a run.
 
     Args:
         images: Images selected.
         mean_bytes: Mean size of an image (``Dataset.image_bytes``).
-        connections: PhysioNet connections over the whole run.
+        connections: PhysioNet connections over the whole run; from its access point, files under way.
         missing: Images expected to be fetched; None = all.
         region: Region of the bucket.
         storage_class: Storage class of the images.
@@ -129,9 +140,11 @@ def estimate(
         reports: Reports of earlier runs, newest first (see ``learn``).
         otherwise: The throughput to use without earlier runs.
         exact: Bytes of all images and of the missing ones, if the source has listed their sizes.
+        mode: How the files come.
+        in_aws: The bucket is Amazon's; otherwise what passes the worker leaves AWS.
     """
     missing = images if missing is None else min(max(missing, 0), images)
-    speed = learn(reports, otherwise)
+    speed = learn(reports, otherwise, mode)
     # Fewer images than connections leave connections idle.
     busy = max(min(connections, missing, speed.most_connections or math.inf), 1)
     prices = prices_of(region)
@@ -139,7 +152,9 @@ def estimate(
     # All images are listed twice, before and after; each new one gets a HEAD for its checksum.
     checks = {"LIST": 2 * math.ceil(images / KEYS_PER_LIST), "HEAD": missing}
     read = images if verify == "content" else 0
-    gigabytes_read = read * mean_bytes / 2**30
+    read_bytes = size if read else 0
+    gigabytes_read = read_bytes / 2**30
+    leaving = transfer_out(fetched if mode == "through" else 0, (region or DEFAULT_REGION) if in_aws else None)
     retrieval = prices.get(storage_class, prices["STANDARD"]).retrieval_gb
     return Estimate(
         images=images,
@@ -158,28 +173,35 @@ def estimate(
         check_cost=request_cost(checks, region, storage_class),
         hours_most=fetched / ((speed.slowest or speed.bytes_per_second) * busy) / 3600,
         read_back=read,
-        read_hours=read * mean_bytes / READ_BACK_BYTES_PER_SECOND / 3600,
+        read_hours=read_bytes / READ_BACK_BYTES_PER_SECOND / 3600,
         read_cost=request_cost({"GET": read}, region, storage_class) + gigabytes_read * retrieval,
         read_transfer_cost=gigabytes_read * TRANSFER_OUT_GB,
+        mode=mode,
+        exact=exact is not None,
+        transfer_to=leaving.to if mode == "through" else "",
+        transfer_cost=leaving.cost,
+        transfer_outside=leaving.outside,
     )
 
 
-def usual_speed(request: Request, mean_bytes: float, *, through: bool = False) -> tuple[int, Throughput]:
+def usual_speed(request: Request, mean_bytes: float, mode: Mode, streams: int) -> tuple[int, Throughput]:
     """The number of files that a request may have under way at once, and the speed of one without earlier runs.
 
     Args:
-        request: The request; only its source and connections matter.
+        request: The request; only its connections matter.
         mean_bytes: Mean size of a file.
-        through: Files come from the access point but pass the worker, whose network is then the limit.
+        mode: How the files come; through the worker, its network is the limit.
+        streams: Shards streamed at once; each has at most `MOST_AT_ONCE` files under way.
     """
-    if request.source == "s3" and through:
-        at_once = request.connections * READS_A_CONNECTION
-        basis = f"{READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s through the worker, the usual limit of its network"
-        return at_once, Throughput(READ_BACK_BYTES_PER_SECOND / at_once, basis)
-    if request.source == "s3":
+    most = request.connections * PER_CONNECTION[mode]
+    if mode == "download":
+        return most, FROM_FACTS
+    most = min(most, streams * MOST_AT_ONCE)
+    if mode == "copy":
         basis = f"{A_COPY} s a copy, from S3's usual latencies"
-        return request.connections * COPIES_A_CONNECTION, Throughput(mean_bytes / A_COPY, basis)
-    return request.connections, FROM_FACTS
+        return most, Throughput(mean_bytes / A_COPY, basis)
+    basis = f"{READ_BACK_BYTES_PER_SECOND / 1e6:.0f} MB/s through the worker, the usual limit of its network"
+    return most, Throughput(READ_BACK_BYTES_PER_SECOND / most, basis)
 
 
 def estimate_run(
@@ -188,32 +210,36 @@ def estimate_run(
     missing: int,
     mean_bytes: float,
     *,
+    mode: Mode = "download",
+    streams: int,
     region: str | None = None,
+    in_aws: bool = True,
     reports: Iterable[RunReport] = (),
     exact: tuple[int, int] | None = None,
     between: tuple[int, int] | None = None,
     sizes: str = "",
-    through: bool = False,
 ) -> Estimate:
-    """Estimate what a request takes, from either source: for the plan of a run and for the page's preview.
+    """Estimate what a request takes, by any way: for the plan of a run and for the page's preview.
 
     Args:
         request: The request.
         images: Images selected.
         missing: Images expected to be fetched.
         mean_bytes: Mean size of an image.
+        mode: As in `usual_speed`.
+        streams: As in `usual_speed`.
         region: Region of the bucket.
-        reports: Reports of earlier runs from the same source, newest first.
+        in_aws: As in `estimate`.
+        reports: Reports of earlier runs, newest first.
         exact: As in `estimate`.
         between: The least and the most bytes to be fetched, if only a range is known.
         sizes: Where the sizes come from, for people.
-        through: Files come from the access point but pass the worker.
     """
-    at_once, otherwise = usual_speed(request, mean_bytes, through=through)
+    most_at_once, otherwise = usual_speed(request, mean_bytes, mode, streams)
     expected = estimate(
         images,
         mean_bytes,
-        at_once,
+        most_at_once,
         missing=missing,
         region=region,
         storage_class=request.storage_class,
@@ -221,6 +247,8 @@ def estimate_run(
         reports=reports,
         otherwise=otherwise,
         exact=exact,
+        mode=mode,
+        in_aws=in_aws,
     )
     least, most = between or (0, 0)
     return replace(

@@ -7,10 +7,27 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from physionet_mirror.errors import SourceError
 from physionet_mirror.files import File
+
+Mode = Literal["download", "copy", "through"]
+"""How files cross: downloaded from the website, copied inside S3, or from the access point through the worker."""
+
+MOST_AT_ONCE = 256
+"""Files under way in one stream at the most, however many connections a run may hold: at the 0.15 s of a copy that is
+1,700 a second, half of what S3 takes from one prefix before it answers SlowDown (source: AWS, 3,500 PUT/COPY a second)."""
+
+
+def at_once(connections: int, per_connection: int) -> int:
+    """Files under way in one stream.
+
+    Args:
+        connections: The stream's share of the run's PhysioNet connections.
+        per_connection: Files for each of them (`Mover.per_connection`).
+    """
+    return min(connections * per_connection, max(connections, MOST_AT_ONCE))
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,11 @@ class Mover(Protocol):
     @property
     def stats(self) -> SourceStats:
         """Counts of the traffic with the source."""
+        ...
+
+    @property
+    def mode(self) -> Mode:
+        """Which way that is."""
         ...
 
     @property

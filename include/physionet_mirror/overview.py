@@ -21,6 +21,8 @@ from physionet_mirror.cohort import Counts, count
 from physionet_mirror.errors import MetadataError
 from physionet_mirror.estimate import estimate_run
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR
+from physionet_mirror.mover import Mode
+from physionet_mirror.s3.prices import DEFAULT_REGION
 from physionet_mirror.selection import choose
 
 if TYPE_CHECKING:
@@ -213,15 +215,15 @@ class Preview:
     Attributes:
         counts: Who is in it; ``verified`` are in the bucket already.
         matched: Images that the filters leave, before the sample.
-        estimate: What it would take.
-        other_way: What it would take from the other source: PhysioNet's access point, or its website.
+        estimate: What it would take, by the way that is expected.
+        ways: What it would take by each way that may be open.
         notes: Sentences of the selection.
     """
 
     counts: Counts
     matched: int
     estimate: Estimate
-    other_way: Estimate
+    ways: Sequence[Estimate]
     notes: Sequence[str]
 
     @property
@@ -241,15 +243,25 @@ class Preview:
 
 
 def preview(
-    catalog: Catalog, request: Request, *, region: str | None = None, reports: Iterable[RunReport] = ()
+    catalog: Catalog,
+    request: Request,
+    *,
+    mode: Mode = "download",
+    streams: int,
+    region: str | None = None,
+    in_aws: bool = True,
+    reports: Iterable[RunReport] = (),
 ) -> Preview:
     """Choose as a run would, and count. A ``file_list`` is not read.
 
     Args:
         catalog: Of the request's bucket.
         request: What would be asked for.
+        mode: The way that is expected; a run finds out by trying. No copy crosses Regions, so it is then through the worker.
+        streams: Shards streamed at once.
         region: Of the bucket, for the prices.
-        reports: Of earlier runs from the same source, newest first, for the speed.
+        in_aws: Whether that is Amazon's.
+        reports: Of earlier runs, newest first, for the speed.
 
     Raises:
         InputError: A filter that matches nothing; the message names it.
@@ -257,19 +269,23 @@ def preview(
     chosen = choose(catalog.frame, request.selection)
     verified = catalog.verified[chosen.frame.index.to_numpy()]
     counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
-    expected = estimate_run(
-        request,
-        counts.images,
-        counts.images - counts.verified,
-        catalog.mean_bytes or request.dataset.image_bytes,
-        region=region,
-        reports=reports,
-    )
-    other = estimate_run(
-        replace(request, source="physionet" if request.source == "s3" else "s3"),
-        counts.images,
-        counts.images - counts.verified,
-        catalog.mean_bytes or request.dataset.image_bytes,
-        region=region,
-    )
-    return Preview(counts, chosen.matched, expected, other, chosen.notes)
+    modes: list[Mode] = ["download", "copy", "through"]
+    if in_aws and region not in (None, DEFAULT_REGION):
+        modes.remove("copy")
+        mode = "through" if mode == "copy" else mode
+    reports = list(reports)
+    ways = {
+        each: estimate_run(
+            request,
+            counts.images,
+            counts.images - counts.verified,
+            catalog.mean_bytes or request.dataset.image_bytes,
+            mode=each,
+            streams=streams,
+            region=region,
+            in_aws=in_aws,
+            reports=reports,
+        )
+        for each in modes
+    }
+    return Preview(counts, chosen.matched, ways[mode], list(ways.values()), chosen.notes)

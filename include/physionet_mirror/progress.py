@@ -85,7 +85,7 @@ class ShardProgress:
         stored: Images that this run stored.
         failed: Images that could not be fetched.
         left: Images still to be streamed; None = not known until ``missing?`` has run.
-        connections: PhysioNet connections in use.
+        connections: PhysioNet connections in use; from its access point, files under way.
         try_number: The stream task's current try; 0 = not started.
     """
 
@@ -107,6 +107,8 @@ class Progress:
 
     Attributes:
         planned: Whether there is a plan yet; without one the rest is empty.
+        mode: How the files come (`mover.Mode`).
+        way: The same in a sentence, with the reason; empty in a run of an earlier version.
         notes: The plan's notes on the selection.
         shards: In order of index.
         images: Images selected.
@@ -116,7 +118,8 @@ class Progress:
         left: Images still to be streamed; an upper bound until every shard has been checked.
         images_per_second, bytes_per_second: Over the last `RECENT` seconds while the run is active, over the whole run
             once it has ended.
-        connections: PhysioNet connections in use now.
+        connections: PhysioNet connections in use now; from its access point, files under way.
+        most_connections: The most that the run may hold.
         seconds_left: Expected; None = unknown.
         seconds: From the first shard's start to the last update.
         series: Each point covers the time since the point before it.
@@ -130,6 +133,8 @@ class Progress:
     """
 
     planned: bool = False
+    mode: str = "download"
+    way: str = ""
     notes: Sequence[str] = ()
     shards: Sequence[ShardProgress] = ()
     images: int = 0
@@ -141,6 +146,7 @@ class Progress:
     images_per_second: float = 0.0
     bytes_per_second: float = 0.0
     connections: int = 0
+    most_connections: int = 0
     seconds_left: float | None = None
     seconds: float = 0.0
     series: Sequence[throughput.Point] = ()
@@ -267,7 +273,9 @@ def progress(
     left = _left(shards, plan.estimate.missing)
     return Progress(
         planned=True,
-        notes=plan.notes,
+        mode=plan.mode,
+        way=plan.source,
+        notes=[note for note in plan.notes if note != plan.source],
         shards=shards,
         images=sum(shard.images for shard in shards),
         there=sum(shard.there for shard in shards),
@@ -278,6 +286,7 @@ def progress(
         images_per_second=speed[0],
         bytes_per_second=speed[1],
         connections=sum(shard.connections for shard in shards),
+        most_connections=plan.estimate.connections,
         seconds_left=throughput.seconds_left(left, speed[0]) if running else None,
         seconds=updated - started,
         series=throughput.series(results, started, updated, shortest=SHORTEST_STRETCH),

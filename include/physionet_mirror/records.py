@@ -319,10 +319,10 @@ class Estimate(Record):
 
     Attributes:
         images: Images selected.
-        bytes: Their size, from the mean size of an image.
+        bytes: Their size: from the mean size of an image, or as the access point lists them.
         missing: Images expected to be fetched.
         missing_bytes: Their size.
-        connections: PhysioNet connections that the run may hold.
+        connections: PhysioNet connections that the run may hold; from its access point, files under way.
         hours: Duration of the transfer, at best.
         basis: Where the speed comes from.
         storage_class: Storage class of the images.
@@ -339,6 +339,11 @@ class Estimate(Record):
         noun: What is selected: ``image`` or ``file``.
         missing_bytes_least, missing_bytes_most: Between which ``missing_bytes`` lies; 0 = it is no range.
         sizes: What the sizes rest on; empty = an assumed or measured mean size.
+        mode: How the files come (`mover.Mode`).
+        exact: The access point was listed, so that both sizes are exact to the byte.
+        transfer_to: Where what leaves us-east-1 goes; empty = nothing leaves it, or the files come from the website.
+        transfer_cost: What AWS asks for that, once.
+        transfer_outside: What it asks where the worker is outside AWS.
     """
 
     images: int = 0
@@ -363,6 +368,11 @@ class Estimate(Record):
     missing_bytes_least: int = 0
     missing_bytes_most: int = 0
     sizes: str = ""
+    mode: str = "download"
+    exact: bool = False
+    transfer_to: str = ""
+    transfer_cost: float = 0.0
+    transfer_outside: float = 0.0
 
     @property
     def gigabytes(self) -> float:
@@ -371,7 +381,9 @@ class Estimate(Record):
 
     @property
     def size_range(self) -> str:
-        """What is to be fetched, in words; a range where it is one."""
+        """What is to be fetched, in words; a range where it is one, and every byte where that is known."""
+        if self.exact:
+            return f"{words.size(self.missing_bytes)}, {self.missing_bytes:,} bytes as listed"
         least, most = words.size(self.missing_bytes_least), words.size(self.missing_bytes_most)
         return f"{least} to {most}" if self.missing_bytes_most and least != most else words.size(self.missing_bytes)
 
@@ -391,6 +403,24 @@ class Estimate(Record):
         return words.about(3600 * self.hours, 3600 * self.hours_most)
 
     @property
+    def speed(self) -> str:
+        """How many files are under way, and where the speed comes from, in words."""
+        return f"{words.under_way(self.connections, self.mode)}, {self.basis}"
+
+    @property
+    def transfer(self) -> str:
+        """What AWS asks for the bytes that leave us-east-1, in words; empty from the website, which is not in AWS."""
+        if self.mode == "download":
+            return ""
+        if self.mode == "copy":
+            return "none: S3 copies inside the Region"
+        outside = f"{words.money(self.transfer_outside)} for a worker outside AWS"
+        if not self.transfer_to:
+            return f"none for a worker in us-east-1; {outside}"
+        cost = f"{words.money(self.transfer_cost)} to {self.transfer_to}"
+        return cost if self.transfer_cost == self.transfer_outside else f"{cost}; {outside}"
+
+    @property
     def reading(self) -> str:
         """Time and cost of reading everything back, in words."""
         return (
@@ -400,9 +430,10 @@ class Estimate(Record):
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """The estimate; plans of earlier versions have only ``hours``, which is then ``hours_most`` as well."""
+        """The estimate; plans of earlier versions have only ``hours``. An unknown way counts as the website."""
         values = document if isinstance(document, Mapping) else {}
-        return super().from_json({"hours_most": values.get("hours"), **values})
+        found = super().from_json({"hours_most": values.get("hours"), **values})
+        return found if found.mode in words.WAYS else replace(found, mode="download")
 
     def table(self, shards: int | None = None) -> str:
         """The estimate as a small text table, for the log and the approval page."""
@@ -416,8 +447,10 @@ class Estimate(Record):
             each = math.ceil(self.images / shards) if shards else 0
             rows.append(("shards", f"{shards:,}", f"at most {each:,} {self.noun}s each"))
         rows += [
-            ("time", self.time, f"{self.connections} connections, {self.basis}"),
+            ("time", self.time, self.speed),
         ]
+        if self.transfer:
+            rows.append(("out of us-east-1, once", words.money(self.transfer_cost), self.transfer))
         if self.read_back:
             rows.append(("reading it all back", words.about(3600 * self.read_hours), self.reading.partition(" at ")[2]))
         rows.append(
@@ -500,9 +533,27 @@ class Plan(Record):
         """Notes on the selection."""
         return self.selection.notes
 
+    @property
+    def mode(self) -> str:
+        """How the files come (`mover.Mode`)."""
+        return _mode(self.way, self.request)
+
+    @property
+    def source(self) -> str:
+        """Where the files come from, and why, in a sentence; empty in a plan of an earlier version."""
+        return words.source(self.mode, str(self.way.get("reason") or "")) if self.way else ""
+
     def table(self) -> str:
         """The estimate as a small text table."""
         return self.estimate.table(len(self.shards))
+
+
+def _mode(way: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """How the files of a run come; an earlier version knew two ways and wrote neither down."""
+    mode = way.get("mode")
+    if mode in words.WAYS:
+        return str(mode)
+    return "copy" if params.get("source") == "s3" else "download"
 
 
 # -- results/NNNN.json and pace.json -----------------------------------------------------------------------------------
@@ -747,10 +798,12 @@ class ReportedTransfer(Record):
         shards: Number of tasks, by state.
         images, bytes: Images fetched and stored, and their size.
         seconds: From the first task's start to the last one's end.
-        connections: Mean in use while anything was fetched.
+        connections: Mean in use while anything was fetched; from the access point, files under way.
         connections_allowed: Mean number that the active tasks were allowed; 0 = unknown, as in reports of earlier versions.
         connection_seconds: Sum of seconds times connections in use; 0 = unknown.
         series: (seconds, images a second, bytes a second, connections); each point covers the time since the one before.
+        out_to: Destination of what left us-east-1: a Region, ``the internet``, or empty.
+        out_usd: AWS's list price of that.
     """
 
     shards: Mapping[str, int] = field(default_factory=dict)
@@ -766,6 +819,8 @@ class ReportedTransfer(Record):
     handshakes: int = 0
     faults: Mapping[str, int] = field(default_factory=dict)
     series: Sequence[tuple[float, float, float, float]] = ()
+    out_to: str = ""
+    out_usd: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -841,10 +896,9 @@ class RunReport(Record):
         return timestamp(self.run.finished)
 
     @property
-    def source(self) -> str:
-        """The source of the images: ``physionet`` or ``s3``."""
-        source = self.way.get("source") or self.params.get("source")
-        return "s3" if source == "s3" else "physionet"
+    def mode(self) -> str:
+        """How the images came (`mover.Mode`)."""
+        return _mode(self.way, self.params)
 
     @property
     def connections(self) -> float:

@@ -3,6 +3,32 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+
+WAYS: Mapping[str, str] = {
+    "download": "PhysioNet's website",
+    "copy": "PhysioNet's access point, copied inside S3",
+    "through": "PhysioNet's access point, through the worker",
+}
+"""Where files come from, and how, by `mover.Mode`."""
+
+UNDER_WAY: Mapping[str, tuple[str, str]] = {
+    "download": ("connection", "connections"),
+    "copy": ("copy under way", "copies under way"),
+    "through": ("read under way", "reads under way"),
+}
+"""What there are several of at once, by `mover.Mode`: one, many."""
+
+
+def source(mode: str, reason: str = "") -> str:
+    """``source: PhysioNet's website, as source=physionet asks for it``."""
+    return f"source: {WAYS[mode]}" + (f", as {reason}" if reason else "")
+
+
+def under_way(count: int, mode: str) -> str:
+    """``8 connections``, ``256 copies under way``, ``1 read under way``."""
+    one, many = UNDER_WAY[mode]
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def size(count: float) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from physionet_mirror.dataset import Dataset
+    from physionet_mirror.mover import Mode
     from physionet_mirror.request import Source
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.source.access_point import AccessPoint
@@ -243,6 +244,21 @@ def open_copiers(bucket: Bucket, point: AccessPoint, aws_conn_id: str = AWS_CONN
             expected_owner=_owner(own, aws_conn_id),
         )
     return found
+
+
+def expected_mode(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> Mode:
+    """How a run's files will probably come, by what the connections say; `choose_way` tries it. Makes no request."""
+    from physionet_mirror.errors import MirrorError
+
+    if source == "physionet":
+        return "download"
+    try:
+        reader = _reader(dataset, aws_conn_id)
+        if reader.name is not None and (reader.is_set or source == "s3"):
+            return "copy" if open_copiers(bucket, open_access_point(dataset, aws_conn_id), aws_conn_id) else "through"
+    except MirrorError as error:
+        log.info("What opens PhysioNet's access point cannot be used as it is. %s", error)
+    return "copy" if source == "s3" else "download"
 
 
 def choose_way(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> Way:

@@ -247,7 +247,7 @@ class ApproveLargePlanOperator(AskOperator):
 
 def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
     """The approval page, in Markdown."""
-    from physionet_mirror.words import money, size
+    from physionet_mirror.words import WAYS, money, size
 
     return "\n".join(
         [
@@ -258,11 +258,15 @@ def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
             f"| {estimate.noun.capitalize()}s selected | {estimate.images:,} ({size(estimate.bytes)}) |",
             f"| To be fetched | {estimate.missing:,} ({estimate.size_range}) |",
             *([f"| Sizes from | {estimate.sizes} |"] if estimate.sizes else []),
-            f"| Time | {estimate.time} ({estimate.connections} connections, {estimate.basis}) |",
+            f"| From | {WAYS[estimate.mode]} |",
+            f"| Time | {estimate.time} ({estimate.speed}) |",
+            *([f"| Transfer out of us-east-1, once | {estimate.transfer} |"] if estimate.transfer else []),
             *([f"| Reading it all back | {estimate.reading} |"] if estimate.read_back else []),
             f"| Storage a month, {estimate.storage_class} | {money(estimate.monthly_cost)} |",
             f"| S3 requests, once | {money(estimate.once_cost)} |",
             f"| Shards | {plan['shards']:,} |",
+            "",
+            f"Prices: AWS's list prices of {estimate.prices_as_of}.",
             "",
             "**Approve** starts the transfer. **Reject** ends the run: everything that follows is skipped, and nothing is "
             f"fetched. The plan in full: `{plan['uri']}`",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from physionet_airflow.operators import _question
 from physionet_mirror import estimate
 
 
-def asked(**options: str) -> str:
+def asked(**options: Any) -> str:
     expected = estimate.estimate(377_110, 1_624_000, 8, **options)
     return _question({"shards": 400, "uri": "s3://bucket/plan.json"}, expected, 50.0)
 
@@ -23,3 +27,37 @@ def test_reading_all_back_is_said_with_its_hours_and_dollars() -> None:
     question = asked(verify="content", storage_class="GLACIER_IR")
     assert "| Reading it all back | about 1.7 h at 100 MB/s, $20.88, and $51.33 for a worker outside AWS |" in question
     assert "| S3 requests, once | $32.20 |" in question
+
+
+def test_the_website_leaves_no_region() -> None:
+    assert "| From | PhysioNet's website |" in asked()
+    assert "us-east-1" not in asked()
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (
+            {"mode": "copy"},
+            [
+                "| From | PhysioNet's access point, copied inside S3 |",
+                "(256 copies under way, ",
+                "| Transfer out of us-east-1, once | none: S3 copies inside the Region |",
+            ],
+        ),
+        (
+            {"mode": "through", "region": "eu-west-1"},
+            [
+                "| From | PhysioNet's access point, through the worker |",
+                "(256 reads under way, ",
+                "| Transfer out of us-east-1, once | $11.41 to eu-west-1; $51.33 for a worker outside AWS |",
+            ],
+        ),
+    ],
+)
+def test_the_access_point_is_named_with_what_it_costs(options: dict[str, Any], rows: list[str]) -> None:
+    expected = estimate.estimate(377_110, 1_624_000, 256, exact=(612_426_640_123, 612_426_640_123), **options)
+    question = _question({"shards": 38, "uri": "s3://bucket/plan.json"}, expected, 50.0)
+    for row in [*rows, "| To be fetched | 377,110 (612 GB, 612,426,640,123 bytes as listed) |", "of 2025-10"]:
+        assert row in question
+    assert "connections" not in question

@@ -312,7 +312,7 @@ def test_estimates_learn_from_earlier_runs_of_the_same_source(night: Callable[..
 
     wish = Request.from_params({"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "source": "s3"})
     copied = plan.make_plan(wish, bucket, RunLayout("manual__s3"), streams=2, params={}, way=Way("copy")).estimate
-    assert copied.basis == "10 MB/s a connection, as in the last run to this bucket"
+    assert copied.basis == "10 MB/s a copy, as in the last run to this bucket"
     assert copied.connections == 8 * COPIES_A_CONNECTION
 
 

@@ -515,8 +515,8 @@ def test_audits_and_reruns_hide_no_report_from_the_estimate(bucket: Bucket) -> N
     assert days(plan.earlier_reports(bucket))[-5:] == [5, 4, 3, 2, 1]
     for day in range(25, 29):
         bucket.write_json(RunLayout(f"copied__{day}").report_json, a_report(day, source="s3"))
-    assert days(plan.earlier_reports(bucket, source="s3")) == [28, 27, 26, 25]
-    assert days(plan.earlier_reports(bucket, source="physionet"))[-5:] == [5, 4, 3, 2, 1]
+    assert days(plan.earlier_reports(bucket, mode="copy")) == [28, 27, 26, 25]
+    assert days(plan.earlier_reports(bucket, mode="download"))[-5:] == [5, 4, 3, 2, 1]
 
 
 # -- a second try ------------------------------------------------------------------------------------------------------

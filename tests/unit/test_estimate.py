@@ -8,9 +8,10 @@ import pytest
 
 from physionet_mirror import estimate, words
 from physionet_mirror.dataset import MIMIC_CXR_JPG
+from physionet_mirror.mover import Mode
 from physionet_mirror.records import Estimate, Plan, PlannedDataset, PlannedSelection, RunReport, Shard, ShardResult
 from physionet_mirror.report.document import transfer
-from physionet_mirror.request import STORAGE_CLASSES
+from physionet_mirror.request import STORAGE_CLASSES, Request
 
 STARTED = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -184,6 +185,94 @@ def test_costs_follow_region_and_class() -> None:
 
 def test_a_region_without_prices_is_shown_as_the_one_whose_prices_are_used() -> None:
     assert estimate.estimate(10, 1e6, 8, region="mars-north-1").region == "us-east-1"
+
+
+# -- from the access point ---------------------------------------------------------------------------------------------
+
+WHOLE = 377_110 * 1_624_000
+
+
+@pytest.mark.parametrize(
+    ("mode", "region", "in_aws", "cost", "says"),
+    [
+        ("download", "us-east-1", True, 0, ""),
+        ("copy", "us-east-1", True, 0, "none: S3 copies inside the Region"),
+        ("through", "us-east-1", True, 0, "none for a worker in us-east-1; $51.33 for a worker outside AWS"),
+        ("through", None, True, 0, "none for a worker in us-east-1; $51.33 for a worker outside AWS"),
+        ("through", "us-east-2", True, 0.01, "$5.70 to us-east-2; $51.33 for a worker outside AWS"),
+        ("through", "eu-central-1", True, 0.02, "$11.41 to eu-central-1; $51.33 for a worker outside AWS"),
+        ("through", "auto", False, 0.09, "$51.33 to the internet"),
+    ],
+)
+def test_what_leaves_the_access_points_region_has_its_price(
+    mode: Mode, region: str | None, in_aws: bool, cost: float, says: str
+) -> None:
+    expected = estimate.estimate(377_110, 1_624_000, 256, mode=mode, region=region, in_aws=in_aws)
+
+    assert expected.transfer_cost == pytest.approx(cost * WHOLE / 2**30)
+    assert expected.transfer == says
+    rows = [line.split("  ") for line in expected.table().splitlines() if line.startswith("out of us-east-1, once")]
+    assert [row[-1] for row in rows] == ([says] if says else [])
+    assert all(words.money(expected.transfer_cost) in [cell.strip() for cell in row] for row in rows)
+    assert Estimate.from_json(json.loads(json.dumps(expected.to_json()))) == expected
+
+
+def test_only_what_is_fetched_leaves_the_region() -> None:
+    expected = estimate.estimate(1000, 1e6, 64, missing=0, mode="through", region="eu-west-1", exact=(10**9, 0))
+
+    assert (expected.transfer_cost, expected.transfer_outside) == (0, 0)
+
+
+def test_sizes_that_were_listed_are_exact_to_the_byte() -> None:
+    listed = estimate.estimate(3, 1e6, 64, missing=2, mode="copy", verify="content", exact=(1_234_567, 234_567))
+
+    assert (listed.bytes, listed.missing_bytes) == (1_234_567, 234_567)
+    assert listed.size_range == "235 kB, 234,567 bytes as listed"
+    assert listed.read_transfer_cost == pytest.approx(1_234_567 / 2**30 * 0.09)
+    assert estimate.estimate(3, 1e6, 8).size_range == "3 MB"
+
+
+@pytest.mark.parametrize(
+    ("mode", "connections", "at_once", "says"),
+    [
+        ("download", 8, 8, "8 connections, 0.044"),
+        ("download", 64, 64, "64 connections, 0.044"),
+        ("copy", 8, 256, "256 copies under way, 0.3 s a copy"),
+        ("copy", 64, 1024, "1,024 copies under way, 0.3 s a copy"),
+        ("through", 8, 64, "64 reads under way, 100 MB/s through the worker"),
+        ("through", 64, 512, "512 reads under way, 100 MB/s through the worker"),
+    ],
+)
+def test_files_under_way_are_those_that_the_streams_allow(
+    mode: Mode, connections: int, at_once: int, says: str
+) -> None:
+    wish = Request.from_params({"bucket": "b-1", "connections": connections})
+    expected = estimate.estimate_run(wish, 377_110, 377_110, 1_624_000, mode=mode, streams=4)
+
+    assert expected.connections == at_once
+    assert expected.speed.startswith(says)
+    if mode == "copy":
+        assert expected.hours * 3600 == pytest.approx(377_110 * 0.3 / at_once)
+    if mode == "through":
+        assert expected.hours * 3600 == pytest.approx(WHOLE / 100e6)
+
+
+def test_runs_by_one_way_say_nothing_of_another() -> None:
+    def by(mode: str, size: float) -> RunReport:
+        values = report(size=size, used=256, allowed=256).to_json()
+        return RunReport.from_json({**values, "params": {"connections": 8}, "way": {"mode": mode}})
+
+    runs = [by("copy", 256 * 3600 * 5e6), by("through", 256 * 3600 * 1e6)]
+    assert estimate.learn(runs) is estimate.FROM_FACTS
+    assert estimate.learn(runs, mode="copy").basis == "5 MB/s a copy, as in the last run to this bucket"
+    assert estimate.learn(runs, mode="through").basis == "1 MB/s a read, as in the last run to this bucket"
+
+
+def test_a_run_whose_copies_s3_slowed_down_is_planned_with_as_many() -> None:
+    slowed = report(used=100, allowed=256).to_json()
+    run = RunReport.from_json({**slowed, "params": {"connections": 8}, "way": {"mode": "copy"}})
+
+    assert estimate.learn([run], mode="copy").most_connections == 100
 
 
 def test_requests_are_priced_by_kind() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from physionet_mirror.mover import MOST_AT_ONCE, at_once
 from physionet_mirror.source.access_point import COPIES_A_CONNECTION
-from physionet_mirror.steps.mirror_shard import MOST_AT_ONCE, at_once
 
 
 @pytest.mark.parametrize("connections", [1, 2, 8, 64])

@@ -142,7 +142,7 @@ def test_an_image_that_physionet_has_replaced_is_not_verified(bucket, table):
 def test_a_cohort_is_the_one_that_a_run_would_choose(bucket, table):
     bucket.content[INDEX] = index_of(table[table["group"].eq("p10")])
     known = overview.load(bucket)
-    seen = overview.preview(known, ask(select="all", groups=["p10"], views=["PA"]))
+    seen = overview.preview(known, ask(select="all", groups=["p10"], views=["PA"]), streams=4)
     wanted = table[table["group"].eq("p10") & table["view"].eq("PA")]
     assert seen.counts.images == seen.counts.verified == seen.matched == len(wanted)
     assert seen.counts.patients == wanted["subject_id"].nunique()
@@ -152,7 +152,7 @@ def test_a_cohort_is_the_one_that_a_run_would_choose(bucket, table):
 
 
 def test_a_sample_leaves_the_count_that_the_filters_leave(bucket):
-    seen = overview.preview(overview.load(bucket), ask(sample_size=25))
+    seen = overview.preview(overview.load(bucket), ask(sample_size=25), streams=4)
     assert (seen.counts.images, seen.matched, seen.estimate.missing) == (25, COUNT, 25)
     assert overview.NOT_GIVEN in dict(seen.views)
 
@@ -160,21 +160,32 @@ def test_a_sample_leaves_the_count_that_the_filters_leave(bucket):
 def test_a_bucket_of_its_own_has_none_of_the_images(bucket, table):
     bucket.content[INDEX] = index_of(table)
     known = overview.load(bucket)
-    assert overview.preview(known, ask(sample_size=25)).counts.verified == 25
-    assert overview.preview(overview.without_index(known), ask(sample_size=25)).counts.verified == 0
+    assert overview.preview(known, ask(sample_size=25), streams=4).counts.verified == 25
+    assert overview.preview(overview.without_index(known), ask(sample_size=25), streams=4).counts.verified == 0
 
 
 def test_a_filter_that_matches_nothing_says_so(bucket, table):
     known = replace(overview.load(bucket), frame=table[table["view"].ne("PA")].assign(view="AP"))
     with pytest.raises(InputError, match=r"^views: the dataset has no 'PA'"):
-        overview.preview(overview.without_index(known), ask(views=["PA"], select="all"))
+        overview.preview(overview.without_index(known), ask(views=["PA"], select="all"), streams=4)
 
 
 def test_copies_inside_s3_are_estimated_as_a_run_would_plan_them(bucket):
     """The page and the plan estimate by one function: a copy costs 0.3 s, whatever PhysioNet's website gives."""
+    modes = ("download", "copy")
     known = overview.load(bucket)
-    over_http, inside = (overview.preview(known, ask(select="all", source=source)) for source in ("physionet", "s3"))
+    over_http, inside = (overview.preview(known, ask(select="all"), mode=mode, streams=4) for mode in modes)
     assert inside.estimate.hours * 3600 == pytest.approx(COUNT * 0.3 / (8 * 32))
     assert inside.estimate.hours < over_http.estimate.hours
     assert "a copy" in inside.estimate.basis
-    assert (over_http.other_way.hours, inside.other_way.hours) == (inside.estimate.hours, over_http.estimate.hours)
+    assert over_http.ways == inside.ways
+    assert [way.mode for way in inside.ways] == ["download", "copy", "through"]
+    assert inside.estimate in inside.ways
+
+
+def test_no_copy_is_offered_to_a_bucket_of_another_region(bucket):
+    seen = overview.preview(overview.load(bucket), ask(select="all"), mode="copy", streams=4, region="eu-west-1")
+    assert [way.mode for way in seen.ways] == ["download", "through"]
+    assert (seen.estimate.mode, seen.estimate.transfer_to) == ("through", "eu-west-1")
+    elsewhere = overview.preview(overview.load(bucket), ask(), streams=4, region="auto", in_aws=False)
+    assert [way.transfer_to for way in elsewhere.ways] == ["", "", "the internet"]

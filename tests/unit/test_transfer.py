@@ -35,7 +35,7 @@ from physionet_mirror.errors import (
     Truncated,
 )
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.mover import Fetched, Mode, SourceStats, Turn
 from physionet_mirror.pace import Pace
 from physionet_mirror.records import ShardResult
 from physionet_mirror.throughput import progress_line
@@ -65,6 +65,7 @@ class Body:
 class Source:
     """A mover of ``content``; ``meet`` is called with each path first, and may raise or wait."""
 
+    mode: Mode = "download"
     per_connection = 1
 
     def __init__(self, meet: Callable[[str], Any] = lambda _: None, *, up: Callable[[], bool] = lambda: True) -> None:

@@ -24,6 +24,7 @@ from physionet_mirror.errors import AGAIN, MirrorError, next_steps
 from physionet_mirror.layout import INDEX
 from physionet_mirror.records import (
     Destination,
+    Estimate,
     Failure,
     LabelCount,
     Part,
@@ -42,7 +43,7 @@ from physionet_mirror.records import (
     load,
 )
 from physionet_mirror.report import page
-from physionet_mirror.s3.prices import DEFAULT_REGION, PRICES_AS_OF, request_cost
+from physionet_mirror.s3.prices import DEFAULT_REGION, INTERNET, PRICES_AS_OF, request_cost, transfer_out
 from physionet_mirror.verification import Verdict
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def write(
     software: Mapping[str, str] | None = None,
     shard_of: Mapping[str, int] | None = None,
     way: Mapping[str, Any] | None = None,
+    expected: Estimate | None = None,
 ) -> RunReport:
     """Write the run's report, and return it.
 
@@ -99,6 +101,7 @@ def write(
         software: Further versions, beside those that are found here.
         shard_of: The shard of each image that is not there (see `explain`).
         way: Which way the files took (``Way.to_json``).
+        expected: The plan's estimate, which knows where the bucket is.
 
     Raises:
         DestinationError: S3 does not take the report.
@@ -124,6 +127,7 @@ def write(
         index_rows=index_rows,
         notes=notes,
         way=way,
+        expected=expected,
         software=software,
     )
     bucket.write_text(run.report_html, page.html(report), content_type="text/html; charset=utf-8")
@@ -178,11 +182,16 @@ def build(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     way: Mapping[str, Any] | None = None,
+    expected: Estimate | None = None,
 ) -> RunReport:
     """The report; ``problems`` are the verdict's, explained. The rest is as for `write`."""
     finished = datetime.now(UTC)
     moved = transfer(results)
-    requests = dict(sorted((Counter(verdict.requests) + Counter(PUT=moved.images)).items()))
+    if expected is not None and expected.transfer_to:
+        out = transfer_out(moved.bytes, None if expected.transfer_to == INTERNET else expected.transfer_to)
+        moved = replace(moved, out_to=out.to, out_usd=round(out.cost, 6))
+    stored = {"COPY" if way and way.get("mode") == "copy" else "PUT": moved.images}
+    requests = dict(sorted((Counter(verdict.requests) + Counter(stored)).items()))
     return RunReport(
         format=FORMAT,
         version=VERSION,

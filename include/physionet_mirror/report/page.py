@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from physionet_mirror.records import ReportedTransfer, RunReport
-from physionet_mirror.words import duration, share, size
+from physionet_mirror.s3.prices import PRICES_AS_OF
+from physionet_mirror.words import UNDER_WAY, duration, money, share, size
 
 LEVEL_MEANS: Mapping[str, str] = {
     "count": "each one is listed in the bucket with a size above zero; its bytes were not compared",
@@ -30,12 +31,13 @@ def summary_table(report: RunReport) -> str:
             f"{transfer.images:,}",
             _speed(transfer, report.noun) if transfer.images else "nothing had to be fetched",
         ),
+        *([("out", money(transfer.out_usd), f"from us-east-1 to {transfer.out_to}")] if transfer.out_to else []),
         ("remembered", f"{verification.remembered:,}", "verified before, unchanged since"),
         ("S3 requests", f"{sum(requests.by_kind.values()):,}", f"${requests.cost_usd:.4f}"),
         ("index rows", f"{report.files.index_rows:,}", ""),
     ]
     if verification.read_back:
-        lines.insert(8, ("read back", f"{verification.read_back:,}", ""))
+        lines.insert(-2, ("read back", f"{verification.read_back:,}", ""))
     rule = "-" * 64
     table = [rule, *(f"{name:<12}{count:>11}  {what}".rstrip() for name, count, what in lines), rule]
     table += [f"{failure.count:>11,}  {failure.reason}" for failure in report.failures]
@@ -63,12 +65,20 @@ def html(report: RunReport) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": _unbroken(size), "duration": _unbroken(duration), "share": _unbroken(share)}
+    environment.filters |= {
+        "size": _unbroken(size),
+        "duration": _unbroken(duration),
+        "share": _unbroken(share),
+        "money": money,
+    }
     environment.filters["number"] = "{:,}".format
+    many = UNDER_WAY[report.mode][1]
     return environment.get_template("report.html.j2").render(
         **vars(report),
+        many=many,
+        prices_as_of=PRICES_AS_OF,
         means=LEVEL_MEANS[report.result.level],
-        throughput=[Markup(svg) for svg in plots.throughput(report.transfer.series)],  # noqa: S704
+        throughput=[Markup(svg) for svg in plots.throughput(report.transfer.series, many)],  # noqa: S704
         size_plot=[Markup(svg) for svg in plots.sizes(report.sizes)],  # noqa: S704
     )
 

@@ -29,8 +29,13 @@ _VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _MAIN: "var(--accent)"
 _WIDTHS = {"wide": 9.2, "narrow": 4.3}  # inches; 11 point text then reads as 11 and about 10 pixels
 
 
-def throughput(series: Sequence[Sequence[float]]) -> list[str]:
-    """Images a second, and connections in use, over the time of the transfer (``transfer.series`` of report.json)."""
+def throughput(series: Sequence[Sequence[float]], many: str = "connections") -> list[str]:
+    """Images a second, and connections (or ``many`` of what else) at once, over the time of the transfer.
+
+    Args:
+        series: ``transfer.series`` of report.json.
+        many: What there are several of at once.
+    """
     if not series:
         return []
     longest = series[-1][0]
@@ -43,7 +48,7 @@ def throughput(series: Sequence[Sequence[float]]) -> list[str]:
         above.stairs([point[1] for point in series], edges, color=_MAIN, linewidth=1.6, baseline=None)
         above.set_ylabel("images/s")
         below.stairs([point[3] for point in series], edges, color=_SECOND, linewidth=1.6, baseline=None)
-        below.set_ylabel("connections")
+        below.set_ylabel(many.partition(" ")[0])
         below.set_xlabel(f"{name} since the first shard began")
         for axes in (above, below):
             axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
@@ -52,7 +57,12 @@ def throughput(series: Sequence[Sequence[float]]) -> list[str]:
         below.yaxis.set_major_locator(MaxNLocator(2, integer=True))
         figure.align_ylabels()
 
-    return _drawings("throughput", 3.6, draw, "Images per second and connections in use over the time of the transfer")
+    return _drawings(
+        "throughput",
+        3.6,
+        draw,
+        f"Images per second and {many.removesuffix(' under way')} at once over the time of the transfer",
+    )
 
 
 _TIME_UNITS = (

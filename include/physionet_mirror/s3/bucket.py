@@ -21,6 +21,7 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.exceptions
@@ -189,6 +190,23 @@ class Bucket:
     def owner(self) -> Mapping[str, Any]:
         """``ExpectedBucketOwner``, for whoever asks something else of ``client``; empty where no owner is expected."""
         return self._owner
+
+    @property
+    def in_aws(self) -> bool:
+        """Whether it is Amazon's S3."""
+        host = urlsplit(self.client.meta.endpoint_url).hostname or ""
+        return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+    def region(self) -> str | None:
+        """The Region that holds it: as Amazon says, which a connection need not; elsewhere as the connection says."""
+        if self.in_aws:
+            try:
+                with self._asking("HEAD", "the bucket"):
+                    found = self.client.head_bucket(Bucket=self.name, **self._owner)
+                return found.get("BucketRegion") or self._region
+            except DestinationError as error:
+                log.info("S3 does not say where %s is; the connection's region counts. %s", self.name, error)
+        return self._region
 
     def __repr__(self) -> str:
         return f"<Bucket {self.uri()}>"

@@ -37,6 +37,12 @@ TRANSFER_OUT_GB = 0.09
 """One GB (2**30 bytes) out of AWS to the internet, in US dollars, first 10 TB a month, in all regions below. Within the
 bucket's region nothing is asked."""
 
+BETWEEN_REGIONS_GB = 0.02
+"""One GB (2**30 bytes) from us-east-1 to another Region of AWS, in US dollars (source: the same page, "Data transfer")."""
+
+TO_OHIO_GB = 0.01
+"""The same to us-east-2, AWS's one exception."""
+
 _US = {
     "STANDARD": Price(0.023, 0.005, 0.0004),
     "INTELLIGENT_TIERING": Price(0.023, 0.005, 0.0004, 0.0025),
@@ -84,6 +90,41 @@ def request_cost(requests: Mapping[str, int], region: str | None = None, storage
         "HEAD": price.get_1000,
     }
     return sum(count * rates.get(kind, 0.0) for kind, count in requests.items()) / 1000
+
+
+INTERNET = "the internet"
+"""Where bytes go that leave AWS."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOut:
+    """What AWS asks for bytes that leave us-east-1, where PhysioNet's access points are, in US dollars.
+
+    Attributes:
+        to: Where to, for people; empty = they do not leave it.
+        cost: For a worker in us-east-1 or in the bucket's Region.
+        outside: For a worker that is not in AWS: it takes them over the internet, wherever they go then.
+    """
+
+    to: str
+    cost: float
+    outside: float
+
+
+def transfer_out(size: float, region: str | None) -> TransferOut:
+    """The price of bytes on their way from PhysioNet's access point, through the worker, to a bucket.
+
+    Args:
+        size: Bytes.
+        region: The bucket's AWS Region; None = it is not in AWS.
+    """
+    gigabytes = size / 2**30
+    outside = gigabytes * TRANSFER_OUT_GB
+    if region is None:
+        return TransferOut(INTERNET, outside, outside)
+    if region == DEFAULT_REGION:
+        return TransferOut("", 0.0, outside)
+    return TransferOut(region, gigabytes * (TO_OHIO_GB if region == "us-east-2" else BETWEEN_REGIONS_GB), outside)
 
 
 def prices_of(region: str | None) -> Mapping[str, Price]:

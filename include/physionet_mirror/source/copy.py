@@ -11,7 +11,7 @@ from physionet_mirror.compare import sha256_of
 from physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable, Throttled
 from physionet_mirror.files import File
 from physionet_mirror.layout import COPYING
-from physionet_mirror.mover import Fetched, SourceStats, Turn
+from physionet_mirror.mover import Fetched, Mode, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket, Copy, Listed, Stored
 from physionet_mirror.source.access_point import COPIES_A_CONNECTION, AccessPoint
 
@@ -33,6 +33,7 @@ class ServerSideCopy:
         conditional: The destination refuses to copy over an object where it is told so, and need not be asked first.
     """
 
+    mode: Mode = "copy"
     per_connection = COPIES_A_CONNECTION
 
     def __init__(

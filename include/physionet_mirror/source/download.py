@@ -9,7 +9,7 @@ from functools import partial
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import NotTheFile
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, KeptMemory, SourceStats, Turn
+from physionet_mirror.mover import Fetched, KeptMemory, Mode, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.body import BIG
 from physionet_mirror.source.physionet import PhysioNet
@@ -27,6 +27,7 @@ class Download:
         storage_class: S3 storage class.
     """
 
+    mode: Mode = "download"
     per_connection = 1
 
     def __init__(self, source: PhysioNet, dataset: Dataset, bucket: Bucket, storage_class: str = "STANDARD") -> None:

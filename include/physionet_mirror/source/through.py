@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, KeptMemory, SourceStats, Turn
+from physionet_mirror.mover import Fetched, KeptMemory, Mode, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.access_point import READS_A_CONNECTION, AccessPoint
 from physionet_mirror.source.body import BIG
@@ -25,6 +25,7 @@ class ThroughWorker:
         storage_class: S3 storage class.
     """
 
+    mode: Mode = "through"
     per_connection = READS_A_CONNECTION
 
     def __init__(self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD") -> None:

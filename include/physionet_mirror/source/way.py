@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
+from physionet_mirror import words
 from physionet_mirror.errors import (
     BucketMissing,
     BucketRefused,
@@ -17,19 +18,12 @@ from physionet_mirror.errors import (
     InputError,
 )
 from physionet_mirror.layout import COPYING
+from physionet_mirror.mover import Mode
 from physionet_mirror.s3 import replies
 from physionet_mirror.s3.bucket import Bucket, Listed
 from physionet_mirror.source.access_point import AccessPoint
 
 log = logging.getLogger(__name__)
-
-Mode = Literal["download", "copy", "through"]
-
-_WORDS: Mapping[str, str] = {
-    "download": "PhysioNet's website",
-    "copy": "PhysioNet's access point, copied inside S3",
-    "through": "PhysioNet's access point, through the worker",
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Way:
         return "physionet" if self.mode == "download" else "s3"
 
     def __str__(self) -> str:
-        return f"source: {_WORDS[self.mode]}, as {self.reason}" if self.reason else f"source: {_WORDS[self.mode]}"
+        return words.source(self.mode, self.reason)
 
     def to_json(self) -> dict[str, Any]:
         return {"source": self.source, **asdict(self)}

@@ -14,7 +14,7 @@ from physionet_mirror.compare import Comparison, compare
 from physionet_mirror.errors import DestinationError, MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
-from physionet_mirror.mover import Mover
+from physionet_mirror.mover import Mover, at_once
 from physionet_mirror.pace import Pace, recall
 from physionet_mirror.records import PaceMemory, Shard, ShardResult, load
 from physionet_mirror.request import Level, Request
@@ -23,10 +23,6 @@ from physionet_mirror.transfer import Transfer
 from physionet_mirror.verified_cache import attempt_of
 
 log = logging.getLogger(__name__)
-
-MOST_AT_ONCE = 256
-"""Files under way in one stream at the most, however many connections a run may hold: at the 0.15 s of a copy that is
-1,700 a second, half of what S3 takes from one prefix before it answers SlowDown (source: AWS, 3,500 PUT/COPY a second)."""
 
 _WORKERS = 16  # requests in flight of one comparison; many shards are compared side by side
 
@@ -169,13 +165,13 @@ def stream_shard(
     images = _to_stream(shard, request, bucket, run, try_number)
     connections = at_once(connections, mover.per_connection)
     log.info(
-        "%s (%s … %s): %s to fetch, %s already there, at most %d at once.",
+        "%s (%s … %s): %s to fetch, %s already there, at most %s.",
         shard.name,
         shard.first,
         shard.last,
         f"{len(images):,}",
         f"{shard.images - len(images):,}",
-        connections,
+        words.under_way(connections, mover.mode),
     )
     # A second try adds to what the first one did: the report tells of both.
     earlier = load(bucket, run.result(shard.index), ShardResult) if try_number > 1 else None
@@ -195,7 +191,7 @@ def stream_shard(
         connections,
         **recall(load(bucket, run.pace, PaceMemory), connections),
         received=lambda: mover.stats.received,
-        on_change=lambda old, new, why: log.info("%d → %d connections: %s", old, new, why),
+        on_change=lambda old, new, why: log.info("%d → %s: %s", old, words.under_way(new, mover.mode), why),
     )
     alarm: threading.Timer | None = None
     if stops_at is not None:
@@ -245,13 +241,3 @@ def _prove(shard: Shard, files: Sequence[File], bucket: Bucket) -> None:
         compare(files, bucket, Comparison("checksum"), span=shard.span)
     except DestinationError as error:
         log.warning("%s: S3 could not be asked for its checksums; the verification asks again. %s", shard.name, error)
-
-
-def at_once(connections: int, per_connection: int) -> int:
-    """Files under way in one stream.
-
-    Args:
-        connections: The stream's share of the run's PhysioNet connections.
-        per_connection: Files for each of them (`Mover.per_connection`).
-    """
-    return min(connections * per_connection, max(connections, MOST_AT_ONCE))

@@ -21,6 +21,7 @@ from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.estimate import ENOUGH_SECONDS, estimate_run, usual_speed
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, group_of, has_no_report
+from physionet_mirror.mover import Mode
 from physionet_mirror.records import Plan, PlannedDataset, PlannedSelection, RunReport, SumsSeen, load
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
@@ -86,7 +87,7 @@ def make_plan(
         MetadataError: There is no manifest.
     """
     request.share(streams)
-    request = replace(request, source=way.source if way is not None else "physionet")
+    mode: Mode = way.mode if way is not None else "download"
     data = BytesIO(manifest_bytes(bucket))
     sums_sha256 = manifest.sums_sha256_of(data) or ""
     everything = manifest.read(data, manifest.selectable_columns(data) if sums_sha256 else None)
@@ -104,10 +105,12 @@ def make_plan(
     _check_keys(frame["path"], bucket)
     present, mean_bytes = _present(frame, bucket, request.dataset)
     missing = [path for path in frame["path"] if path not in present]
-    known, listed, exact, between, basis = len(present), None, None, None, ""
+    listed, exact, between, basis = None, None, None, ""
     if point is not None:
         listed = point.sizes(list(frame["path"]))
         notes += _lacking(frame["path"], listed, point)
+        if request.verify != "count":  # another size is fetched again
+            present = {path: size for path, size in present.items() if listed.get(path, size) == size}
         exact = sum(listed.values()), sum(size for path, size in listed.items() if path not in present)
         basis = "each file's size, as the access point lists it" if request.selection.noun == "file" else ""
     elif site is not None and request.selection.noun == "file":
@@ -122,10 +125,9 @@ def make_plan(
                 f"SHA256SUMS.txt lists {count:,} files, {words.size(exact[0])}, and PhysioNet states "
                 f"{words.size(asked.stated or 0)} for the project: what is not listed cannot be proven and is not fetched"
             )
-    through = way is not None and way.mode == "through"
-    parts = None
+    known, parts = len(present), None
     if request.shard_size is None:
-        at_once, speed = usual_speed(request, mean_bytes, through=through)
+        at_once, speed = usual_speed(request, mean_bytes, mode, streams)
         rate = speed.bytes_per_second
         size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
         if listed is not None and request.selection.noun == "file":
@@ -139,12 +141,14 @@ def make_plan(
         count,
         count - known,
         mean_bytes,
-        region=bucket.client.meta.region_name,
-        reports=earlier_reports(bucket, source=request.source),
+        mode=mode,
+        streams=streams,
+        region=bucket.region(),
+        in_aws=bucket.in_aws,
+        reports=earlier_reports(bucket, mode=mode),
         exact=exact,
         between=between,
         sizes=basis,
-        through=through,
     )
     # An earlier attempt of the same run may have cut its shards in another way: what it says of them is void.
     if stale := [entry.path for entry in bucket.list(run.results) if entry.size]:
@@ -219,7 +223,7 @@ def read_left(bucket: Bucket) -> list[File]:
     return left
 
 
-def earlier_reports(bucket: Bucket, most: int = 10, *, source: str | None = None) -> list[RunReport]:
+def earlier_reports(bucket: Bucket, most: int = 10, *, mode: Mode | None = None) -> list[RunReport]:
     """The reports of the latest runs to this bucket, newest first, until ``most`` of them have something to teach.
 
     Audits and clean-ups, which have none, and runs that fetched nothing to speak of hide no other run. One HEAD a run says
@@ -228,7 +232,7 @@ def earlier_reports(bucket: Bucket, most: int = 10, *, source: str | None = None
     Args:
         bucket: Where the runs went.
         most: Reports of runs that fetched for a while; those between them come along.
-        source: Only runs from ``physionet`` or ``s3``; None = any.
+        mode: Only runs by this way; None = any.
     """
     paths = [RunLayout.of_folder(name).report_json for name in bucket.folders(RUNS) if not has_no_report(name)]
     found: list[tuple[float, RunReport]] = []
@@ -240,7 +244,7 @@ def earlier_reports(bucket: Bucket, most: int = 10, *, source: str | None = None
             batch = there[at : at + most]
             read = pool.map(lambda stored: load(bucket, stored.path, RunReport), batch)
             for stored, report in zip(batch, read, strict=True):
-                if report is not None and source in (None, report.source):
+                if report is not None and mode in (None, report.mode):
                     found.append((report.finished or stored.last_modified.timestamp(), report))
                     useful += report.transfer.bytes > 0 and report.transfer.seconds >= ENOUGH_SECONDS
             if useful >= most:

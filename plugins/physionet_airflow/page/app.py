@@ -27,7 +27,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from physionet_airflow.bucket import open_bucket
+from physionet_airflow.bucket import expected_mode, open_bucket
 from physionet_airflow.page import form, runs, show
 from physionet_airflow.page.access import (
     READ_RUN,
@@ -41,14 +41,16 @@ from physionet_airflow.page.access import (
 )
 from physionet_airflow.page.cache import RefreshingCache
 from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
+from physionet_airflow.run import streams
 from physionet_mirror import overview, records
 from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 from physionet_mirror.errors import InputError, MirrorError
 from physionet_mirror.layout import RunLayout
+from physionet_mirror.mover import Mode
 from physionet_mirror.progress import MOST_BYTES, Progress, Watch
 from physionet_mirror.report.document import next_step
 from physionet_mirror.s3.bucket import Bucket
-from physionet_mirror.words import duration, money, share, size
+from physionet_mirror.words import UNDER_WAY, WAYS, duration, money, share, size
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,6 @@ _HEADERS = {
 }
 
 _LATEST = 10  # runs shown in the overview
-_REPORTS = 5  # reports that an estimate is based on
 _BAD_PLACES = 3  # unreadable manifests before the page gives up
 
 
@@ -104,6 +105,7 @@ _watches: RefreshingCache[Watch] = RefreshingCache(seconds=3600, most=16)
 _looks: RefreshingCache[tuple[RunTasks, Progress]] = RefreshingCache(seconds=2, most=64)
 _catalogs: RefreshingCache[overview.Catalog | MirrorError | bool] = RefreshingCache(seconds=20, most=2)
 _overviews: RefreshingCache[tuple[overview.Catalog, overview.Overview]] = RefreshingCache(seconds=20, most=8)
+_modes: RefreshingCache[Mode] = RefreshingCache(seconds=20, most=64)
 _cohorts: RefreshingCache[overview.Preview] = RefreshingCache(seconds=600, most=64)
 _reports: RefreshingCache[records.RunReport | bool] = RefreshingCache(seconds=60, most=200)
 
@@ -127,7 +129,7 @@ def make_app() -> FastAPI:
         "minute": show.minute,
         "share": share,
     }
-    environment.globals |= {"step": show.step, "next_step": next_step, "version": _version()}
+    environment.globals |= {"ways": WAYS, "step": show.step, "next_step": next_step, "version": _version()}
     templates = Jinja2Templates(env=environment)
 
     def page(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -189,6 +191,7 @@ def make_app() -> FastAPI:
             now=show.live(run, tasks, progress),
             progress=progress,
             words=show.STATE_WORDS,
+            many=UNDER_WAY[progress.mode][1],
             paths=[show.task_path(run.dag_id, run.run_id, shard) for shard in progress.shards],
         )
 
@@ -333,11 +336,10 @@ def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
 
 def _console(mirror: Mirror) -> str | None:
     """URL of the prefix in the AWS console; None if the S3 is not Amazon's."""
-    client = _kept_bucket(mirror).client
-    host = client.meta.endpoint_url.partition("://")[2].partition("/")[0].partition(":")[0]
-    if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+    bucket = _kept_bucket(mirror)
+    if not bucket.in_aws:
         return None
-    region = client.meta.region_name or "us-east-1"
+    region = bucket.client.meta.region_name or "us-east-1"
     return (
         f"https://{region}.console.aws.amazon.com/s3/buckets/{mirror.bucket}"
         f"?region={region}&prefix={mirror.prefix}/&showversions=false"
@@ -464,14 +466,21 @@ def _cohort(
     """Count what the form selects; cached for some minutes."""
     wanted = filled.request
     assert wanted is not None
-    source = "s3" if wanted.source == "s3" else "physionet"
-    read = (report for run in earlier[:_LATEST] if (report := _report_of(run)))
-    reports = [report for report in read if report.source == source][:_REPORTS]
-    region = _kept_bucket(mirror).client.meta.region_name
+    bucket = _kept_bucket(mirror)
+    reports = [report for run in earlier[:_LATEST] if (report := _report_of(run))]
+    mode = _modes.get((mirror, wanted.source), lambda _: expected_mode(wanted.source, wanted.dataset, bucket))
 
     def count(_: Any) -> overview.Preview:
         known = found if mirror == asked else overview.without_index(found)
-        return overview.preview(known, wanted, region=region, reports=reports)
+        return overview.preview(
+            known,
+            wanted,
+            mode=mode,
+            streams=streams(),
+            region=bucket.region(),
+            in_aws=bucket.in_aws,
+            reports=reports,
+        )
 
     question = json.dumps(filled.conf, sort_keys=True)
-    return _cohorts.get((mirror, found.etags, tuple(r.run.id for r in reports), question), count)
+    return _cohorts.get((mirror, found.etags, tuple(r.run.id for r in reports), mode, question), count)

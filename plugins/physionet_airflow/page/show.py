@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from physionet_airflow.page.runs import GROUP
 from physionet_mirror.report.page import LEVEL_MEANS
-from physionet_mirror.words import about, duration, share, size
+from physionet_mirror.words import about, duration, share, size, under_way
 
 if TYPE_CHECKING:
     from physionet_airflow.page.runs import Run, RunTasks
@@ -46,6 +46,13 @@ _AT_WORK: Mapping[str, str] = {
     "delete": "Deleting what was approved",
 }
 """What a run is doing while this task runs; tasks of a group by the last part of their id."""
+
+_STREAMING: Mapping[str, str] = {
+    "download": "Streaming from PhysioNet's website",
+    "copy": "S3 copies from PhysioNet's access point",
+    "through": "Streaming from PhysioNet's access point, through the worker",
+}
+"""What a run is doing at its shards, by `mover.Mode`."""
 
 _BUSY = frozenset({"running", "deferred", "restarting"})
 """States that continue in a paused DAG. Scheduled and queued tasks do not start there, and nothing is retried."""
@@ -118,6 +125,7 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
         "left": _time_left(run, progress),
         "to_go": number(progress.left),
         "connections": number(progress.connections),
+        "most_connections": number(progress.most_connections),
         "failed": number(progress.failed),
         "failed_share": f"{share(progress.failed, progress.images)} of all"
         if progress.failed
@@ -135,7 +143,7 @@ def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
         "there": progress.there,
         "images": progress.images,
         "states": states,
-        "shards": [_cell(shard) for shard in progress.shards],
+        "shards": [_cell(shard, progress.mode) for shard in progress.shards],
         "series": [list(point) for point in progress.series],
         "has": sorted(progress.files),
         "failures": sum(group.count for group in progress.failures),
@@ -148,14 +156,14 @@ def _time_left(run: Run, progress: Progress) -> str:
     return "not known" if progress.seconds_left is None else about(progress.seconds_left)
 
 
-def _cell(shard: ShardProgress) -> tuple[int, str, str, str]:
+def _cell(shard: ShardProgress, mode: str) -> tuple[int, str, str, str]:
     words = f"{shard.name}: {STATE_WORDS[shard.state]}"
     if shard.state in ("running", "retrying", "failed", "stopped"):
         words += f", {shard.there:,} of {shard.images:,} are there"
     if shard.failed:
         words += f", {shard.failed:,} failed"
     if shard.connections:
-        words += f", {shard.connections} connection{'' if shard.connections == 1 else 's'}"
+        words += f", {under_way(shard.connections, mode)}"
     return step(shard.there, shard.images), shard.state, words, _task(shard)
 
 
@@ -219,7 +227,7 @@ def _on_its_way(
         return "busy", at_work, ""
     if not progress.left and not progress.failed:
         return "busy", "Looking for what is missing", "Complete shards are skipped."
-    return "busy", "Streaming", "The run goes on whether this page is open or not."
+    return "busy", _STREAMING[progress.mode], "The run goes on whether this page is open or not."
 
 
 def _of_another_kind(run: Run, others: Mapping[str, str | None], broken: list[str]) -> tuple[str, str, str]:

@@ -362,3 +362,17 @@ def test_nobody_there(boto_session):
     bucket = Bucket.open(boto_session, "my-bucket", "p", endpoint_url="http://127.0.0.1:9")
     with pytest.raises(DestinationUnavailable, match="What is stored stays stored"):
         bucket.put("x", b"x", content_type="text/plain")
+
+
+def test_amazon_says_where_a_bucket_is_and_any_other_store_the_connection(bucket):
+    assert not bucket.in_aws
+    before = bucket.requests.total()
+    assert (bucket.region(), bucket.requests.total()) == ("us-east-1", before)
+    moto = pytest.importorskip("moto")
+    with moto.mock_aws():
+        session = boto3.Session("testing", "testing-secret", region_name="us-east-1")
+        where = {"LocationConstraint": "eu-west-1"}
+        boto3.client("s3", "eu-west-1").create_bucket(Bucket="far-away", CreateBucketConfiguration=where)
+        far, gone = (Bucket.open(session, name, "mine") for name in ("far-away", "no-such-bucket"))
+        assert far.in_aws
+        assert (far.region(), gone.region()) == ("eu-west-1", "us-east-1")

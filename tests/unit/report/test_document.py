@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 
 from physionet_mirror import index
 from physionet_mirror.dataset import MIMIC_CXR
+from physionet_mirror.estimate import estimate
 from physionet_mirror.records import Failure, RunReport
-from physionet_mirror.report import document
+from physionet_mirror.report import document, page
 from tests.unit.made_up import RUN, STARTED, FakeBucket, make_manifest, make_results, make_verdict, written
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -53,6 +54,23 @@ class TestFacts:
         for part in ("by_group", "by_split", "by_view"):
             assert sum(row["selected"] for row in facts["cohort"][part]) == 40
             assert sum(row["verified"] for row in facts["cohort"][part]) == 37
+
+    def test_what_left_the_access_points_region_has_its_price(self):
+        expected = estimate(40, 1.45e6, 64, mode="through", region="eu-west-1")
+        way = {"mode": "through", "source": "s3"}
+        bucket, facts, _ = written(results=make_results(38, 3), way=way, expected=expected)
+        moved = facts["transfer"]
+        assert (moved["out_to"], moved["out_usd"]) == ("eu-west-1", round(moved["bytes"] / 2**30 * 0.02, 6))
+        assert "out of us-east-1" in bucket.read(RUN.report_html).decode().lower()
+        assert "reads under way" in bucket.read(RUN.report_html).decode()
+        assert "to eu-west-1" in page.summary_table(RunReport.from_json(facts))
+
+    def test_copies_are_counted_as_copies_and_cost_no_transfer(self):
+        expected = estimate(40, 1.45e6, 64, mode="copy")
+        _, facts, _ = written(results=make_results(38, 3), way={"mode": "copy"}, expected=expected)
+        assert (facts["transfer"]["out_to"], facts["transfer"]["out_usd"]) == ("", 0)
+        assert facts["requests"]["by_kind"]["COPY"] == 38
+        assert "PUT" not in facts["requests"]["by_kind"]
 
     def test_a_missing_image_has_the_reason_of_its_stream_task(self):
         rows, _ = make_manifest(40)

@@ -8,7 +8,7 @@ import pytest
 
 from physionet_airflow.page import show
 from physionet_airflow.page.runs import Run, RunTasks
-from physionet_mirror.progress import Progress, Tasks
+from physionet_mirror.progress import Progress, ShardProgress, Tasks
 from physionet_mirror.records import RunReport
 
 RESULT = {"passed": True, "level": "checksum", "selected": 10, "verified": 10}
@@ -77,7 +77,7 @@ def test_what_runs_in_a_paused_dag_goes_on_and_is_told_so():
     said = headline(
         "running", {"plan": "success"}, progress=planned, shards={0: Tasks("success", "running")}, paused=True
     )
-    assert said[0] == "Streaming"
+    assert said[0] == "Streaming from PhysioNet's website"
     assert "paused" not in headline("success", {"plan": "success", "verify": "success"}, paused=True)[0]
 
 
@@ -109,3 +109,21 @@ def test_a_report_that_is_not_ours_counts_as_none(change):
         "The run succeeded",
         "Its verification passed; its report is not in the bucket, or cannot be read.",
     )
+
+
+@pytest.mark.parametrize(
+    ("mode", "busy", "cell"),
+    [
+        ("download", "Streaming from PhysioNet's website", "1 connection"),
+        ("copy", "S3 copies from PhysioNet's access point", "1 copy under way"),
+        ("through", "Streaming from PhysioNet's access point, through the worker", "1 read under way"),
+    ],
+)
+def test_the_way_is_named_as_what_it_is(mode, busy, cell):
+    shard = ShardProgress(0, "p10", 10, "running", connections=1)
+    progress = Progress(planned=True, mode=mode, images=10, left=5, shards=[shard], most_connections=1024)
+    assert headline("running", {"plan": "success"}, progress=progress)[0] == busy
+    run = Run("mimic_cxr_jpg", "r", "running", {}, None, None, None, None)
+    seen = show.live(run, RunTasks(), progress)
+    assert seen["shards"][0][2].endswith(f", {cell}")
+    assert seen["fields"]["most_connections"] == "1,024"
