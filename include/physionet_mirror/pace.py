@@ -1,19 +1,20 @@
-"""How many requests run at once: found by trying, since the limit is not known to the client.
+"""Finds how many requests to run at once, by trying, since the limit is not known to the client.
 
 The number of slots starts low and doubles while throughput grows with it. Four rules keep it where it is useful:
 
-- **A refused step goes back** to exactly the number that was served before, and the bound is remembered. One slot above it
-  is tried again at intervals that double up to ``PROBE[1]``, so that a server meets about a dozen refusals an hour.
-- **A refusal at a number that was served before is congestion.** It takes off as many slots as were refused, at least one,
-  and twice as many each time it happens again soon, but never more than half at once. When it stays quiet, the slots come
-  back in growing steps.
-- **A step must pay.** Throughput before and after it is compared in turns until the difference is clear of the noise. Steps
-  too small to be told from the noise are gathered until they are large enough.
-- **Fewer must cost.** At growing intervals, a third fewer slots are compared in the same way, and kept if they carry the
-  same.
+- **A refused step is undone**: back to exactly the number that was served before, and the bound is remembered. One slot
+  more than that is tried again at intervals that double up to ``PROBE[1]``, so a server has to refuse about a dozen
+  requests an hour.
+- **A refusal at a number that was served before is congestion.** It removes as many slots as were refused, at least one,
+  and twice as many each time it happens again soon, but never more than half at once. After a time without refusals, the
+  slots come back in growing steps.
+- **A step up must pay.** Throughput before and after it is compared in turns until the difference is clear of the noise.
+  Steps too small to be distinguished from the noise are combined until they are large enough.
+- **A step down must cost.** At growing intervals, a third fewer slots are compared in the same way, and kept if their
+  throughput is the same.
 
-A request that is slow to be answered is no refusal: a step by one waits until it is answered, refused or timed out.
-Knows neither HTTP nor S3, and assumes nothing about sizes: steps are shares of the number that is held.
+A slow answer is not a refusal: a step by one waits until its request is answered, refused or timed out. This module knows
+neither HTTP nor S3, and assumes nothing about sizes: steps are shares of the current number.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ from physionet_mirror import words
 from physionet_mirror.records import PaceMemory
 
 START = 2
-"""Slots to begin with where nothing is remembered."""
+"""Slots to begin with if nothing is known from before."""
 
 WINDOW = 0.5, 3.0
-"""Seconds over which throughput is measured: at least, where the difference is large; at most."""
+"""Seconds over which throughput is measured: at least (if the difference is large), and at most."""
 
 HANGING = 1.5
-"""Seconds without an answer from which on a request is taken to wait for a connection that it does not get."""
+"""Seconds without an answer after which a request counts as waiting for a connection that the server does not accept."""
 
 GAIN = 0.4
-"""Share of a proportional growth (as logarithms) that a step up must bring to be kept."""
+"""Share of proportional growth (of logarithms) that a step up must bring to be kept."""
 
 LOSS = 0.15
-"""Share of a proportional drop (as logarithms) from which on a step down is taken back."""
+"""Share of a proportional drop (of logarithms) at which a step down is undone."""
 
 NOISE = 0.08, 0.03
-"""Scatter of the log throughput from one window to the next: assumed where it is not known yet, and at least."""
+"""Scatter of the log throughput from one window to the next: assumed until it is known, and at least."""
 
 CERTAIN = 2.5
 """Standard errors between a comparison's mean and its threshold at which it is decided."""
@@ -55,21 +56,21 @@ COMPARISONS = 12
 """Comparisons after which the mean alone decides; a step that would need more is enlarged first."""
 
 PROBE = 20.0, 300.0
-"""Seconds until more is tried again after it was refused or brought nothing: at first, and at most (doubled each time)."""
+"""Seconds until more slots are tried again after they were refused or did not help: at first, and at most (doubles)."""
 
 FEWER = 120.0, 1200.0
-"""Seconds until fewer slots are tried: at first, and at most (doubled each time that they carried less)."""
+"""Seconds until fewer slots are tried: at first, and at most (doubles each time that they carry less)."""
 
 CALM = 2.0, 30.0
-"""Seconds without a refusal until slots come back after congestion: at first, and at most (doubled each time)."""
+"""Seconds without a refusal until slots come back after congestion: at first, and at most (doubles each time)."""
 
 SOON = 10.0
-"""Seconds in which the next congestion takes off twice as many slots."""
+"""Seconds within which another congestion removes twice as many slots."""
 
 PAUSE = 40.0
-"""A probe that was answered by "wait w seconds" is not repeated before ``PAUSE * w``, so that it costs at most 1/40."""
+"""A probe that was answered with "wait w seconds" is not repeated before ``PAUSE * w``, so that it costs at most 1/40."""
 
-_TICK = 0.05  # seconds between two looks at the state, however many requests end meanwhile
+_TICK = 0.05  # least seconds between two checks of the state, however many requests end meanwhile
 _SETTLED = 0.2  # seconds for which nothing may be refused or hang before a step counts as served
 _EVENTS = 6  # times that bytes must have come within a window
 
@@ -78,8 +79,8 @@ _EVENTS = 6  # times that bytes must have come within a window
 class Slot:
     """One running request: the number of reductions when it began, its start, and whether it was answered.
 
-    A request that waits for a connection that the server does not give must not keep the others from theirs once the
-    number was reduced: it is then no longer counted, until it is answered or its time-out ends it.
+    After a reduction, a request that still waits for a connection must not block the slots of the others: it is no longer
+    counted, until it is answered or its time-out ends it.
     """
 
     epoch: int
@@ -89,9 +90,9 @@ class Slot:
 
 @dataclass
 class Comparison:
-    """Whether ``high`` slots carry more than ``low``: differences of the log throughput between neighbouring windows.
+    """Compares the throughput of ``high`` and ``low`` slots, by differences of its logarithm in neighbouring windows.
 
-    Neighbouring windows see nearly the same speed of the link, so that its slow changes cancel out.
+    The speed of the link is nearly the same in neighbouring windows, so its slow changes cancel out.
     """
 
     low: int
@@ -106,7 +107,7 @@ class Comparison:
         return self.share * math.log(self.high / self.low)
 
     def is_measurable(self, noise: float) -> bool:
-        """Whether ``COMPARISONS`` would tell the two apart at this noise."""
+        """Whether ``COMPARISONS`` comparisons would distinguish the two at this noise."""
         margin = min(self.share, 1 - self.share, GAIN) * math.log(self.high / self.low)
         return margin * math.sqrt(COMPARISONS) >= CERTAIN * noise
 
@@ -124,10 +125,10 @@ class Comparison:
 
 @dataclass
 class _Trial:
-    """Another number of slots being tried.
+    """A trial of another number of slots.
 
-    ``served``: the highest number up to which nothing was refused. ``judged``: throughput decides; otherwise it is enough
-    to be served. ``rates``: the last log throughput at the low and the high number.
+    ``served``: the highest number so far without refusals. ``judged``: throughput decides; otherwise it is enough that
+    nothing is refused. ``rates``: the last log throughput at the low (False) and the high (True) number.
     """
 
     numbers: Comparison
@@ -139,19 +140,19 @@ class _Trial:
 
 @dataclass
 class _Burst:
-    """Refusals of requests that ran together: as many slots were too many."""
+    """Refusals of requests that ran together; their number is the number of slots too many."""
 
     first: int  # epoch of its oldest request
     top: int  # slots at that time
-    least: int  # of which at least so many stay
+    least: int  # slots that stay at least
     over_at: float
-    congestion: bool  # not just a step that was refused
+    congestion: bool  # as opposed to a refused step
     refused: int = 1
 
 
 @dataclass(frozen=True)
 class _Former:
-    """What was known before congestion, to return to."""
+    """The state before congestion, to return to."""
 
     slots: int
     bound: int
@@ -159,7 +160,7 @@ class _Former:
 
 
 def recall(memory: PaceMemory | None, limit: int) -> dict[str, Any]:
-    """Arguments of :class:`Pace` from what ``Pace.memory()`` gave once; what cannot be is ignored."""
+    """Arguments of :class:`Pace` from a saved ``Pace.memory()``; invalid values are ignored or clamped."""
     found: dict[str, Any] = {}
     if memory is None:
         return found
@@ -176,11 +177,11 @@ class Pace:
 
     Args:
         limit: The most requests at once, whatever happens.
-        start: How many to begin with: what held before, or few.
-        too_many: The lowest number known to be too many, if any: it is not tried at once.
+        start: Slots to begin with.
+        too_many: The lowest number known to be too many, if any; it is not tried at first.
         probe_in: Seconds until it is tried.
         received: Gives the bytes (or objects) done so far; throughput is its growth.
-        on_change: Called as ``on_change(old, new, why)`` when the number of slots changes, but not while two numbers are
+        on_change: Called as ``on_change(old, new, why)`` when the number of slots changes, except while two numbers are
             compared in turns.
         clock: Seconds; for tests.
     """
@@ -203,25 +204,25 @@ class Pace:
         self._clock = clock
         self._changed = threading.Condition()
         self._running: set[Slot] = set()
-        self._stale: set[Slot] = set()  # running, and not answered when the number was reduced
-        self._excess = 0  # of which at most so many are not counted: by how much it was reduced
+        self._stale: set[Slot] = set()  # running requests without an answer when the number was reduced
+        self._excess = 0  # at most this many of the stale ones are not counted: the size of the reduction
         self._epoch = 0  # number of reductions so far
         self._since = 0  # a refusal counts only for requests that began in this epoch or later
         self._resume_at = 0.0
-        self._bound, self._refused_there = limit + 1, False  # the lowest number known to be too many, and if by refusal
-        self._stride = self.slots  # of the next step up; doubled by each one that was served
+        self._bound, self._refused_there = limit + 1, False  # the lowest number known to be too many; was it refused?
+        self._stride = self.slots  # size of the next step up; doubles each time one is served
         self._trial: _Trial | None = None
         self._burst: _Burst | None = None
         self._former: _Former | None = None
         self._strikes, self._struck_at = 0, -math.inf  # congestions in a row, and when the last one was
-        self._off = 1  # slots that the next one takes off
+        self._off = 1  # slots that the last congestion removed
         self._noise = NOISE[0] ** 2  # variance of the log throughput from one window to the next
-        self._rate: float | None = None  # log throughput of the last window at the number that is held
+        self._rate: float | None = None  # log throughput of the last window at the current number
         now = clock()
         self._ramping, self._searching = True, False
         self._probe_in, self._probe_at = probe_in, now  # when the next step up is due
         self._fewer_in, self._fewer_at = FEWER[0], now + FEWER[0]
-        self._pause = 0.0  # seconds that the last refused probe made everybody wait
+        self._pause = 0.0  # seconds of waiting that the last refused probe imposed on all requests
         if too_many is not None and too_many <= limit:
             self._bound, self._refused_there = max(too_many, self.slots + 1), True
             self._hold(now)
@@ -230,12 +231,12 @@ class Pace:
 
     @property
     def held(self) -> int:
-        """The number that proved useful so far."""
+        """The number of slots that has proved useful so far."""
         trial = self._trial
         return self.slots if trial is None else trial.numbers.low if trial.up else trial.numbers.high
 
     def memory(self) -> PaceMemory:
-        """What the next one should know; see :func:`recall`."""
+        """What the next `Pace` should start with; see :func:`recall`."""
         if self._bound > self.limit:
             return PaceMemory(self.held)
         return PaceMemory(self.held, self._bound, round(self._probe_in, 1))
@@ -246,7 +247,7 @@ class Pace:
 
     @contextmanager
     def slot(self, cancelled: Callable[[], bool] = lambda: False) -> Iterator[Slot | None]:
-        """Wait for a slot and hold it; gives None when ``cancelled`` became true while waiting."""
+        """Wait for a slot and hold it; gives None if ``cancelled`` becomes true while waiting."""
         slot = self._acquire(cancelled)
         try:
             yield slot
@@ -255,9 +256,9 @@ class Pace:
                 self._release(slot)
 
     def congested(self, slot: Slot, why: str, wait: float | None = None) -> None:
-        """The server refused this request, or did not take its connection, because it is asked for too much.
+        """Report that the server, being overloaded, refused this request or did not accept its connection.
 
-        ``wait``: seconds that the server asked for; no request starts before they are over.
+        ``wait``: seconds that the server asked to wait; no request starts before they are over.
         """
         with self._changed:
             now = self._clock()
@@ -268,7 +269,7 @@ class Pace:
             elif self._burst is not None and slot.epoch >= self._burst.first:
                 self._burst.refused += 1
                 self._cut(self._burst, why)
-            if slot.answered:  # it ends now, and is one of those that are too many
+            if slot.answered:  # it ends now, and counts towards the reduction
                 self._excess = max(0, self._excess - 1)
 
     # -- slots -----------------------------------------------------------------------------------------------------
@@ -303,7 +304,7 @@ class Pace:
         return len(self._running) - min(self._excess, sum(self._hangs(slot, now) for slot in self._stale))
 
     def _hanging(self, now: float) -> int:
-        """Requests that hang, without those from before a reduction."""
+        """Number of requests that hang, except those from before a reduction."""
         return sum(self._hangs(slot, now) for slot in self._running if slot not in self._stale)
 
     @staticmethod
@@ -313,7 +314,7 @@ class Pace:
     # -- windows ---------------------------------------------------------------------------------------------------
 
     def _settle(self, now: float) -> None:
-        """The number of slots has changed: wait until it is in effect, then measure."""
+        """The number of slots has changed: wait until the change takes effect, then measure."""
         self._opened, self._settling, self._wanted, self._finished = now, True, False, 0
 
     def _open_window(self, now: float) -> None:
@@ -322,7 +323,7 @@ class Pace:
         self._seen, self._looks, self._events = self._bytes, 0, 0
 
     def _tick(self, now: float) -> None:
-        """Look whether a window is over, at most every ``_TICK`` seconds."""
+        """Check whether a window is over, at most every ``_TICK`` seconds."""
         if now < self._next_tick or now < self._resume_at:
             return
         self._next_tick = now + _TICK
@@ -343,7 +344,7 @@ class Pace:
         trial = self._trial
         overdue = now - self._opened > HANGING + 2 * _TICK
         if trial is not None and trial.up and (not trial.judged or 2 * self.slots < 3 * trial.served):
-            return overdue and self._hanging(now) != 1  # a single one may be slow only: its end will tell
+            return overdue and self._hanging(now) != 1  # a single one may only be slow: wait for its end
         return overdue or self._finished >= 2 * self.slots or all(slot.answered for slot in self._running)
 
     def _measure(self, now: float) -> None:
@@ -356,7 +357,7 @@ class Pace:
         rare = self._events < min(_EVENTS, self._looks) and elapsed < 4 * WINDOW[1]
         if elapsed < least or rare:
             return
-        if received == self._bytes or not self._wanted:  # too little to do: nothing can be learned
+        if received == self._bytes or not self._wanted:  # too little to do, so nothing can be learned
             if elapsed >= WINDOW[1]:
                 self._open_window(now)
             return
@@ -367,7 +368,7 @@ class Pace:
             self._compare(self._trial, rate, elapsed, now)
 
     def _holding(self, rate: float, elapsed: float, now: float) -> None:
-        """A window at the number that is held: learn the noise, and try another number when it is time."""
+        """A window at the current number: learn the noise, and try another number when it is time."""
         if elapsed >= WINDOW[1]:
             if self._rate is not None:
                 self._noise += ((rate - self._rate) ** 2 - self._noise) / 8
@@ -385,7 +386,7 @@ class Pace:
 
     @property
     def _scatter(self) -> float:
-        """Of the log throughput from one window to the next."""
+        """Scatter of the log throughput from one window to the next."""
         return max(NOISE[1], math.sqrt(self._noise))
 
     # -- trials ----------------------------------------------------------------------------------------------------
@@ -395,7 +396,7 @@ class Pace:
         return max(1, self.slots // 20)
 
     def _target(self) -> int:
-        """The next number to try; the lowest one that was too many only where all below it are served."""
+        """The next number to try; the lowest known to be too many only if all numbers below it are served."""
         target = min(self.slots + self._stride, self.limit)
         if self._former is not None:
             target = min(target, self._former.slots)
@@ -403,7 +404,7 @@ class Pace:
 
     def _try_more(self, rate: float | None, now: float) -> None:
         if not self._refused_there and not self._ramping:
-            self._bound = self.limit + 1  # it brought nothing then; whether it does now is measured
+            self._bound = self.limit + 1  # it did not help then; measure whether it does now
         target = self._target()
         if target <= self.slots:
             self._probe_at = math.inf
@@ -420,7 +421,7 @@ class Pace:
         return self._former is None and numbers.is_measurable(self._scatter)
 
     def _go_on_unjudged(self, trial: _Trial, now: float) -> None:
-        """A step that is too small to be measured, or leads back to what held before, was served: take another."""
+        """A step that was too small to measure, or a return to an earlier number, was served: take the next one."""
         trial.served = self.slots
         self._stride *= 2
         former = self._former
@@ -443,13 +444,13 @@ class Pace:
             self._trial = None
             self._hold(now, self._calm if former is not None else PROBE[0])
             self._settle(now)
-        else:  # at the limit, or below what brought nothing
+        else:  # at the limit, or below a number that did not help
             trial.judged = True
             trial.rates.clear()
             self._open_window(now)
 
     def _compare(self, trial: _Trial, rate: float, elapsed: float, now: float) -> None:
-        """A window of a trial, perhaps not over yet: decide, or go on with the other number."""
+        """Measure a trial's window, which may still be open: decide, or continue with the other number."""
         numbers = trial.numbers
         high = self.slots == numbers.high
         other = trial.rates.get(not high)
@@ -502,7 +503,7 @@ class Pace:
         self._step(low, why, now, since=True, old=high)
 
     def _try_fewer(self, rate: float, now: float) -> None:
-        """Compare with a third fewer, or with half where the noise asks for it."""
+        """Compare with a third fewer, or with half as many if the noise requires it."""
         self._fewer_at = now + self._fewer_in
         for fewer in (self.slots - max(1, self.slots // 3), self.slots // 2):
             if fewer < 1:
@@ -562,7 +563,7 @@ class Pace:
         self._step(slots, why, now, since=True)
 
     def _cut(self, burst: _Burst, why: str) -> None:
-        """One more of the burst: as many slots as were refused are too many."""
+        """Another refusal of the burst: reduce the slots by the number of refusals."""
         slots = max(burst.least, burst.top - burst.refused)
         self._bound = max(min(self.slots, slots) + 1, burst.top - burst.refused + 1)
         if slots < self.slots:
@@ -576,14 +577,14 @@ class Pace:
         room = self._bound - 1 - self.slots
         if burst.congestion:
             self._stride, self._probe_at = self._unit, now
-        elif room > 0:  # the number of refusals told how many would have been served
+        elif room > 0:  # the number of refusals showed how many would have been served
             self._stride, self._probe_at = max(1, room // 2) if self._searching else room, now
             self._searching = True
         else:
             self._hold(now)
 
     def _hold(self, now: float, wait: float | None = None) -> None:
-        """Stay, and try more after ``wait`` seconds, or after the interval, which is doubled."""
+        """Keep the number, and try more after ``wait`` seconds, or else after the probe interval, which is then doubled."""
         self._ramping, self._searching, self._stride = False, False, self._unit
         if wait is None:
             wait = max(self._probe_in, PAUSE * self._pause)
@@ -604,7 +605,7 @@ class Pace:
         self._changed.notify_all()
 
     def _step(self, slots: int, why: str, now: float, *, since: bool = False, old: int | None = None) -> None:
-        """Change the number for good, or begin a trial; with ``since``, requests from before it are refused in vain."""
+        """Change the number for good, or begin a trial; with ``since``, refusals of earlier requests no longer count."""
         old = self.slots if old is None else old
         self._set(slots, now)
         self._rate = None
@@ -615,5 +616,5 @@ class Pace:
 
 
 def _speed(rate: float) -> str:
-    """A rate, given as its logarithm, for people."""
+    """A rate, given as its logarithm, formatted for people."""
     return f"{words.size(math.exp(rate))}/s"

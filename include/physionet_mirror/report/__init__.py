@@ -1,1 +1,1 @@
-"""What a run leaves to read: report.json, report.html and failed_images.txt."""
+"""The report of a run: report.json, report.html and failed_images.txt."""

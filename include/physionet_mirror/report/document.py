@@ -1,4 +1,4 @@
-"""The facts of a finished run: ``report.json`` (docs/report-schema.md), and beside it ``failed_images.txt``."""
+"""Builds and writes ``report.json`` (docs/report-schema.md), the facts of a finished run, and ``failed_images.txt``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "physionet-mirror/report"
 VERSION = 1
-"""Raised when a field changes its meaning or goes away; new fields do not raise it."""
+"""Increased when a field changes its meaning or is removed, but not for new fields."""
 
 _EXAMPLES = 5  # images named for each reason; failed_images.txt names all
 _SIZE_BINS = 24
@@ -91,17 +91,17 @@ def write(
     Args:
         bucket: Destination.
         run: Where the report goes.
-        dataset: What was mirrored.
-        verdict: What verification found of the selection.
+        dataset: The dataset that was mirrored.
+        verdict: The result of verifying the selection.
         manifest: ``manifest.parquet``.
-        params: As given to the run. They are shown unchanged, so they must hold no secret.
+        params: As given to the run. They are shown unchanged, so they must not contain secrets.
         started: Start of the run.
-        index_rows: Rows of the training index, as this run left it.
-        notes: Sentences of the selection and the plan ("all 812 images are taken").
-        software: Further versions, beside those that are found here.
-        shard_of: The shard of each image that is not there (see `explain`).
-        way: Which way the files took (``Way.to_json``).
-        expected: The plan's estimate, which knows where the bucket is.
+        index_rows: Rows in the training index after this run.
+        notes: Notes of the selection and the plan ("all 812 images are taken").
+        software: Versions to show besides those determined here.
+        shard_of: The shard of each image that is not in the bucket (see `explain`).
+        way: How the files were transferred (``Way.to_json``).
+        expected: The plan's estimate, which has the region of the bucket.
 
     Raises:
         DestinationError: S3 does not take the report.
@@ -111,7 +111,7 @@ def write(
     if problems:
         bucket.write_text(run.failed_images, "".join(f"{problem.path}\t{problem.reason}\n" for problem in problems))
     else:
-        stale = bucket.head(run.failed_images)  # of an earlier attempt of this run
+        stale = bucket.head(run.failed_images)  # from an earlier attempt at this run
         if stale and stale.size:
             bucket.discard([run.failed_images])
     report = build(
@@ -136,7 +136,7 @@ def write(
 
 
 def read_results(bucket: Bucket, run: RunLayout) -> list[ShardResult]:
-    """What the run's stream tasks published, in order of shard; one that cannot be read is left out with a warning."""
+    """The results that the run's stream tasks published, in order of shard; damaged ones are skipped with a warning."""
     paths = [entry.path for entry in bucket.list(run.results) if entry.path.endswith(".json")]
     with ThreadPoolExecutor(8, thread_name_prefix="results") as pool:
         read = pool.map(lambda path: load(bucket, path, ShardResult), paths)
@@ -146,9 +146,9 @@ def read_results(bucket: Bucket, run: RunLayout) -> list[ShardResult]:
 def explain(
     problems: Iterable[Failure], results: Iterable[ShardResult], shard_of: Mapping[str, int] | None = None
 ) -> list[Failure]:
-    """Name for each image that is not there why its stream task could not fetch it, where that is known.
+    """Give each missing image the reason why its stream task could not fetch it, if that is known.
 
-    ``shard_of`` maps an image to its shard, for the images that a task had not reached when an error ended it.
+    ``shard_of`` maps images to their shards, for images that a task had not reached when an error ended it.
     """
     results = list(results)
     ended = {result.shard: result.error for result in results if result.error}
@@ -184,7 +184,7 @@ def build(
     way: Mapping[str, Any] | None = None,
     expected: Estimate | None = None,
 ) -> RunReport:
-    """The report; ``problems`` are the verdict's, explained. The rest is as for `write`."""
+    """Build the report; ``problems`` are those of the verdict after `explain`. The other arguments are as in `write`."""
     finished = datetime.now(UTC)
     moved = transfer(results)
     if expected is not None and expected.transfer_to:
@@ -252,7 +252,7 @@ def next_step(reason: str) -> str:
 
 
 def figures(report: RunReport) -> dict[str, Any]:
-    """The few figures that go onto the asset event."""
+    """The few figures that are attached to the asset event."""
     result = report.result.to_json()
     del result["present"]
     return {
@@ -292,7 +292,7 @@ def _dataset(dataset: Dataset, manifest: Path | bytes, noun: str) -> ReportedDat
 
 
 def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> ReportedCohort:
-    """Who is in the selection, as the manifest describes it, beside how much of it is verified."""
+    """The cohort of the selection, as the manifest describes it, with the number of verified images in each part."""
     names = set(pq.read_schema(_open(manifest)).names)
     columns = [name for name in ("path", *cohort.COLUMNS, *labels) if name in names]
     table = pq.read_table(_open(manifest), columns=columns)
@@ -327,7 +327,7 @@ def _sizes(sizes: Sequence[int]) -> Sizes:
 
 
 def transfer(results: Sequence[ShardResult]) -> ReportedTransfer:
-    """What the run's stream tasks did, together; ``seconds`` from the first one's start to the last one's end."""
+    """The work of the run's stream tasks together; ``seconds`` from the first one's start to the last one's end."""
     spans = throughput.spans(results)
     began, ended = min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
     images, sent = sum(result.stored for result in results), sum(result.bytes for result in results)

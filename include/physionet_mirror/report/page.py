@@ -1,4 +1,4 @@
-"""A report for people: ``report.html`` and the table in the log, both drawn from ``report.json`` alone."""
+"""Renders a report for people: ``report.html`` and the table in the log, both from ``report.json`` alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from physionet_mirror.words import UNDER_WAY, duration, money, share, size
 
 LEVEL_MEANS: Mapping[str, str] = {
     "count": "each one is listed in the bucket with a size above zero; its bytes were not compared",
-    "checksum": "each one is in the bucket and the SHA-256 that S3 holds of it equals PhysioNet's",
+    "checksum": "each one is in the bucket and the SHA-256 that S3 holds for it equals PhysioNet's",
     "content": "each one was read back from the bucket and its bytes hash to PhysioNet's SHA-256",
 }
 
@@ -52,7 +52,7 @@ def summary_table(report: RunReport) -> str:
 
 
 def html(report: RunReport) -> str:
-    """``report.html``: one self-contained page, without script and without any image of a patient."""
+    """``report.html``: one self-contained page, without scripts and without any image of a patient."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -91,5 +91,5 @@ def _speed(transfer: ReportedTransfer, noun: str) -> str:
 
 
 def _unbroken(words: Callable[..., str]) -> Callable[..., str]:
-    """The same words in one line of a page: 15 is not parted from its s."""
+    """Formats with no-break spaces, so that a line of the page does not end between 15 and s."""
     return lambda *args: words(*args).replace(" ", "\u00a0")

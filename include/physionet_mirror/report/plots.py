@@ -1,6 +1,6 @@
-"""The report's plots, as SVG to be put into the page: drawn by matplotlib, coloured by the page's own style sheet.
+"""The report's plots, as inline SVG: drawn by matplotlib, coloured by the page's style sheet.
 
-Each function returns a wide and a narrow drawing of the same thing; the page shows the one that fits its window. An
+Each function returns a wide and a narrow drawing of the same plot; the page shows the one that fits its window. An
 empty list means that there is nothing to draw.
 """
 
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
 
     from physionet_mirror.records import Sizes
 
-# Colours that matplotlib draws with and the style sheet's variables that take their place, so that one drawing serves
-# light, dark and print.
+# Colours that matplotlib draws with, and the style sheet's variables that replace them, so that one drawing works in
+# light and dark mode and in print.
 _INK, _GRID, _MAIN, _SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
 _VARIABLES = {_INK: "var(--muted)", _GRID: "var(--line)", _MAIN: "var(--accent)", _SECOND: "var(--second)"}
 
-_WIDTHS = {"wide": 9.2, "narrow": 4.3}  # inches; 11 point text then reads as 11 and about 10 pixels
+_WIDTHS = {
+    "wide": 9.2,
+    "narrow": 4.3,
+}  # inches; text then shows at 11 pixels in the wide and about 10 in the narrow drawing
 
 
 def throughput(series: Sequence[Sequence[float]], many: str = "connections") -> list[str]:
@@ -74,7 +77,7 @@ _TIME_UNITS = (
 
 
 def sizes(distribution: Sizes) -> list[str]:
-    """How large the images are (``sizes`` of report.json)."""
+    """Distribution of the images' sizes (``sizes`` of report.json)."""
     if not distribution.counts:
         return []
     unit, name = (1e6, "MB") if distribution.largest >= 1e6 else (1e3, "kB")
@@ -117,13 +120,13 @@ def _svg(name: str, kind: str, width: float, height: float, draw: Any, title: st
         for axes in figure.axes:
             axes.patch.set_alpha(0)
         out = io.StringIO()
-        # Without a date the same report is the same page, byte for byte.
+        # Without a date, the same report gives the same page, byte for byte.
         canvas: Any = FigureCanvasSVG(figure)
         canvas.print_svg(out, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # the ids repeat from drawing to drawing; nothing refers to a group
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # ids are repeated in each drawing, and nothing refers to a group
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     box = re.search(r'viewBox="[^"]*"', svg)

@@ -1,6 +1,6 @@
-"""The audit of a bucket: is all that was ever verified, or lies there, still what PhysioNet publishes?
+"""The audit of a bucket: are all files that were ever verified, or are in it, still what PhysioNet publishes?
 
-Knows nothing of Airflow; its imports are heavy, so it is itself imported only where a task runs.
+Its imports are heavy, so import it only inside a task.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str, day: datetime) -> Share:
-        """``2/8`` is that part; ``*/8`` is another part each week, so that eight weeks see everything.
+        """``2/8`` is that part; ``*/8`` is another part each week, so that eight weeks cover everything.
 
         Raises:
             InputError: It is neither.
@@ -63,27 +63,27 @@ class Share:
 def audit(
     bucket: Bucket, level: Level, share: Share, run: str | None = None, *, noun: Literal["image", "file"] = "image"
 ) -> Verdict:
-    """Compare one share of the bucket with PhysioNet's checksums, asking S3 anew for every file.
+    """Compare one share of the bucket with PhysioNet's checksums, asking S3 again about every file.
 
-    Looked at is what the training index holds (so that a lost file is missed) and every file of the manifest that lies
-    in the bucket (so that a strange one is noticed). Neither index nor files are changed.
+    The audit covers the files in the training index (so that a lost one is noticed) and every file of the manifest that is
+    in the bucket (so that a foreign one is). It changes neither index nor files.
 
     Args:
-        bucket: Which.
+        bucket: The bucket to audit.
         level: ``count``, ``checksum`` or ``content``.
-        share: The part of the dataset that is looked at.
-        run: The attempt at a run that audits (``verified_cache.attempt_of``); what it has found
-            already is not asked for again when its task is retried.
-        noun: ``image``: of a dataset of radiographs these alone; ``file``: any file.
+        share: The part of the dataset to audit.
+        run: The attempt at a run that audits (``verified_cache.attempt_of``); a retried task does not ask again about
+            what this attempt has checked already.
+        noun: ``image``: only the images of a dataset of radiographs; ``file``: any file.
 
     Raises:
-        MetadataError: There is no manifest: nothing was mirrored here.
+        MetadataError: There is no manifest, so nothing was mirrored here.
     """
     try:
         file = BytesIO(bucket.read(MANIFEST))
     except FileNotFoundError:
         raise MetadataError(
-            f"{bucket.uri(MANIFEST)} is not there, so there is nothing to compare with. Nothing was done. Check bucket and "
+            f"{bucket.uri(MANIFEST)} does not exist, so there is nothing to compare with. Nothing was done. Check bucket and "
             "prefix; a run of mimic_cxr_jpg or physionet_project (a dry run is enough) writes it."
         ) from None
     columns = manifest.columns_of(file)
@@ -102,7 +102,7 @@ def audit(
 
 
 def _ever_verified(bucket: Bucket, part: Sequence[str]) -> set[str]:
-    """The images of this part that the index holds; where it is damaged, those that the memory of verified ones holds."""
+    """The images of the index; if it is damaged, this part's images in the cache of verified ones."""
     known = index.read(bucket, ["path"])
     if known is not None:
         return set(known["path"].to_pylist())
@@ -155,10 +155,10 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
 
 
 def repair_params(bucket: Bucket, found: Audit) -> dict[str, Any]:
-    """The params of a run that fetches what an audit found missing or wrong, in the way of the latest run to this bucket.
+    """The params of a run that fetches what an audit found missing or wrong, with the settings of the bucket's latest run.
 
     Args:
-        bucket: The audited one.
+        bucket: The audited bucket.
         found: What `write_audit` returned.
     """
     params = {
@@ -170,7 +170,7 @@ def repair_params(bucket: Bucket, found: Audit) -> dict[str, Any]:
     }
     latest = next(iter(earlier_reports(bucket)), RunReport()).params
     if not latest:
-        log.info("No report of an earlier run is here: the repair takes every other setting's default.")
+        log.info("There is no report of an earlier run here: the repair uses the defaults for all other settings.")
         return params
     carried = {name: latest[name] for name in _CARRIED if latest.get(name) is not None}
     if carried.get("storage_class") in ("GLACIER", "DEEP_ARCHIVE") and params["verify"] == "content":
@@ -178,7 +178,7 @@ def repair_params(bucket: Bucket, found: Audit) -> dict[str, Any]:
     try:
         Request.from_params({**params, **carried})
     except InputError as error:  # the report may be of another version, or damaged
-        log.warning("The settings of the latest run are not taken over: %s", error)
+        log.warning("The settings of the latest run are ignored: %s", error)
         return params
     log.info("As in the latest run to this bucket: %s", ", ".join(f"{k}={v}" for k, v in carried.items()) or "defaults")
     return {**params, **carried}

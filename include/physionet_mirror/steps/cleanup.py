@@ -1,7 +1,7 @@
-"""Deleting: what would go, and then exactly that. Knows nothing of Airflow.
+"""Deletes images or a whole mirror: first a list of the objects, then, once approved, exactly those.
 
-What is to go is listed first and the list kept in the bucket, so that what is deleted is what a person has approved,
-however long that took. Only keys below the prefix can be named, and the reports of earlier runs never are.
+The list is kept in the bucket, so that what is deleted is what a person approved, however long the approval took. Only
+keys below the prefix can be listed, and never the reports of earlier runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _A_REQUEST = 1000  # DeleteObjects' limit
 
 @dataclass(frozen=True, slots=True)
 class DeletionEntry:
-    """One object, version or delete marker; ``version`` is None in a bucket that keeps no versions. ``size`` in bytes."""
+    """One object, version or delete marker; ``version`` is None in an unversioned bucket. ``size`` in bytes."""
 
     path: str
     size: int
@@ -38,19 +38,19 @@ class DeletionEntry:
 
 
 def list_deletions(bucket: Bucket, what: str, run_id: str | None) -> Iterator[DeletionEntry]:
-    """What would be deleted: the images that a run selected, or everything below the prefix but the runs' own files.
+    """What would be deleted: the images that a run selected, or everything below the prefix except the runs' own files.
 
     Args:
-        bucket: Where; its prefix must not be empty.
+        bucket: The bucket; its prefix must not be empty.
         what: ``run`` or ``prefix``.
-        run_id: Of the run, for ``run``.
+        run_id: Id of the run, for ``run``.
 
     Raises:
         InputError: The prefix is empty, or there is no such run.
     """
     if not bucket.prefix:
         raise InputError(
-            "prefix: it is empty, and a whole bucket is never deleted. Nothing was done. Name the folder that is to go."
+            "prefix: it is empty, and a whole bucket is never deleted. Nothing was done. Name the folder to delete."
         )
     if what == "prefix":
         yield from (entry for entry in _everything(bucket) if not entry.path.startswith(RUNS))
@@ -60,7 +60,7 @@ def list_deletions(bucket: Bucket, what: str, run_id: str | None) -> Iterator[De
 
 
 def _images_of(bucket: Bucket, run_id: str) -> set[str]:
-    """The images that a run selected. ``run_id`` is that of a run of mimic_cxr_jpg, or the name of a run's folder."""
+    """The images that a run selected. ``run_id`` is the id of a run of mimic_cxr_jpg, or the name of a run's folder."""
     run = RunLayout.of_folder(run_id)
     planned = load(bucket, run.plan, Plan) if run_id and "/" not in run_id else None
     if planned is None:
@@ -68,10 +68,10 @@ def _images_of(bucket: Bucket, run_id: str) -> set[str]:
         raise InputError(
             f"run_id: {bucket.uri(RUNS)} holds no plan of a run {run_id!r} of mimic_cxr_jpg. Nothing was done. "
             + (
-                f"Other DAGs had runs of that id; to mean one of these, give it as {' or '.join(others)}."
+                f"Other DAGs had runs with that id; to choose one of these, give it as {' or '.join(others)}."
                 if others
-                else "Copy the run id of the run of mimic_cxr_jpg whose images are to go; of another DAG, the name of the "
-                "run's folder there (dag_id@run_id)."
+                else "Copy the run id of the run of mimic_cxr_jpg whose images you want to delete; for another DAG, the name "
+                "of the run's folder there (dag_id@run_id)."
             )
         )
     return {image.path for shard in planned.shards for image in shards.read(bucket, shard)}
@@ -93,14 +93,14 @@ def _everything(bucket: Bucket, under: str = "") -> Iterator[DeletionEntry]:
 
 
 def is_versioned(bucket: Bucket) -> bool:
-    """Whether the bucket keeps old versions, or has kept them; then these must go too."""
+    """Whether the bucket keeps old versions, or has kept them; then these must be deleted too."""
     from botocore.exceptions import ClientError
 
     try:
         status = bucket.client.get_bucket_versioning(Bucket=bucket.name, **bucket.owner).get("Status")
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
-        if code not in {"NotImplemented", "MethodNotAllowed"}:  # a local S3 that knows no versions
+        if code not in {"NotImplemented", "MethodNotAllowed"}:  # a local S3 without versioning
             what = "s3:GetBucketVersioning, without which old versions would stay behind unseen"
             raise replies.meaning(error, f"s3://{bucket.name}", what, bucket.name) from None
         return False
@@ -108,7 +108,7 @@ def is_versioned(bucket: Bucket) -> bool:
 
 
 def write_listing(bucket: Bucket, run: RunLayout, deletions: Iterable[DeletionEntry]) -> dict[str, Any]:
-    """Keep the list of what is to go beside the run's files; returns its counts and bytes."""
+    """Store the list of what will be deleted with the run's files; returns its counts and bytes."""
     objects: Counter[str] = Counter()
     size = versions = 0
     lines = []
@@ -134,18 +134,18 @@ def _kind(path: str) -> str:
 
 
 def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
-    """Delete what the listing names, 1,000 a request; returns ``deleted`` and ``bytes``. Repeating it does no harm.
+    """Delete what the listing names, 1,000 a request; returns ``deleted`` and ``bytes``. Safe to repeat.
 
     Raises:
-        InputError: The prefix is empty, or the listing names what it must not.
-        MetadataError: The listing is damaged, so it is not what a person has approved. Nothing was deleted.
+        InputError: The prefix is empty, or the listing names the reports of runs.
+        MetadataError: The listing is damaged, so it is not what a person approved. Nothing was deleted.
         DestinationError: S3 did not delete something; what was deleted stays deleted.
     """
     entries = _read_listing(bucket, run)
     if not bucket.prefix or any(entry.path.startswith(RUNS) for entry in entries):
         raise InputError(f"{bucket.uri(run.deleted)} names what must not be deleted. Nothing was done.")
     deleted = 0
-    # Index and manifest go last: a deletion that is cut short leaves the mirror usable for what is still there.
+    # Index and manifest are deleted last, so that after an interruption the mirror is usable for what is still there.
     order = sorted(entries, key=lambda entry: (entry.path in (INDEX, MANIFEST), entry.path))
     rest = iter(order)
     while batch := list(islice(rest, _A_REQUEST)):
@@ -154,23 +154,23 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
         if deleted % 20_000 < _A_REQUEST:
             log.info("%s of %s deleted.", f"{deleted:,}", f"{len(entries):,}")
     if images := [path for path in dict.fromkeys(entry.path for entry in entries) if path.startswith("files/")]:
-        index.forget(bucket, images)  # so that no audit misses them
+        index.forget(bucket, images)  # so that an audit does not report them as missing
     return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
 
 
 def _read_listing(bucket: Bucket, run: RunLayout) -> list[DeletionEntry]:
-    """What `write_listing` wrote. Gzip's own checksum and length prove it whole; an empty file would pass as an empty one."""
+    """What `write_listing` wrote. Gzip's checksum and length prove it whole; an emptied file must not pass as no entries."""
     try:
         if data := bucket.read(run.deleted):
             return [DeletionEntry(*json.loads(line)) for line in gzip.decompress(data).splitlines() if line]
         why = "it is empty"
     except FileNotFoundError:
-        why = "it is not there"
+        why = "it is missing"
     except (OSError, EOFError, zlib.error, ValueError, TypeError) as error:
         why = str(error)
     raise MetadataError(
-        f"The list of what was to be deleted, {bucket.uri(run.deleted)}, is damaged: {why}. Nothing was deleted. Trigger "
-        "the clean-up again: it lists anew, and asks again."
+        f"The list of objects to delete, {bucket.uri(run.deleted)}, is damaged: {why}. Nothing was deleted. Trigger "
+        "the clean-up again: it makes a new list and asks for approval again."
     )
 
 
@@ -182,7 +182,7 @@ def _delete(bucket: Bucket, batch: list[DeletionEntry]) -> None:
 
 
 class _refusals:  # noqa: N801
-    """Turn boto3's refusal of one call into ours, without its text."""
+    """Turns an error of one boto3 call into one of ours, without boto3's text."""
 
     def __init__(self, bucket: Bucket, right: str) -> None:
         self._bucket, self._right = bucket, right

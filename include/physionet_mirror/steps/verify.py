@@ -1,4 +1,4 @@
-"""Compares the whole selection of a run with the bucket, brings the training index up to date and writes the report."""
+"""Compares a run's whole selection with the bucket, updates the training index and writes the report."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def verify_run(
     started: datetime,
     software: Mapping[str, str] | None = None,
 ) -> tuple[Verdict, RunReport]:
-    """Compare the whole selection of a run with the bucket, and write index and report; judges nothing itself.
+    """Compare a run's whole selection with the bucket, and write index and report. Failing the run is left to the caller.
 
-    What a shard left because the run's time was up is postponed: it is named for the next part and counts as no failure.
+    Images that a shard left because the run's time was up are postponed: they are listed for the next part of the
+    backfill and do not count as failures.
     """
     plan = load(bucket, run.plan, Plan)
     if plan is None:
@@ -53,7 +54,7 @@ def verify_run(
             verdict.postpone(_left_by_drained_shards(parts, document.read_results(bucket, run)))
         _remember_what_is_left(images, verdict, bucket)
     manifest_data = manifest_bytes(bucket)
-    manifest.read(BytesIO(manifest_data))  # damaged since it was planned: better said here than from within a join
+    manifest.read(BytesIO(manifest_data))  # if it was damaged since the plan, fail here with a clear message
     written = document.write(
         bucket,
         run,
@@ -94,7 +95,7 @@ def _left_by_drained_shards(parts: Sequence[Sequence[File]], results: Sequence[S
 
 
 def _remember_what_is_left(images: Sequence[File], verdict: Verdict, bucket: Bucket) -> None:
-    """Bring the list of leftovers up to date. Of two runs that end at once one may win: a later turn heals that."""
+    """Update the list of leftovers. If two runs end at once, one may overwrite the other; a later run repairs that."""
     before = {image.path: image for image in read_left(bucket)}
     mine = {image.path: image for image in images}
     postponed = set(verdict.postponed)
