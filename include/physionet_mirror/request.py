@@ -101,7 +101,7 @@ class Selection:
     exclude: tuple[str, ...] = ()
 
     @property
-    def noun(self) -> str:
+    def noun(self) -> Literal["image", "file"]:
         """What is selected: ``image`` or ``file``."""
         return "image" if self.include is None else "file"
 

@@ -13,12 +13,16 @@ from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.compat import AirflowFailException, AirflowSkipException
 from physionet_airflow.run import Run, engine_errors, result_of
 from physionet_mirror.errors import VerificationFailed
+from physionet_mirror.layout import MAIN_DAG
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseOperatorLink, Context
 
 AUDIT = "audit"
 """Task id of the audit."""
+
+PROJECT_DAG = "physionet_project"
+"""The DAG that repairs a mirror of any project."""
 
 REPAIR = "repair"
 """Task id of the repair, and the key of its XCom."""
@@ -50,14 +54,15 @@ class AuditOperator(BaseOperator):
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, verify=params["level"])
             share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
-            verdict = audit.audit(run.bucket, run.request.verify, share, attempt_of(run.layout, run.started))
+            attempt, noun = attempt_of(run.layout, run.started), run.request.selection.noun
+            verdict = audit.audit(run.bucket, run.request.verify, share, attempt, noun=noun)
             return audit.write_audit(run.bucket, run.layout, verdict, share, run.started).to_json()
 
 
 class RepairOperator(TriggerDagRunOperator):
     """Triggers ``mimic_cxr_jpg`` for the images that the audit found missing or wrong; skipped when there are none.
 
-    The param ``repair`` must be true. The run copies the settings of the latest run to this bucket. Its id contains the
+    With the param ``project``, ``physionet_project`` for those files of it. The param ``repair`` must be true. The run copies the settings of the latest run to this bucket. Its id contains the
     audit's, so that clearing this task triggers no second run while the first is under way.
 
     Args:
@@ -71,7 +76,7 @@ class RepairOperator(TriggerDagRunOperator):
     operator_extra_links: list[BaseOperatorLink] = []  # noqa: RUF012  # as the base class declares it
 
     def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(trigger_dag_id="mimic_cxr_jpg", **kwargs)
+        super().__init__(trigger_dag_id=MAIN_DAG, **kwargs)
         self.aws_conn_id = aws_conn_id
 
     @engine_errors()
@@ -83,10 +88,10 @@ class RepairOperator(TriggerDagRunOperator):
         found = Audit.from_json(result_of(context, AUDIT))
         if not found.failed_images:
             raise AirflowSkipException("Nothing differs, so there is nothing to repair.")
+        self.trigger_dag_id = _repairs(context)
         if not context["params"]["repair"]:
             raise AirflowSkipException(
-                "Not asked to repair. Trigger mimic_cxr_jpg with select=all and "
-                f"file_list={found.failed_images}, or this audit with repair=true."
+                f"Not asked to repair. Trigger {self._by_hand(found.failed_images)}, or this audit with repair=true."
             )
         ti = context["ti"]
         run_id, is_running = _repair_run(ti, self.trigger_dag_id, context["dag_run"].run_after)
@@ -95,11 +100,22 @@ class RepairOperator(TriggerDagRunOperator):
         if state == "running":
             raise AirflowSkipException(f"The run {run_id} of {self.trigger_dag_id} is still fetching what was found.")
         if state == "paused":
-            raise AirflowFailException(_PAUSED)
+            raise AirflowFailException(_paused(self.trigger_dag_id))
         with engine_errors():
-            self.conf = audit.repair_params(Run.of(context, self.aws_conn_id).bucket, found)
+            run = Run.of(context, self.aws_conn_id)
+            self.conf = audit.repair_params(run.bucket, found, run.request)
         self.trigger_run_id = run_id
         return super().execute(context)
+
+    def _by_hand(self, failed: str) -> str:
+        if self.trigger_dag_id == PROJECT_DAG:
+            return f"{PROJECT_DAG} for this project (the files that differ are named in {failed})"
+        return f"{self.trigger_dag_id} with select=all and file_list={failed}"
+
+
+def _repairs(context: Context) -> str:
+    """The DAG that fetches again what an audit found."""
+    return PROJECT_DAG if context["params"].get("project") else MAIN_DAG
 
 
 def _repair_run(ti: Any, dag_id: str, audited: datetime) -> tuple[str, bool]:
@@ -135,34 +151,38 @@ class JudgeAuditOperator(BaseOperator):
                 "hand. Nothing was changed in the bucket. Clear it with what comes after it."
             )
         found = Audit.from_json(result)
+        nouns = "files" if context["params"].get("project") else "images"
         if not found.differing:
-            self.log.info("All %s images are what PhysioNet publishes.", f"{found.verified:,}")
+            self.log.info("All %s %s are what PhysioNet publishes.", f"{found.verified:,}", nouns)
             return
         counts = ", ".join(f"{number:,} {reason}" for reason, number in found.differing.items())
         raise VerificationFailed(
-            f"{found.destination} differs from what PhysioNet publishes: {counts} of {found.looked_at:,} images "
+            f"{found.destination} differs from what PhysioNet publishes: {counts} of {found.looked_at:,} {nouns} "
             f"looked at. The others are untouched. Which ones: {found.failed_images}. {_what_next(context)}"
         )
 
 
-_PAUSED = (
-    "The repair was not triggered, because mimic_cxr_jpg is paused. Unpause it under Dags, then clear the task repair of "
-    "this audit."
-)
+def _paused(dag_id: str) -> str:
+    return (
+        f"The repair was not triggered, because {dag_id} is paused. Unpause it under Dags, then clear the task repair of "
+        "this audit."
+    )
 
 
 def _what_next(context: Context) -> str:
     """What happens to the images that differ, given how the task ``repair`` ended."""
+    dag_id = _repairs(context)
     if not context["params"]["repair"]:
-        return "Trigger this audit with repair=true, or mimic_cxr_jpg with that file as its file_list."
+        with_it = "" if dag_id == PROJECT_DAG else " with that file as its file_list"
+        return f"Trigger this audit with repair=true, or {dag_id}{with_it}."
     repair = context["ti"].xcom_pull(task_ids=REPAIR, key=REPAIR) or {}
     state = repair.get("state")
     if state == "paused":
-        return _PAUSED
+        return _paused(dag_id)
     if state == "running":
-        return f"The run {repair['run_id']} of mimic_cxr_jpg, triggered before by this audit, is still fetching them."
+        return f"The run {repair['run_id']} of {dag_id}, triggered before by this audit, is still fetching them."
     if state == "triggered" and _state_of(context["ti"], REPAIR) == "success":
-        return f"The run {repair['run_id']} of mimic_cxr_jpg was triggered, which fetches them again."
+        return f"The run {repair['run_id']} of {dag_id} was triggered, which fetches them again."
     return "The task repair triggered nothing; its log says why. Clear it when that is put right."
 
 

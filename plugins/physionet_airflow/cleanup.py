@@ -43,14 +43,14 @@ class ListObjectsOperator(BaseOperator):
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"])
-            return cleanup.write_listing(run.bucket, run.layout, deletions)
+            return cleanup.write_listing(run.bucket, run.layout, deletions, noun=run.request.selection.noun)
 
 
 class ApproveDeletionOperator(AskOperator):
     """Asks a person before anything is deleted, always."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(subject="Images are about to be deleted", **kwargs)
+        super().__init__(subject="Files are about to be deleted", **kwargs)
 
     def question(self, context: Context) -> str | None:
         """Counts and GB of what would be deleted."""
@@ -61,7 +61,7 @@ class ApproveDeletionOperator(AskOperator):
         versions = ", old versions and delete markers included" if found["versions"] else ""
         return (
             f"**{found['objects']:,} objects, {size(found['bytes'])}** below `{found['destination']}/` will be deleted"
-            f"{versions}. This cannot be undone; PhysioNet has the images still.\n\n| | |\n|---|---|\n{kinds}\n"
+            f"{versions}. This cannot be undone; PhysioNet has the files still.\n\n| | |\n|---|---|\n{kinds}\n"
             f"Which ones: `{found['listing']}`. Reports of earlier runs are kept.\n\n"
             "**Approve** deletes exactly these. **Reject** ends the run; nothing is deleted."
         )

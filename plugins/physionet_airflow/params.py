@@ -314,10 +314,37 @@ def transfer_params() -> dict[str, Param]:
     }
 
 
+def _project_or_none() -> dict[str, Param]:
+    """Which project a DAG works on that does so with MIMIC-CXR-JPG by itself, and where that lies."""
+    prefix = where_params()["prefix"]
+    return {
+        "prefix": Param(
+            None,
+            type=["string", "null"],
+            minLength=1,
+            maxLength=500,
+            pattern=prefix.schema["pattern"],
+            title="Key prefix",
+            description=f"Below it the keys equal PhysioNet's paths; empty = the project, or {Request.dataset.name}.",
+            section=_WHERE,
+        ),
+        "project": Param(
+            None,
+            type=["string", "null"],
+            pattern=rf"^{NAME}$",
+            examples=list(KNOWN),
+            title="Project",
+            description="Slug and version of a mirror of physionet_project; empty = MIMIC-CXR-JPG's images.",
+            section=_WHERE,
+        ),
+    }
+
+
 def audit_params() -> dict[str, Param]:
     """The params of ``mimic_cxr_audit``."""
     return {
         **where_params(required=False),
+        **_project_or_none(),
         "level": Param(
             Request.verify,
             type="string",
@@ -350,11 +377,12 @@ def cleanup_params() -> dict[str, Param]:
     """The params of ``mimic_cxr_cleanup``."""
     return {
         **where_params(),
+        **_project_or_none(),
         "what": Param(
             "run",
             type="string",
             enum=["run", "prefix"],
-            values_display={"run": "The images that a run selected", "prefix": "Everything below the prefix"},
+            values_display={"run": "The files that a run selected", "prefix": "Everything below the prefix"},
             title="What",
             description="Whose images go; the reports of runs are kept in any case.",
             section=_WHICH,

@@ -98,6 +98,8 @@ class Run:
 
         checked_names(set(context["dag_run"].conf or ()) - _NOT_OURS, context["dag"].params)
         params = {**dict(context["params"]), **overrides}
+        if params.get("prefix", "") is None and params.get("project") is None:
+            del params["prefix"]  # an audit or a clean-up of the default's
         request = Request.from_params(params)
         return cls(
             params,

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike, User
+from physionet_mirror.layout import RUNS, RunLayout
+from physionet_mirror.records import Audit, load
+from physionet_mirror.request import Request
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.steps import audit
 from tests.conftest import READER
 from tests.dags.test_runs import run, states
 
@@ -90,6 +96,34 @@ def test_a_project_is_mirrored_whole_then_found_complete_and_repaired(
     report = json.loads(next(folder.glob("_mirror/runs/physionet_project@*/report.json")).read_text())
     assert report["result"]["passed"]
     assert report["dataset"]["name"] == NAME
+
+
+def test_an_audit_names_what_differs_its_repair_and_a_cleanup_take_a_project(
+    airflow_home: Any, bucket_name: str, s3_server: stack.S3Server
+) -> None:
+    folder = Path(s3_server.folder) / bucket_name / NAME
+    code, log = run(airflow_home, "physionet_project", bucket_name, project=NAME, include=["icu/*", "hosp/*"])
+    assert code == 0, log[-4000:]
+    (folder / "icu/Überwachung.csv.gz").write_bytes(b"x" * 15_000)
+    code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, project=NAME)
+    assert code != 0
+    assert "1 wrong bytes of 4 files looked at" in log  # the licence lies there too
+    assert f"Trigger this audit with repair=true, or physionet_project{'.'}" in log
+    with closing(s3_server.client()) as client:
+        bucket = Bucket.open(s3_server.session(), bucket_name, NAME, endpoint_url=client.meta.endpoint_url)
+    layout = next(RunLayout.of_folder(name) for name in bucket.folders(RUNS) if name.startswith("mimic_cxr_audit"))
+    found = load(bucket, layout.audit_json, Audit)
+    assert found is not None
+    request = Request.from_params({"project": NAME, "bucket": bucket_name})
+    conf = audit.repair_params(bucket, found, request)
+    assert conf["include"] == ["icu/Überwachung.csv.gz"]
+    code, log = run(airflow_home, "physionet_project", **conf)
+    assert code == 0, log[-4000:]
+    assert (folder / "icu/Überwachung.csv.gz").read_bytes() == FILES["icu/Überwachung.csv.gz"]
+
+    code, log = run(airflow_home, "mimic_cxr_cleanup", bucket_name, project=NAME, what="prefix", dry_run=True)
+    assert code == 0, log[-4000:]
+    assert "'files': 5" in log  # three, the licence and SHA256SUMS.txt
 
 
 @pytest.mark.parametrize(

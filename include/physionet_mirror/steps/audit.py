@@ -14,7 +14,7 @@ from datetime import datetime
 from io import BytesIO
 from typing import Any, Literal
 
-from physionet_mirror import index, manifest
+from physionet_mirror import globs, index, manifest
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.files import File
 from physionet_mirror.layout import INDEX, MANIFEST, RunLayout
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 _CARRIED = ("storage_class", "connections", "source", "approve_above_gb")
 """Params of the latest run to the bucket that a repair takes over."""
 
-_NAMED = 10  # images named in the log; failed_images.txt names all
+_MOST_NAMED = 2000  # files in the conf of a repair
+_NAMED = 10  # files named in the log; failed_images.txt names all
 
 
 @dataclass(frozen=True)
@@ -154,20 +155,32 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
     return found
 
 
-def repair_params(bucket: Bucket, found: Audit) -> dict[str, Any]:
+def _named(bucket: Bucket, found: Audit) -> list[str]:
+    """Globs of the files that an audit names, `_MOST_NAMED` of them at most."""
+    path = (found.failed_images or "").removeprefix(bucket.uri() + "/")
+    paths = [line.partition("\t")[0] for line in bucket.read_text(path).splitlines() if line]
+    if len(paths) > _MOST_NAMED:
+        log.warning(
+            "%s files differ; this repair fetches the first %s, and the next audit names the rest.",
+            f"{len(paths):,}",
+            f"{_MOST_NAMED:,}",
+        )
+    return [globs.escape(path) for path in paths[:_MOST_NAMED]]
+
+
+def repair_params(bucket: Bucket, found: Audit, request: Request | None = None) -> dict[str, Any]:
     """The params of a run that fetches what an audit found missing or wrong, with the settings of the bucket's latest run.
 
     Args:
         bucket: The audited bucket.
         found: What `write_audit` returned.
+        request: What the audit was asked: of a project, its files are named one by one. None = for images.
     """
-    params = {
-        "bucket": bucket.name,
-        "prefix": bucket.prefix,
-        "select": "all",
-        "file_list": found.failed_images,
-        "verify": found.level,
-    }
+    params: dict[str, Any] = {"bucket": bucket.name, "prefix": bucket.prefix, "verify": found.level}
+    if request is not None and request.selection.noun == "file":
+        params |= {"project": request.dataset.name, "include": _named(bucket, found)}
+    else:
+        params |= {"select": "all", "file_list": found.failed_images}
     latest = next(iter(earlier_reports(bucket)), RunReport()).params
     if not latest:
         log.info("There is no report of an earlier run here: the repair uses the defaults for all other settings.")

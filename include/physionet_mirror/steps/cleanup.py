@@ -56,7 +56,8 @@ def list_deletions(bucket: Bucket, what: str, run_id: str | None) -> Iterator[De
         yield from (entry for entry in _everything(bucket) if not entry.path.startswith(RUNS))
         return
     wanted = _images_of(bucket, run_id or "")
-    yield from (entry for entry in _everything(bucket, "files/") if entry.path in wanted)
+    below = "files/" if all(path.startswith("files/") for path in wanted) else ""
+    yield from (entry for entry in _everything(bucket, below) if entry.path in wanted)
 
 
 def _images_of(bucket: Bucket, run_id: str) -> set[str]:
@@ -107,13 +108,22 @@ def is_versioned(bucket: Bucket) -> bool:
     return status in {"Enabled", "Suspended"}
 
 
-def write_listing(bucket: Bucket, run: RunLayout, deletions: Iterable[DeletionEntry]) -> dict[str, Any]:
-    """Store the list of what will be deleted with the run's files; returns its counts and bytes."""
+def write_listing(
+    bucket: Bucket, run: RunLayout, deletions: Iterable[DeletionEntry], *, noun: str = "image"
+) -> dict[str, Any]:
+    """Store the list of what will be deleted with the run's files; returns its counts and bytes.
+
+    Args:
+        bucket: Where.
+        run: Whose list it is.
+        deletions: What will be deleted.
+        noun: What a mirror of this kind holds: ``image`` (and tables) or ``file``.
+    """
     objects: Counter[str] = Counter()
     size = versions = 0
     lines = []
     for entry in deletions:
-        objects[_kind(entry.path)] += 1
+        objects[_kind(entry.path, noun)] += 1
         size += entry.size
         versions += entry.version is not None
         lines.append(json.dumps([entry.path, entry.size, entry.version]))
@@ -129,7 +139,9 @@ def write_listing(bucket: Bucket, run: RunLayout, deletions: Iterable[DeletionEn
     }
 
 
-def _kind(path: str) -> str:
+def _kind(path: str, noun: str) -> str:
+    if noun == "file":
+        return "mirror files" if path.startswith(MIRROR) else "files"
     return "images" if path.startswith("files/") else "mirror files" if path.startswith(MIRROR) else "tables"
 
 
@@ -153,7 +165,7 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
         deleted += len(batch)
         if deleted % 20_000 < _A_REQUEST:
             log.info("%s of %s deleted.", f"{deleted:,}", f"{len(entries):,}")
-    if images := [path for path in dict.fromkeys(entry.path for entry in entries) if path.startswith("files/")]:
+    if images := [path for path in dict.fromkeys(entry.path for entry in entries) if not path.startswith(MIRROR)]:
         index.forget(bucket, images)  # so that an audit does not report them as missing
     return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
 

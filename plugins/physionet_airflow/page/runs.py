@@ -16,7 +16,7 @@ from sqlalchemy import select
 from physionet_mirror.dataset import project
 from physionet_mirror.errors import InputError
 from physionet_mirror.progress import Tasks
-from physionet_mirror.request import checked_bucket, checked_prefix
+from physionet_mirror.request import Request, checked_bucket, checked_prefix
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -50,8 +50,8 @@ class Mirror:
         """Where a run with these params writes to; None if they name no valid bucket and prefix."""
         try:
             named, prefix = params.get("project"), params.get("prefix")
-            if named is not None and prefix is None:
-                prefix = project(named).name
+            if prefix is None:
+                prefix = Request.dataset.name if named is None else project(named).name
             return cls(checked_bucket(params.get("bucket")), checked_prefix(prefix))
         except InputError:
             return None
