@@ -39,10 +39,12 @@ class Fetched:
         store: Puts it into the bucket; may be called again after a `DestinationUnavailable`. It must run on the thread
             that fetched the file, before that thread's next fetch, which reuses the memory. If the file is in the bucket
             already (a copy inside S3, an upload of a file too big for memory), it does nothing.
+        in_memory: Bytes of the file that are held in memory until it is stored.
     """
 
     size: int
     store: Callable[[], object] = lambda: None
+    in_memory: int = 0
 
 
 class Turn(Protocol):

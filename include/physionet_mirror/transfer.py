@@ -10,6 +10,9 @@ A file waits for a slot, is fetched and proven, gives the slot back and is store
 - the file's own: it loses a try, and is given up after three. That takes proof: the source must have served something that
   was asked for after the file failed. Where no other file gives that proof, the probe does.
 
+What is fetched is stored outside its slot, by as many threads as that takes: more files are stored at once while they are
+slow to store, as far as memory allows, and fewer when S3 asks for less.
+
 Whatever was stored stays; whoever runs the shard again goes on from there. A file too big for memory is stored while it is
 fetched, and becomes visible only once it is proven.
 """
@@ -63,6 +66,12 @@ SUSPECTS = 4
 """So many files in a row, and as many as may be asked for at once, fail although the checksum file is served: then one is
 asked for at a time until one comes."""
 
+STORING = 256
+"""Files that are stored at once at the most: at 0.07 s a PUT that is all that S3 takes from one prefix (3,500 a second)."""
+
+HELD = 32 << 20
+"""Bytes of files on their way to the bucket above which nothing more is fetched, but for a few files."""
+
 LOG_EVERY = 10.0
 PUBLISH_EVERY = 5.0
 
@@ -77,6 +86,8 @@ class _Job:
     waits: int = 0  # times that nobody was served
     coming: bool = False  # this attempt was answered with the file, which is on its way to the bucket
     unanswered: bool = False  # this attempt was not answered at all
+    has_slot: bool = False  # or had it in this attempt
+    storing: int | None = None  # bytes of it that wait in memory, once it is fetched
 
 
 class Turn:
@@ -282,6 +293,12 @@ class Transfer:
         self._stop = stop or threading.Event()
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
         self._running: set[_Job] = set()
+        self._threads: list[threading.Thread] = []
+        self._spare = 0  # threads that wait for a file or for a slot
+        self._few = max(2, pace.limit // 2)  # files that may be stored at once, whatever their size
+        self._storing = self._held = 0  # files on their way to the bucket, and their bytes
+        self._puts: float = STORING  # files that S3 takes at once, as far as is known
+        self._less_at = 0.0  # when it last asked for less
         self._unsettled = len(self._ready)
         self._served = 0  # files that came whole
         self._asked_when_served = 0.0  # when something was asked for that PhysioNet then served
@@ -311,15 +328,13 @@ class Transfer:
             Throttled, SourceUnavailable, DestinationUnavailable: A server served nobody for longer than patience lasts.
             MirrorError: What makes going on senseless (credentials, agreement, bucket), or a defect of ours.
         """
-        count = min(self.tally.todo, self._pace.limit + max(2, self._pace.limit // 2))  # the surplus stores meanwhile
-        threads = [threading.Thread(target=self._work, name=f"file-{n}", daemon=True) for n in range(count)]
         publisher = _Publisher(self._publish)
         begun = time.monotonic()
         interrupted = True
         try:
             publisher.start()
-            for thread in threads:
-                thread.start()
+            with self._changed:
+                self._hire()
             self._watch(begun, publisher)
             interrupted = False
         finally:
@@ -406,6 +421,20 @@ class Transfer:
 
     # -- the work --------------------------------------------------------------------------------------------------
 
+    def _hire(self) -> None:
+        """See to it that a thread waits for the next slot; the caller holds the lock."""
+        # A thread whose file has failed asks why; no other takes its place meanwhile, or an outage would be asked about more.
+        if self._spare or len(self._threads) >= min(self.tally.todo, self._pace.limit + self._few + self._storing):
+            return
+        self._spare += 1
+        thread = threading.Thread(target=self._work, name=f"file-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _is_full(self) -> bool:
+        """Whether so much is on its way to the bucket that nothing more is to be fetched."""
+        return self._storing >= self._puts or (self._held > HELD and self._storing >= self._few)
+
     def _work(self) -> None:
         """A thread: one file after the other, and a probe now and then."""
         try:
@@ -432,9 +461,13 @@ class Transfer:
                     if now >= self._hold_until and not self._probing:
                         self._probing = True
                         return "probe"
-                elif self._ready and not (doubtful and (now < self._trial_at or self._trial is not None)):
+                elif (
+                    self._ready
+                    and not self._is_full()
+                    and not (doubtful and (now < self._trial_at or self._trial is not None))
+                ):
                     job = self._ready.popleft()
-                    job.coming = job.unanswered = False
+                    job.coming = job.unanswered = job.has_slot = False
                     self._running.add(job)
                     if doubtful:
                         self._trial = job
@@ -442,7 +475,7 @@ class Transfer:
                 if self._down:
                     at = self._hold_until
                 elif self._ready:
-                    at = self._trial_at
+                    at = self._trial_at if doubtful else now + 1
                 else:
                     at = self._later[0][0] if self._later else now + 1
                 self._changed.wait(min(max(0.005, at - now), 0.2))
@@ -464,9 +497,15 @@ class Transfer:
     def _move(self, job: _Job) -> int | None:
         """Fetch, prove and store one file; its size in bytes, or None when it was not even asked for."""
         begun = time.monotonic()  # and again once it has its slot
-        with self._turn(lambda: self._down or self._is_stopping(), lambda: self._serves(job, begun)) as turn:
+        with self._turn(
+            lambda: self._down or self._is_full() or self._is_stopping(), lambda: self._serves(job, begun)
+        ) as turn:
             if not turn:
                 return None
+            with self._changed:
+                job.has_slot = True
+                self._spare -= 1
+                self._hire()
             begun = time.monotonic()
             try:
                 fetched = self._mover.fetch(job.file, turn)
@@ -478,6 +517,9 @@ class Transfer:
         with self._changed:
             self._served += 1
             self._suspects.clear()
+            job.storing = fetched.in_memory
+            self._storing += 1
+            self._held += fetched.in_memory
         self._store(fetched)
         self._on_stored(time.monotonic() - begun)
         return fetched.size
@@ -509,6 +551,7 @@ class Transfer:
         while True:
             try:
                 fetched.store()
+                self._puts = min(self._puts + 1 / self._puts, STORING)
                 return
             except DestinationUnavailable as error:
                 if time.monotonic() - begun + wait > self._patience or self._is_stopping():
@@ -518,6 +561,9 @@ class Transfer:
                         log.warning("%s", error)
                     self.tally.faults[error.reason] += 1
                     self.tally.retries += 1
+                    if time.monotonic() - self._less_at > 1.0:  # not for each of those that were refused together
+                        self._puts = max(1.0, min(self._puts, self._storing) / 2)
+                        self._less_at = time.monotonic()
             self._pause(wait * random.uniform(0.5, 1.5), outage=False)
             wait = min(2 * wait, 15.0)
 
@@ -530,6 +576,11 @@ class Transfer:
         """The attempt is over; the caller holds the lock."""
         job.coming = False
         self._running.discard(job)
+        self._spare += job.has_slot
+        if job.storing is not None:
+            self._storing -= 1
+            self._held -= job.storing
+            job.storing = None
         if self._trial is job:
             self._trial = None
         self._changed.notify_all()

@@ -89,7 +89,7 @@ class Source:
         finally:
             with self.lock:
                 self.now -= 1
-        return Fetched(len(data), partial(self.bucket.put, file.path, data))
+        return Fetched(len(data), partial(self.bucket.put, file.path, data), len(data))
 
     def check(self) -> None:
         if not self.up():
@@ -111,6 +111,28 @@ class Bucket:
         self.meet(path)
         self.objects[path] = data
         self.puts.append((path, data))
+
+
+class Busy:
+    """A PUT takes ``seconds``; S3 refuses those above ``most`` at once."""
+
+    def __init__(self, *, seconds: float, most: int = 1000) -> None:
+        self.seconds, self.allowed = seconds, most
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, _: str) -> None:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+            refused = self.now > self.allowed
+        try:
+            if refused:
+                raise DestinationUnavailable("slow down")
+            time.sleep(self.seconds)
+        finally:
+            with self.lock:
+                self.now -= 1
 
 
 def make(some: list[File], source: Source, bucket: Bucket, *, connections: int = 4, **more: Any) -> Transfer:
@@ -176,6 +198,31 @@ def test_a_slow_bucket_does_not_hold_the_connections_back():
     transfer = make(images(12), source, bucket, connections=2)
     transfer.run()
     assert transfer.tally.seconds < 12 * 0.05 / 2 + 0.6
+
+
+def test_as_many_files_are_stored_at_once_as_that_takes():
+    """A file takes 50 times as long to be stored as to be fetched: the connections do not wait for that."""
+    busy = Busy(seconds=0.1)
+    transfer = make(images(300), Source(lambda _: time.sleep(0.002)), Bucket(busy), connections=2)
+    transfer.run()
+    assert busy.most > 20
+    assert transfer.tally.seconds < 300 * 0.1 / (2 + 2) / 2  # with two further threads it would be 7.5 s
+
+
+def test_files_on_their_way_to_the_bucket_fill_no_memory(monkeypatch):
+    monkeypatch.setattr(module, "HELD", 3 * len(content(images(1)[0].path)))
+    busy = Busy(seconds=0.02)
+    make(images(100), Source(), Bucket(busy), connections=4).run()
+    assert busy.most <= 3 + 1 + 4  # the fifth is not begun, but those that have a slot go on
+
+
+def test_less_is_stored_at_once_when_s3_asks_for_less(monkeypatch):
+    jitter = random.Random(1)
+    monkeypatch.setattr(module.random, "uniform", lambda low, high: jitter.uniform(low, high) / 10)
+    busy = Busy(seconds=0.02, most=8)
+    tally = make(images(400), Source(), Bucket(busy), connections=4, patience=60.0).run()
+    assert tally.stored == 400
+    assert tally.faults["destination unavailable"] < 200  # each would be refused again and again
 
 
 # -- whose fault it is ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import NotTheFile
@@ -57,8 +58,8 @@ class Download:
                 body.read_into(data)
             else:
                 return Fetched(self._bucket.upload(path, body, content_type=kind, storage_class=storage_class))
-        put = partial(self._bucket.put, path, data, content_type=kind, storage_class=storage_class, sha256=file.sha256)
-        return Fetched(len(data), put)
+        how: dict[str, Any] = {"content_type": kind, "storage_class": storage_class, "sha256": file.sha256}
+        return Fetched(len(data), partial(self._bucket.put, path, data, **how, paced=True), len(data))
 
     def close(self) -> None:
         """Close the source's connections."""

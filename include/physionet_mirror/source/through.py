@@ -58,7 +58,7 @@ class ThroughWorker:
         """
         if file.bytes is not None and file.bytes <= BIG:
             data = self._point.read_into(file, self._memory.of(file.bytes), turn)
-            return Fetched(len(data), partial(self._bucket.put, file.path, data, sha256=file.sha256, **self._how))
+            return self._fetched(file, data)
         chunks = self._counted(self._point.stream(self._point.dataset, file.path, file.sha256), turn)
         begun: list[bytes] = []
         size = 0
@@ -67,7 +67,11 @@ class ThroughWorker:
             size += len(chunk)
             if size > BIG:
                 return Fetched(self._bucket.upload(file.path, chain(begun, chunks), **self._how))
-        return Fetched(size, partial(self._bucket.put, file.path, b"".join(begun), sha256=file.sha256, **self._how))
+        return self._fetched(file, b"".join(begun))
+
+    def _fetched(self, file: File, data: bytes | memoryview) -> Fetched:
+        put = partial(self._bucket.put, file.path, data, sha256=file.sha256, **self._how, paced=True)
+        return Fetched(len(data), put, len(data))
 
     def _counted(self, chunks: Iterator[bytes], turn: Turn) -> Iterator[bytes]:
         for number, chunk in enumerate(chunks):
