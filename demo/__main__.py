@@ -55,7 +55,7 @@ def main() -> int:
                 console.print("\nTo look around in Airflow's UI: [bold]make demo KEEP=1[/]")
     except KeyboardInterrupt:
         console.print(
-            "\nInterrupted; every process of the demo is stopped. What is stored stays: run it again to go on."
+            "\nInterrupted; every process of the demo is stopped. What is stored stays: run it again to continue."
         )
         return 130
     except stack.StackError as error:
@@ -78,9 +78,9 @@ def _only_one() -> Iterator[None]:
 
 @contextmanager
 def _stack(*, with_access_point: bool) -> Iterator[tuple[stack.Airflow, stack.S3Server, Bucket]]:
-    """Everything that the run needs; yields Airflow, the S3 server and the destination.
+    """Start everything that the run needs; yields Airflow, the S3 server and the destination.
 
-    With the access point, Airflow reaches the bucket as AWS lets a worker's role do, and docs/access-point.md can be followed.
+    With the access point, Airflow has the rights of a worker's role at AWS, and docs/access-point.md can be followed.
     """
     from physionet_mirror.s3.bucket import Bucket
 
@@ -105,22 +105,20 @@ def _stack(*, with_access_point: bool) -> Iterator[tuple[stack.Airflow, stack.S3
         _done("PhysioNet look-alike", source.url)
         connections, extra_env = stack.connections(s3, source), {"MIMIC_CXR_BUCKET": BUCKET}
         if with_access_point:
-            status.update("Drawing the dataset where it is not there …")
+            status.update("Drawing the dataset, unless it exists …")
             generator.wait()
             point = more.enter_context(stack.access_point(dataset, s3, log=logs / "access-point.log"))
-            _done(
-                "PhysioNet's S3 access point", f"{point.name} at {point.endpoint} (docs/access-point.md plays with it)"
-            )
+            _done("PhysioNet's S3 access point", f"{point.name} at {point.endpoint} (try it with docs/access-point.md)")
             connections["aws_default"] = point.connection()
             extra_env |= point.variables()
-        status.update("Starting Airflow, and drawing the dataset where it is not there …")
+        status.update("Starting Airflow, and drawing the dataset unless it exists …")
         with stack.airflow(STATE / "airflow", connections=connections, extra_env=extra_env) as running:
             _done("Airflow", running.url)
             status.update("Drawing the dataset …")
             generator.wait()
             _done("Synthetic MIMIC-CXR-JPG", generator.output().strip())
             running.api.wait_for_dag(DAG)
-            running.api.forget_connection("physionet_s3")  # an earlier demo's, whose keys are gone
+            running.api.forget_connection("physionet_s3")  # left by an earlier demo, with keys that are no longer valid
             status.stop()
             yield running, s3, Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint)
             status.update("Stopping Airflow, the look-alike and the S3 server …")
@@ -129,7 +127,7 @@ def _stack(*, with_access_point: bool) -> Iterator[tuple[stack.Airflow, stack.S3
 
 
 def _mirror(running: stack.Airflow, bucket: Bucket, images: int) -> tuple[RunLayout, str]:
-    """Trigger the DAG and show its progress, as its tasks publish it in the bucket; the run and its final state."""
+    """Trigger the DAG and show the progress that its tasks publish in the bucket; returns the run and its final state."""
     from physionet_mirror.layout import RunLayout
 
     run = RunLayout(f"demo-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
@@ -157,7 +155,7 @@ def _mirror(running: stack.Airflow, bucket: Bucket, images: int) -> tuple[RunLay
 
 
 def _progress(bucket: Bucket, run: RunLayout) -> dict[str, Any]:
-    """What to show in the bar, from plan.json and results/*.json of the run."""
+    """The progress bar's fields, from plan.json and results/*.json of the run."""
     from physionet_mirror.records import Plan, load
     from physionet_mirror.report.document import read_results
 
@@ -195,7 +193,7 @@ def _show_result(running: stack.Airflow, bucket: Bucket, folder: Path, run: RunL
         table.add_row("fetched by this run", f"{transfer.images:,}")
         console.print(table)
         if result.passed and not transfer.images:
-            console.print(f"All {result.selected} images were there from an earlier run: nothing was fetched.")
+            console.print(f"All {result.selected} images were there already: nothing was fetched.")
         console.print(f"Images  {_short(folder / 'files')}", soft_wrap=True)
         console.print(f"Report  {_short(folder / run.report_html)}", soft_wrap=True)
     for task in running.api.task_instances(DAG, run.run_id):

@@ -3,7 +3,7 @@
     python leash.py <command> …
 
 Standard input is a pipe that the owner holds open. When it closes, because the owner closed it, crashed or was killed,
-the command is asked to stop; whatever it has started and left behind is killed. Needs nothing from the owner but its death.
+the command is asked to stop, and all processes that it started and left behind are killed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main() -> int:
-    """Run the command until it ends or standard input does; its exit status, or 128 + the signal that ended it."""
-    prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans of the command become ours, so that none escapes the tree
+    """Run the command until it or standard input ends; returns its exit status, or 128 + the signal that ended it."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # adopt the command's orphans, so that none escapes the tree
     command = subprocess.Popen(
         sys.argv[1:],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # should this process itself be killed
+        preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),  # in case this process itself is killed
     )
     owner_lives = True
     while owner_lives and command.poll() is None:
         readable, _, _ = select.select([0], [], [], 0.2)
         owner_lives = not readable or os.read(0, 1) != b""
-    # Named now: without a subreaper (macOS) the orphans could not be found later.
+    # Collected now: without a subreaper (macOS), orphans could not be found later.
     tree = psutil.Process().children(recursive=True)
     if command.poll() is None:
         command.terminate()
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process on Linux; elsewhere there is nothing like it."""
+    """Set an attribute of this process on Linux; does nothing elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 

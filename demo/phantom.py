@@ -23,7 +23,7 @@ Field = np.ndarray
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What a phantom shows beside normal anatomy."""
+    """The findings that a phantom shows besides normal anatomy."""
 
     heart: bool = False
     effusion: bool = False
@@ -32,7 +32,7 @@ class Findings:
 
 
 def draw(rng: np.random.Generator, view: str, rows: int, columns: int, findings: Findings) -> bytes:
-    """A grayscale JPEG of ``rows`` × ``columns`` pixels; lateral views (LATERAL, LL, …) look from the side."""
+    """A grayscale JPEG of ``rows`` × ``columns`` pixels; lateral views (LATERAL, LL, …) are drawn from the side."""
     scale = min(1.0, COARSE / max(rows, columns))
     height, width = max(2, round(rows * scale)), max(2, round(columns * scale))
     y, x = np.meshgrid(
@@ -62,7 +62,7 @@ def draw_file(job: tuple[Path, Sequence[int], str, int, int, Findings]) -> str:
 
 
 def _pose(rng: np.random.Generator, x: Field, y: Field) -> tuple[Field, Field]:
-    """Nobody stands quite the same: a little shift, turn and size."""
+    """Varies the patient's position a little: shift, rotation and size."""
     angle, zoom, right, down = map(np.float32, (rng.normal(0, 0.025), rng.uniform(0.92, 1.08), *rng.normal(0, 0.02, 2)))
     turned = x * np.cos(angle) + (y - 0.5) * np.sin(angle)
     return (turned + right) / zoom, (y - 0.5 - x * np.sin(angle) / 2 + down) / zoom + 0.5
@@ -187,7 +187,7 @@ def _from_the_side(rng: np.random.Generator, x: Field, y: Field, findings: Findi
 
 
 def _mark(picture: Image.Image, side: str) -> None:
-    """The side marker of a radiograph, and the word that keeps a phantom from being taken for one."""
+    """Write the side marker of a radiograph, and the word SYNTHETIC, so that a phantom is not taken for a real one."""
     if min(picture.size) < 200:
         return
     ink, (width, height) = ImageDraw.Draw(picture), picture.size

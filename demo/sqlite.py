@@ -1,8 +1,9 @@
 """SQLite as the database of a whole Airflow: several processes write, and each waits for the lock.
 
-A transaction that reads before it writes cannot wait in SQLite: where another one has written meanwhile, it fails at once
-with "database is locked", whatever the time-out. Python begins a transaction with the first write, so that is rare; but
-Airflow creates backfills within a SAVEPOINT, which begins one with a read. Here such a transaction asks for its turn first.
+In SQLite, a transaction that reads before it writes cannot wait: if another one has written meanwhile, it fails at once
+with "database is locked", whatever the time-out. Python begins a transaction at the first write, so that is rare; but
+Airflow creates backfills within a SAVEPOINT, which begins one with a read. Here such a transaction takes the write lock
+first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,6 @@ CONNECT_ARGS = {"timeout": PATIENCE, "factory": _Connection}
 
 
 def prepare(file: Path) -> None:
-    """Let readers and a writer of this database work beside each other; the file remembers it."""
+    """Let readers of this database work at the same time as a writer; the setting is stored in the file."""
     with closing(sqlite3.connect(file)) as database:
         database.execute("PRAGMA journal_mode=WAL")

@@ -4,7 +4,7 @@
         with airflow(home, connections=connections(s3, source)) as running:
             running.api.trigger("mimic_cxr_jpg", {"bucket": "demo"})
 
-Each process hangs on a leash (leash.py): it ends with the ``with`` block, and also when this process is killed.
+Each process runs under leash.py: it ends with the ``with`` block, and also if this process is killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 """The project's folder."""
 PYTHONPATH = os.pathsep.join([str(ROOT), str(ROOT / "include"), str(ROOT / "plugins")])
-"""This folder's own code, before what is installed: ``make`` installs the project editable, for its entry points."""
+"""This folder's code takes precedence over what is installed: ``make`` installs the project editable, for its entry points."""
 POOL = "physionet"
 STREAMS = 4
 """Shards streamed at once, and slots of the pool."""
@@ -56,8 +56,8 @@ class Service:
     """One child process with everything it starts.
 
     Attributes:
-        name: For messages.
-        log: Its output, appended.
+        name: Its name in messages.
+        log: The file to which its output is appended.
     """
 
     def __init__(self, name: str, command: Sequence[str | Path], *, log: Path, env: Mapping[str, str]) -> None:
@@ -78,7 +78,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 env=self._env,
                 cwd=ROOT,
-                start_new_session=True,  # Ctrl-C in the terminal is ours to handle
+                start_new_session=True,  # Ctrl-C in the terminal must reach only this process
             )
         return self
 
@@ -88,13 +88,13 @@ class Service:
             self._leash.stdin.close()
 
     def stop(self) -> None:
-        """End it and its children; harmless when it has ended."""
+        """End it and its children; does nothing if it has ended."""
         self.ask_to_stop()
         if self._leash:
             self._leash.wait()
 
     def wait(self) -> None:
-        """Wait for its end; StackError when that is not a success."""
+        """Wait for its end; StackError if it fails."""
         assert self._leash is not None
         if self._leash.wait():
             raise StackError(f"{self.name} failed.\n{self._tail()}")
@@ -116,7 +116,7 @@ class Service:
             return opened.read().decode(errors="replace")
 
     def wait_for(self, pattern: str, timeout: float = 30) -> re.Match[str]:
-        """Wait until its output matches; StackError when it ends or the time is over."""
+        """Wait until its output matches; StackError if it ends or the time is over."""
         deadline = time.monotonic() + timeout
         while not (found := re.search(pattern, self.output())):
             self.check()
@@ -126,7 +126,7 @@ class Service:
         return found
 
     def check(self) -> None:
-        """StackError when it has ended."""
+        """Raise StackError if it has ended."""
         if not self.running:
             raise StackError(f"{self.name} ended unexpectedly.\n{self._tail()}")
 
@@ -142,13 +142,13 @@ class Service:
 
 
 def plain_environment() -> dict[str, str]:
-    """This process's environment without anything that configures Airflow or AWS, and no proxy for the loopback."""
+    """This process's environment without settings of Airflow and AWS, and without a proxy for loopback."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "AWS_", "MIMIC_CXR_", "PHYSIONET_"))}
     return kept | {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost", "PYTHONPATH": PYTHONPATH}
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses, outside the range from which the kernel takes ports for outgoing connections."""
+    """An unused port of 127.0.0.1, outside the range from which the kernel takes ports for outgoing connections."""
     while True:
         port = random.randrange(20_000, 32_000)
         with socket.socket() as probe:
@@ -168,7 +168,7 @@ class S3Server:
 
     Attributes:
         endpoint: ``http://127.0.0.1:<port>``.
-        folder: Where the buckets lie.
+        folder: Folder of the buckets.
     """
 
     endpoint: str
@@ -184,11 +184,11 @@ class S3Server:
         return boto3.Session(self.access_key, self.secret_key, region_name=REGION)
 
     def client(self) -> Any:
-        """A boto3 client of it."""
+        """A boto3 client for it."""
         return self.session().client("s3", endpoint_url=self.endpoint)
 
     def make_bucket(self, name: str) -> Path:
-        """Make a bucket, if it is not there, and return its folder."""
+        """Make a bucket, unless it exists, and return its folder."""
         if not (self.folder / name).is_dir():
             self._maker.create_bucket(Bucket=name)
         return self.folder / name
@@ -198,7 +198,7 @@ class S3Server:
         return self.client()
 
     def connection(self) -> dict[str, Any]:
-        """It as an Airflow connection of type ``aws``."""
+        """An Airflow connection of type ``aws`` to it."""
         extra = {"endpoint_url": self.endpoint, "region_name": REGION}
         return {"conn_type": "aws", "login": self.access_key, "password": self.secret_key, "extra": extra}
 
@@ -212,9 +212,9 @@ def s3_server(folder: Path, *, log: Path | None = None) -> Iterator[S3Server]:
         Path(sys.executable).with_name("rclone"), "serve", "s3", folder,
         "--addr", "127.0.0.1:0",
         "--config", os.devnull,
-        # Files are the objects at once. The folder listings stay cached (5 min): with a short time every LIST hashes every
-        # file anew, and with none concurrent PUTs lock up. A file changed by hand is seen at once all the same, one added
-        # or removed by hand only later.
+        # Objects are plain files at once. Folder listings stay cached (5 min): with a short time every LIST hashes every
+        # file again, and without the cache concurrent PUTs lock up. A file changed by hand is still seen at once; one
+        # added or removed by hand, only later.
         "--vfs-cache-mode", "off",
     ]  # fmt: skip
     # Not on the command line, which ps shows; quoted, as rclone splits lists in variables at their commas.
@@ -243,13 +243,13 @@ class PhysioNetServer:
     service: Service = field(repr=False)
 
     def connection(self) -> dict[str, Any]:
-        """It as an Airflow connection of type ``http``."""
+        """An Airflow connection of type ``http`` to it."""
         return {"conn_type": "http", "host": self.url, "login": self.user, "password": self.password}
 
 
 @contextmanager
 def physionet(root: Path, *, log: Path | None = None, options: Sequence[str] = ()) -> Iterator[PhysioNetServer]:
-    """The look-alike over ``<root>/<slug>/<version>/``, with one user; ``options`` go to ``python -m demo.lookalike``."""
+    """Serve ``<root>/<slug>/<version>/`` by the look-alike, to one user; ``options`` go to ``python -m demo.lookalike``."""
     user, password = "demo-reader", secrets.token_urlsafe(12)
     command = [sys.executable, "-m", "demo.lookalike", "--root", root, "--user", user, *options]
     env = plain_environment() | {"LOOKALIKE_PASSWORD": password}
@@ -263,13 +263,14 @@ def physionet(root: Path, *, log: Path | None = None, options: Sequence[str] = (
 
 @dataclass(frozen=True)
 class AccessPointServer:
-    """PhysioNet's S3 access point and the user's AWS account, in a process of its own, before the S3 server.
+    """PhysioNet's S3 access point and the user's AWS account: a process of its own in front of the S3 server.
 
     Attributes:
         endpoint: ``http://127.0.0.1:<port>``, of S3 and of STS.
-        name: Of the access point.
-        copier, reader, worker: Access key and secret of a verified IAM user who may write the user's buckets too, of one
-            who may not, and of a role that may, but that PhysioNet does not let read.
+        name: Name of the access point.
+        copier: Access key and secret of a verified IAM user who may also write the user's buckets.
+        reader: The same of a verified IAM user who may not.
+        worker: The same of a role that may, but that may not read the access point.
     """
 
     endpoint: str
@@ -280,13 +281,13 @@ class AccessPointServer:
     service: Service = field(repr=False)
 
     def connection(self) -> dict[str, Any]:
-        """The user's buckets, by the worker's role, as an Airflow connection of type ``aws``."""
+        """An Airflow connection of type ``aws`` to the user's buckets, with the worker's role."""
         sts = {"sts": {"endpoint_url": self.endpoint}}
         extra = {"endpoint_url": self.endpoint, "region_name": REGION, "service_config": sts}
         return {"conn_type": "aws", "login": self.worker[0], "password": self.worker[1], "extra": extra}
 
     def variables(self) -> dict[str, str]:
-        """What docs/access-point.md calls them on the demo."""
+        """The environment variables that docs/access-point.md uses on the demo."""
         found = {"DEMO_ENDPOINT": self.endpoint, "DEMO_ACCESS_POINT": self.name}
         for who, (key, secret) in {"COPIER": self.copier, "READER": self.reader}.items():
             found |= {f"DEMO_{who}_KEY": key, f"DEMO_{who}_SECRET": secret}
@@ -297,7 +298,7 @@ class AccessPointServer:
 def access_point(
     datasets: Path, s3: S3Server, *, name: str = "mimic-cxr-jpg-v2-1-0-01", log: Path | None = None
 ) -> Iterator[AccessPointServer]:
-    """The access points of the datasets in ``<datasets>/<slug>/<version>/``, which must be there, before ``s3``."""
+    """Serve the datasets in ``<datasets>/<slug>/<version>/``, which must exist, by access points in front of ``s3``."""
     copier, reader, worker = (
         (kind + secrets.token_hex(8).upper(), secrets.token_hex(20)) for kind in ("AKIA", "AKIA", "ASIA")
     )
@@ -330,9 +331,9 @@ def airflow_environment(
     dags: Path = ROOT / "dags",
     plugins: Path = ROOT / "plugins",
 ) -> dict[str, str]:
-    """The environment in which ``airflow`` works with a database and keys of its own in ``home``.
+    """An environment in which ``airflow`` uses its own database and keys in ``home``.
 
-    Nothing is read from airflow.cfg or from the caller's environment.
+    Airflow reads no airflow.cfg and none of the caller's settings.
     """
     keys = _keys(home)
     settings = {
@@ -361,12 +362,12 @@ def airflow_environment(
 
 
 def airflow_command(*arguments: str) -> list[str]:
-    """``airflow …`` of this interpreter, whatever PATH says."""
+    """An ``airflow …`` command run by this interpreter, whatever PATH says."""
     return [sys.executable, "-m", "airflow", *arguments]
 
 
 def migrate(home: Path, env: Mapping[str, str]) -> None:
-    """Make Airflow's database in ``home``, unless this version of Airflow has made it before."""
+    """Create or upgrade Airflow's database in ``home``, unless this version of Airflow has done so before."""
     from importlib.metadata import version
 
     marker, wanted = home / "migrated", version("apache-airflow")
@@ -380,7 +381,7 @@ def migrate(home: Path, env: Mapping[str, str]) -> None:
 
 
 def _keys(home: Path) -> dict[str, str]:
-    """Keys and password made once for each home, readable by its owner only."""
+    """Keys and password, created once for each home and readable by its owner only."""
     file = home / "keys.json"
     if not file.exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -399,7 +400,7 @@ class Airflow:
 
     Attributes:
         url: Of its UI and REST API.
-        user, password: Its administrator.
+        user, password: Credentials of its administrator.
         env: The environment of its processes, for ``airflow …`` commands against the same database.
         services: api-server, scheduler, dag-processor and triggerer by name; tests stop, kill and start them.
     """
@@ -422,7 +423,7 @@ def airflow(
     extra_env: Mapping[str, str] | None = None,
     timeout: float = 120,
 ) -> Iterator[Airflow]:
-    """Airflow with LocalExecutor on SQLite in ``home``, healthy, with the pool ``physionet``; ends with the block."""
+    """Run Airflow with LocalExecutor on SQLite in ``home``; yields it once it is healthy and has the pool ``physionet``."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = airflow_environment(home, connections=connections, dags=dags, plugins=plugins)
@@ -481,7 +482,7 @@ class AirflowApi:
         self._session.trust_env = False  # no proxy, no .netrc
 
     def healthy(self) -> bool:
-        """Whether database, scheduler, triggerer and DAG processor all report to be well."""
+        """Whether database, scheduler, triggerer and DAG processor all report that they are healthy."""
         try:
             answer = self._session.get(f"{self.url}/api/v2/monitor/health", timeout=5)
             return answer.ok and all(part["status"] == "healthy" for part in answer.json().values())
@@ -489,14 +490,14 @@ class AirflowApi:
             return False
 
     def login(self) -> None:
-        """Get a token; called by itself before the first call and when the token has expired."""
+        """Get a token; `call` does so before the first call and when the token has expired."""
         credentials = {"username": self._user, "password": self._password}
         answer = self._session.post(f"{self.url}/auth/token", json=credentials, timeout=30)
         answer.raise_for_status()
         self._session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
 
     def call(self, method: str, path: str, json: object = None, **params: object) -> Any:
-        """One call below ``/api/v2``; the decoded answer."""
+        """Make one call below ``/api/v2``; returns the decoded answer."""
         for attempt in (1, 2):
             if "Authorization" not in self._session.headers:
                 self.login()
@@ -520,7 +521,7 @@ class AirflowApi:
             self.call("PATCH", f"pools/{name}", body)
 
     def forget_connection(self, conn_id: str) -> None:
-        """Delete a connection from Airflow's database, if it is there."""
+        """Delete a connection from Airflow's database, if it exists."""
         try:
             self.call("DELETE", f"connections/{conn_id}")
         except requests.HTTPError as error:
@@ -544,7 +545,7 @@ class AirflowApi:
             time.sleep(0.2)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any], *, run_id: str | None = None) -> str:
-        """Un-pause and trigger a DAG; the run's id."""
+        """Unpause and trigger a DAG; returns the run's id."""
         self.wait_for_dag(dag_id)
         self.call("PATCH", f"dags/{dag_id}", {"is_paused": False}, update_mask="is_paused")
         body = {"logical_date": None, "conf": dict(conf)} | ({"dag_run_id": run_id} if run_id else {})
@@ -555,7 +556,7 @@ class AirflowApi:
         return self.call("GET", f"dags/{dag_id}/dagRuns/{run_id}")["state"]
 
     def wait(self, dag_id: str, run_id: str, timeout: float = 600) -> str:
-        """Wait for the run's end; its final state."""
+        """Wait for the run's end; returns its final state."""
         deadline = time.monotonic() + timeout
         while (state := self.state(dag_id, run_id)) not in ("success", "failed"):
             if time.monotonic() > deadline:
@@ -564,7 +565,7 @@ class AirflowApi:
         return state
 
     def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The run's task instances, mapped ones each."""
+        """The run's task instances, each mapped one separately."""
         found: list[dict[str, Any]] = []
         while True:
             path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances"
@@ -574,7 +575,7 @@ class AirflowApi:
                 return found
 
     def log(self, dag_id: str, run_id: str, task_id: str, *, map_index: int = -1, attempt: int = 1) -> str:
-        """A task's log as text, one event a line."""
+        """A task's log as text, one event per line."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{attempt}"
         content = self.call("GET", path, map_index=map_index, full_content=True)["content"]
         return "\n".join(line if isinstance(line, str) else json.dumps(line) for line in content)

@@ -1,6 +1,6 @@
 """PhysioNet's access rules, step by step as in its server's ``check_http_auth``.
 
-PhysioNet lets HTTP Basic count only over HTTPS; the look-alike has no TLS and behaves as PhysioNet does behind it.
+PhysioNet accepts HTTP Basic only over HTTPS; the look-alike has no TLS and behaves as PhysioNet does behind TLS.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from demo.lookalike.counters import Counters
 
 AGENTS = ("Wget/", "libwfdb/")
-"""User-Agents for which HTTP Basic counts, by their beginning."""
+"""Prefixes of the User-Agents for which HTTP Basic is accepted."""
 
 PASSWORD_CHECK = 0.130
 """Seconds of CPU that one password check costs (facts: 151 ms a file with it, 14.7 ms without)."""
@@ -39,10 +39,10 @@ class User:
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who a request comes from.
+    """The sender of a request.
 
     Attributes:
-        name: The user's; None = nobody we know.
+        name: The user's name; None = not authenticated.
         cookies: Set-Cookie values to answer with.
     """
 
@@ -72,7 +72,7 @@ class Access:
         self._revoked: set[str] = set()
 
     async def visitor(self, method: str, headers: Mapping[str, str]) -> Visitor:
-        """Find out who asks; a password is checked only where no valid session spares it."""
+        """Authenticate a request; the password is checked only if there is no valid session."""
         cookies = _cookies(headers.get("cookie", ""))
         session = cookies.get("sessionid", "")
         name, password = self._sessions.get(session, ("", ""))
@@ -102,7 +102,7 @@ class Access:
         self._sessions.clear()
 
     def may_read(self, name: str, project: str) -> bool:
-        """Whether the user's agreement for the project (``slug/version``) is signed and holds."""
+        """Whether the user has signed the agreement for the project (``slug/version``) and it is not revoked."""
         signed = self.users[name].agreements
         return (signed is None or project in signed) and project not in self._revoked
 
@@ -115,7 +115,7 @@ class Access:
         self._revoked.discard(project)
 
     def change_passwords(self) -> None:
-        """Give every user a password that nobody knows."""
+        """Give every user a random new password."""
         for user in self.users.values():
             user.password = secrets.token_hex(16)
 
@@ -130,7 +130,7 @@ class Access:
 
 
 def basic_counts(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether PhysioNet looks at the Authorization header of such a request at all."""
+    """Whether PhysioNet reads the Authorization header of such a request at all."""
     return method in ("GET", "HEAD") and headers.get("user-agent", "").startswith(AGENTS)
 
 

@@ -18,7 +18,7 @@ TICK = 0.05
 """Seconds between two pieces of a paced body: fine enough to be smooth, coarse enough to cost little CPU."""
 
 CATCH_UP = 0.25
-"""Seconds of pace that may be made up for after a delay, whether the client's or ours."""
+"""Most seconds of sending that are caught up after a delay, whether the client's or ours."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Request:
     def keep_alive(self) -> bool:
         wish = self.headers.get("connection", "").lower()
         has_body = "transfer-encoding" in self.headers or self.headers.get("content-length", "0") != "0"
-        # A body is not read, so what follows on that connection could not be understood.
+        # Request bodies are not read, so the next request on that connection could not be parsed.
         return not has_body and (wish == "keep-alive" if self.version == "HTTP/1.0" else wish != "close")
 
 
 class Connection:
-    """A socket with the verbs of a server: ``request``, ``answer``, and ``send`` for the body that follows.
+    """A client's socket: ``request`` reads a request, ``answer`` sends a head, ``send`` the body that follows.
 
-    ``rate`` gives the bytes a second at which bodies are sent just now, or None for no limit.
+    ``rate`` gives the current speed of bodies in bytes a second, or None for no limit.
     """
 
     def __init__(self, sock: socket.socket, counters: Counters, rate: Callable[[], float | None]) -> None:
@@ -73,7 +73,7 @@ class Connection:
     async def answer(
         self, status: int, headers: Mapping[str, str], body: bytes = b"", cookies: tuple[str, ...] = ()
     ) -> None:
-        """Send an answer's head, and a body that comes at once."""
+        """Send an answer's head, together with a body that is not paced."""
         self._counters.by_status[status] += 1
         self._counters.bytes += len(body)
         lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Server: nginx", f"Date: {formatdate(usegmt=True)}"]
@@ -83,10 +83,9 @@ class Connection:
         await self._loop.sock_sendall(self._sock, "\r\n".join([*lines, "\r\n"]).encode("latin-1") + body)
 
     async def send(self, data: bytes) -> None:
-        """Send a piece of a body at the rate of the moment.
+        """Send a piece of a body at the current rate.
 
-        A byte leaves when a line of that rate would be done with it, reckoned from the
-        answer's head, so that no error adds up.
+        When each byte is due is calculated from the time of the answer's head, so that errors do not add up.
         """
         rate = self._rate()
         step = max(1, int(rate * TICK)) if rate else len(data) or 1
@@ -113,11 +112,11 @@ class Connection:
         return bool(poll.poll(0))
 
     async def drained(self) -> None:
-        """Let what was sent arrive: a reset discards what is still under way."""
+        """Wait until what was sent has arrived: a reset discards data still under way."""
         await asyncio.sleep(TICK)
 
     def reset_on_close(self) -> None:
-        """Closing will send RST, not FIN."""
+        """Make ``close`` send RST instead of FIN."""
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def close(self) -> None:

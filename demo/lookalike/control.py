@@ -6,13 +6,13 @@
     GET    /faults               the faults in force
     PUT    /faults   [{…}, …]    replace them; a fault is {"kind": "stall", …} with the fields of Fault
     POST   /faults   {…}         add one
-    DELETE /faults               none any more
+    DELETE /faults               remove them all
     GET    /profile, PUT /profile {…}   the fields of Profile; those left out keep their default
     POST   /down, /refuse {"seconds": 60}   (null = until /up), POST /up
     PUT    /password {"user": "…", "password": "…"}
     POST   /revoke, /restore {"project": "slug/version"}
 
-Answers 200 with the new state, 400 with ``{"error": …}``, or 404.
+The answer is 200 with the new state, 400 with ``{"error": …}``, or 404.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from demo.lookalike.server import Lookalike
 
 
 def control_server(lookalike: Lookalike, port: int = 0) -> ThreadingHTTPServer:
-    """A server to ``serve_forever`` on 127.0.0.1; OSError when the port is taken."""
+    """A server on 127.0.0.1, to be started with ``serve_forever``; OSError if the port is taken."""
     routes = _routes(lookalike)
 
     class Handler(BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ def control_server(lookalike: Lookalike, port: int = 0) -> ThreadingHTTPServer:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 

@@ -1,4 +1,4 @@
-"""Counters of what the look-alike saw and did, by which tests and benchmarks judge a client."""
+"""Counters of the look-alike's requests and answers, by which tests and benchmarks judge a client."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 SEEN = 5_000
-"""The last so many requests are kept."""
+"""Number of latest requests that are kept."""
 
 
 class Seen(NamedTuple):
-    """One request as it came in.
+    """One request as received.
 
-    ``headers`` has lower-case names; Authorization keeps only its scheme and Cookie only the names, because
-    a record must never hold a secret.
+    ``headers`` has lower-case names; of Authorization only the scheme and of Cookie only the names are kept, because a
+    record must never hold a secret.
     """
 
     method: str
@@ -28,8 +28,8 @@ class Counters:
     """Counts since the start or the last ``reset``.
 
     Attributes:
-        requests: Requests read, whatever their answer.
-        by_status: Answers by status code; a request that got no answer (reset, silence) is in none.
+        requests: Requests received, whatever their answer.
+        by_status: Answers by status code; requests without an answer (reset, silence) are not in it.
         by_path: Requests by path below ``/files/``.
         user_agents: Requests by User-Agent.
         faults: Faults injected, by kind.
@@ -37,10 +37,10 @@ class Counters:
         password_checks: Passwords hashed, right or wrong.
         handshakes: Sessions opened.
         without_session: Requests that carried no valid session.
-        connections: Connections open now and being served.
-        peak_connections: The most that were served at once.
-        accepted: Connections served in all.
-        hung: Connections accepted only to be left without an answer (see ``Profile.serve_waiting``).
+        connections: Connections being served now.
+        peak_connections: The most connections served at once.
+        accepted: Connections served in total.
+        hung: Connections that were accepted but never answered (see ``Profile.serve_waiting``).
         seen: The last requests with their headers.
     """
 
@@ -71,7 +71,7 @@ class Counters:
         self.seen.append(Seen(method, path, {name: _without_secret(name, value) for name, value in headers.items()}))
 
     def reset(self) -> None:
-        """Begin anew; connections that are open stay counted."""
+        """Count from zero; open connections stay counted."""
         self.__dict__.update(Counters(connections=self.connections, peak_connections=self.connections).__dict__)
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Injected faults: which fault, for which paths, at which attempts."""
+"""Injected faults: what goes wrong, for which paths, at which attempts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 class Kind(StrEnum):
     """What goes wrong."""
 
-    # Before anyone asks who the client is.
+    # Before the access check.
     STATUS = "status"
     """An error page with ``status``: 500, 502, 503, 429 …; 404 alone comes after the access check, as at PhysioNet."""
     RESET_BEFORE = "reset before"
@@ -24,35 +24,35 @@ class Kind(StrEnum):
     REDIRECT = "redirect"
     """302 to the same path at ``location``, such as ``https://elsewhere.example``."""
 
-    # In place of, or within, a file that the client may have.
+    # Instead of, or within, a file that the client may read.
     LOGIN_PAGE = "login page"
     """200 with an HTML login page."""
     RESET_IN_BODY = "reset in body"
     """RST at the share ``at`` of the body."""
     SHORT_BODY = "short body"
-    """The connection is closed in an orderly way at the share ``at`` of the body."""
+    """The connection is closed normally at the share ``at`` of the body."""
     STALL = "stall"
     """Nothing for ``seconds`` at the share ``at`` of the body, then the rest."""
     TRICKLE = "trickle"
     """From the share ``at`` of the body on, one byte every ``seconds``."""
     LONG_BODY = "long body"
-    """A few bytes more than the file has, counted in Content-Length."""
+    """A few bytes more than the file has, included in Content-Length."""
     FLIPPED_BYTE = "flipped byte"
-    """The file's byte at the share ``at`` of the file has its bits inverted."""
+    """The byte at the share ``at`` of the file has its bits inverted."""
 
-    # To the whole server, after ``after`` requests; ``attempts`` times in all.
+    # Events: to the whole server, after ``after`` requests; ``attempts`` times in all.
     REFUSED = "refused"
-    """No new connection for ``seconds``; those open stay."""
+    """No new connections for ``seconds``; open ones stay."""
     DOWN = "down"
     """Every connection is reset and new ones are refused for ``seconds``."""
     SESSIONS_EXPIRED = "sessions expired"
     """All sessions end: a request that carries one gets 401."""
     SESSIONS_LOST = "sessions lost"
-    """All sessions are forgotten: a request with the right password pays the check and gets a new session."""
+    """All sessions are forgotten: a request with the right password takes a password check and gets a new session."""
     PASSWORD_CHANGED = "password changed"
-    """Every user's password becomes another one that nobody knows."""
+    """Every user's password is replaced by a random one."""
     AGREEMENT_REVOKED = "agreement revoked"
-    """Every user's agreement for the project of the request ends."""
+    """Every user's agreement for the request's project is revoked."""
 
 
 EVENTS = frozenset(
@@ -65,10 +65,10 @@ EVENTS = frozenset(
         Kind.AGREEMENT_REVOKED,
     }
 )
-"""Faults of the whole server."""
+"""Faults that affect the whole server."""
 
 AT_THE_DOOR = frozenset({Kind.STATUS, Kind.RESET_BEFORE, Kind.SILENCE, Kind.REDIRECT})
-"""Faults that come before the access check, so that a handshake's request without credentials is an attempt too."""
+"""Faults before the access check, so that a handshake's request without credentials counts as an attempt too."""
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,18 @@ class Fault:
     """One thing that goes wrong.
 
     Attributes:
-        kind: What.
+        kind: The kind of fault.
         paths: Shell pattern of the paths below ``/files/``, which begin with ``slug/version/``; ``*`` matches ``/``.
-        share: Share of those paths that are hit, chosen by a hash of kind and path: the same ones every time.
+        share: Share of those paths that are affected, chosen by a hash of kind and path: the same ones every time.
         attempts: How often it happens to each path (to the server, for an event); None = always.
-        after: Requests that pass unharmed first; for an event, before each time: 50 with ``attempts=None`` is
+        after: Requests that are served normally first; for an event, before each time: 50 with ``attempts=None`` is
             "every 50 requests".
-        status: For STATUS.
+        status: Status code of STATUS.
         retry_after: Seconds in the Retry-After header of a STATUS; None = no such header.
         retry_after_as_date: Write Retry-After as an HTTP date.
-        at: Share of the body (0 to 1) at which a fault of the body strikes.
-        seconds: How long SILENCE, STALL, REFUSED and DOWN last; between two bytes of a TRICKLE.
-        location: For REDIRECT: scheme and host, and no path.
+        at: Share of the body (0 to 1) at which a fault of the body happens.
+        seconds: How long SILENCE, STALL, REFUSED and DOWN last; for TRICKLE, the time between two bytes.
+        location: Scheme and host of REDIRECT, without a path.
     """
 
     kind: Kind
@@ -104,7 +104,7 @@ class Fault:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Fault:
-        """From JSON; ValueError names what is not understood."""
+        """The fault from JSON; ValueError names unknown fields or values."""
         if unknown := set(given) - {f.name for f in fields(cls)}:
             raise ValueError(f"a fault has no {', '.join(sorted(unknown))}; it has {[f.name for f in fields(cls)]}")
         return cls(**{**given, "kind": Kind(str(given.get("kind")))})
@@ -113,7 +113,7 @@ class Fault:
         return asdict(self)
 
     def concerns(self, path: str) -> bool:
-        """Whether the path is among those that are hit."""
+        """Whether the path is among those affected."""
         if not fnmatchcase(path, self.paths):
             return False
         digest = hashlib.sha256(f"{self.kind}\n{path}".encode()).digest()
@@ -125,7 +125,7 @@ class Fault:
 
 
 class _Armed:
-    """A fault with what it has done so far."""
+    """A fault and the number of times that it has happened."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -149,7 +149,7 @@ class _Armed:
 
 
 class Faults:
-    """The faults that are in force, in order: of several that concern a request, the first that strikes wins.
+    """The faults in force, in order: if several apply to a request, the first wins.
 
     May be changed from any thread at any time.
     """
@@ -166,23 +166,23 @@ class Faults:
         self._armed += tuple(map(_Armed, faults))
 
     def set(self, *faults: Fault) -> None:
-        """Replace all faults; their attempts count from zero."""
+        """Replace all faults; attempts are counted from zero."""
         self._armed = tuple(map(_Armed, faults))
 
     def clear(self) -> None:
-        """Nothing goes wrong any more (what an event has already done stays done)."""
+        """Remove all faults (the effects of past events remain)."""
         self.set()
 
     def events(self, path: str) -> list[Fault]:
-        """Events that this request sets off."""
+        """Events that this request triggers."""
         return list(self._strike(path, lambda fault: fault.kind in EVENTS))
 
     def at_the_door(self, path: str) -> Fault | None:
-        """Fault that meets this request before the access check."""
+        """The fault of this request before the access check."""
         return next(self._strike(path, lambda fault: fault.comes_at_the_door), None)
 
     def of_the_file(self, path: str, *, head: bool = False) -> Fault | None:
-        """Fault that meets this request in place of, or within, the file; a HEAD meets none of the body."""
+        """The fault of this request instead of, or within, the file; a HEAD has none of the body."""
 
         def wanted(fault: Fault) -> bool:
             met = fault.kind in (Kind.STATUS, Kind.LOGIN_PAGE) or not head

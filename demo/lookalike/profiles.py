@@ -11,14 +11,14 @@ class Profile:
 
     Attributes:
         round_trip: Seconds before the first byte of each answer, and once more on a fresh connection.
-        rate: Bytes a second that a connection's bodies are sent at, smoothly; None = as fast as they go.
-        connections: At most so many connections are served at once; None = any number.
-        waiting: Connections above that which may connect and then wait without an answer, give or take one (the
-            kernel's listen backlog). Those beyond hang in ``connect`` itself, as behind a firewall that drops SYNs.
-        serve_waiting: Whether a waiting connection that is still open is served once a slot gets free. If not, every
+        rate: Speed of bodies on each connection, in bytes a second, paced evenly; None = unlimited.
+        connections: Most connections served at once; None = any number.
+        waiting: Connections above that which can connect and then wait without an answer, give or take one (the
+            kernel's listen backlog). Further ones hang in ``connect`` itself, as behind a firewall that drops SYNs.
+        serve_waiting: Whether a waiting connection that is still open is served once a slot is free. If not, every
             connection above the limit can connect, and is never answered.
-        refuse_with: With a status (429, 503), ``connections`` limits requests instead: every connection is taken, and a
-            request above the limit gets this status without Retry-After at once, as from nginx's ``limit_conn``.
+        refuse_with: With a status (429, 503), ``connections`` limits requests instead: every connection is accepted, and
+            a request above the limit gets this status at once, without Retry-After, as from nginx's ``limit_conn``.
     """
 
     round_trip: float = 0.0
@@ -37,8 +37,8 @@ UNLIMITED = Profile()
 
 
 def as_users_report_it(connections: int | None = 16, refuse_with: int | None = None) -> Profile:
-    """PhysioNet as its users describe it, for runs that it serves at most so many connections.
+    """PhysioNet as its users describe it, serving at most ``connections`` at once.
 
-    Source: 0.6 to 0.7 MB/s a connection; a run of 8 connections is fine, 24 were throttled into connect time-outs.
+    Source: users report 0.6 to 0.7 MB/s a connection, and that 8 connections work while 24 end in connect time-outs.
     """
     return Profile(round_trip=0.060, rate=650_000, connections=connections, refuse_with=refuse_with)

@@ -1,4 +1,4 @@
-"""Responses: pages, listings, and files as nginx sends them or as a fault changes them."""
+"""Responses: pages, listings, and files, either as nginx sends them or altered by a fault."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 @dataclass
 class Reply:
-    """What goes back on a request. Each method says whether the connection can take another request."""
+    """The response to a request. Each method returns whether the connection can take another request."""
 
     connection: Connection
     request: Request
@@ -41,7 +41,7 @@ class Reply:
         return await self.bytes(status, _page(title), {**HTML, **(headers or {})})
 
     async def file(self, fd: int, path: str, fault: Fault | None) -> bool:
-        """The file as nginx sends it, or as the fault has it."""
+        """Send the file as nginx does, or altered by the fault."""
         kind = fault.kind if fault else None
         at = fault.at if fault else 0.0
         stat = os.fstat(fd)
@@ -104,9 +104,9 @@ class Reply:
 
 
 def _range(asked: Mapping[str, str], size: int, headers: dict[str, str]) -> tuple[int, int, int]:
-    """Status and the bytes to send, from start to before end; adds Content-Range to the headers.
+    """Status, start and end (exclusive) of the bytes to send; adds Content-Range to the headers.
 
-    As nginx: what is not one well-formed range, or fails If-Range, gets the whole file.
+    As nginx does, a request whose range is not a single well-formed one, or whose If-Range fails, gets the whole file.
     """
     match = _RANGE.fullmatch(asked.get("range", ""))
     condition = asked.get("if-range")
@@ -124,7 +124,7 @@ def _range(asked: Mapping[str, str], size: int, headers: dict[str, str]) -> tupl
 
 
 def retry_after(fault: Fault) -> dict[str, str]:
-    """The Retry-After header that the fault asks for, if any."""
+    """The fault's Retry-After header, if any."""
     if fault.retry_after is None:
         return {}
     date = formatdate(time() + fault.retry_after, usegmt=True)
@@ -147,7 +147,7 @@ def listing(place: Path, path: str) -> bytes:
 
 
 def _page(title: str) -> bytes:
-    """A page with everything around it that a web site puts around a sentence."""
+    """A page with the usual navigation of a web site around one sentence."""
     frame = '<div class="nav-item"><a class="nav-link" href="/about/">PhysioNet</a></div>\n' * 60
     page = (
         f"<!DOCTYPE html>\n<html><head><title>{title}</title></head>\n<body>\n{frame}<h1>{title}</h1>\n</body></html>\n"

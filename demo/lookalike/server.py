@@ -24,22 +24,22 @@ API = "/api/v1/projects/"
 class Lookalike:
     """A PhysioNet that serves ``<root>/<slug>/<version>/…`` under ``/files/<slug>/<version>/…``.
 
-    Runs on a thread of its own between ``start`` and ``stop``, or as a context manager. Every attribute and method
-    may be used from any thread while it runs.
+    It runs on its own thread between ``start`` and ``stop``, or as a context manager. All attributes and methods may be
+    used from any thread while it runs.
 
     Args:
         root: Folder of the datasets.
         users: Accounts by name.
         profile: Pace of the server; assign ``profile`` to change it.
-        faults: What goes wrong from the start; see ``faults``.
+        faults: Faults in force from the start.
         check_seconds: Cost of one password check; 0 = none.
         check_burns_cpu: Spend that cost by hashing, as PhysioNet does; otherwise by sleeping.
-        host, port: Where to listen; port 0 picks a free one. OSError when it is taken.
+        host, port: Where to listen; port 0 picks a free one. OSError if it is taken.
 
     Attributes:
         url: ``http://127.0.0.1:<port>``, to which ``/files/…`` is added.
-        faults: ``add``, ``set`` and ``clear`` what goes wrong.
-        counters: What was seen.
+        faults: The faults in force: ``add``, ``set``, ``clear``.
+        counters: Counts of requests and answers.
         access: Users, agreements and sessions.
     """
 
@@ -66,7 +66,7 @@ class Lookalike:
         self._listener = self._bind()
         self._online = False
         self._connections: dict[asyncio.Task[None], Connection] = {}
-        self._requests = 0  # being served, where they are limited
+        self._requests = 0  # requests being served, counted only if they are limited
         self._reopening: asyncio.TimerHandle | None = None
 
     # ---- life, for callers on other threads
@@ -105,11 +105,11 @@ class Lookalike:
         self._run(self._listen_as_profile_says)
 
     def refuse(self, seconds: float | None = None) -> None:
-        """Refuse new connections for so long (None = until ``come_back``); those open stay."""
+        """Refuse new connections for ``seconds`` (None = until ``come_back``); open ones stay."""
         self._run(lambda: self._go_offline(seconds))
 
     def go_down(self, seconds: float | None = None) -> None:
-        """Reset every connection and refuse new ones for so long (None = until ``come_back``)."""
+        """Reset every connection and refuse new ones for ``seconds`` (None = until ``come_back``)."""
         self._run(lambda: self._go_offline(seconds, reset=True))
 
     def come_back(self) -> None:
@@ -125,7 +125,7 @@ class Lookalike:
     # ---- connections
 
     def _bind(self) -> socket.socket:
-        """Own the port. Until it listens, the kernel refuses connections to it."""
+        """Reserve the port. Until the socket listens, the kernel refuses connections to it."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
@@ -163,7 +163,7 @@ class Lookalike:
         if self._full:
             self.counters.hung += 1
             self._start(connection, connection.hold(float("inf")))
-        elif connection.gone:  # it gave up while it waited for its turn
+        elif connection.gone:  # the client gave up while it waited
             connection.close()
         else:
             self.counters.opened()
@@ -255,7 +255,7 @@ class Lookalike:
     # ---- requests
 
     async def _answer(self, connection: Connection, request: Request) -> bool:
-        """Answer one request; whether the connection can take another."""
+        """Answer one request; returns whether the connection can take another."""
         reply = Reply(connection, request)
         below = unquote(urlsplit(request.target).path)
         path = below.removeprefix("/files/")
@@ -265,7 +265,7 @@ class Lookalike:
 
         for event in self.faults.events(path):
             self._happens(event, project)
-            await asyncio.sleep(0)  # a server that went down ends this very request here
+            await asyncio.sleep(0)  # if the server went down, this request is cancelled here
         if fault := self.faults.at_the_door(path):
             return await self._meet_at_the_door(fault, reply)
         if self._profile.refuse_with is None:
@@ -291,7 +291,7 @@ class Lookalike:
         return await self._deliver(reply, path)
 
     async def _tell(self, reply: Reply, slug: str) -> bool:
-        """PhysioNet's API, which needs no login: a project's versions, each with its size."""
+        """Answer as PhysioNet's API, which needs no login: a project's versions, each with its size."""
         folder = self._root / slug
         if not slug or "/" in slug or slug == ".." or not folder.is_dir():
             return await reply.page(404, "Not found")

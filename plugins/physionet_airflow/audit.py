@@ -148,7 +148,7 @@ class JudgeAuditOperator(BaseOperator):
         if result is None:
             raise VerificationFailed(
                 "There is no audit to judge: the task audit failed, and its log says why, or it was marked as success by "
-                "hand. Nothing was changed in the bucket. Clear it with what comes after it."
+                "hand. Nothing was changed in the bucket. Clear it with its downstream tasks."
             )
         found = Audit.from_json(result)
         nouns = "files" if context["params"].get("project") else "images"
@@ -158,7 +158,7 @@ class JudgeAuditOperator(BaseOperator):
         counts = ", ".join(f"{number:,} {reason}" for reason, number in found.differing.items())
         raise VerificationFailed(
             f"{found.destination} differs from what PhysioNet publishes: {counts} of {found.looked_at:,} {nouns} "
-            f"looked at. The others are untouched. Which ones: {found.failed_images}. {_what_next(context)}"
+            f"looked at. The others are untouched. The list: {found.failed_images}. {_what_next(context)}"
         )
 
 
@@ -183,7 +183,7 @@ def _what_next(context: Context) -> str:
         return f"The run {repair['run_id']} of {dag_id}, triggered before by this audit, is still fetching them."
     if state == "triggered" and _state_of(context["ti"], REPAIR) == "success":
         return f"The run {repair['run_id']} of {dag_id} was triggered, which fetches them again."
-    return "The task repair triggered nothing; its log says why. Clear it when that is put right."
+    return "The task repair triggered nothing; its log says why. Clear it once the cause is fixed."
 
 
 def _state_of(ti: Any, task_id: str) -> str:

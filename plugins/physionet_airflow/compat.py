@@ -3,7 +3,7 @@
     AirflowException, …         in ``airflow.sdk`` since 3.2
     CronDataIntervalTimetable   in ``airflow.sdk`` since 3.2
     RETRY_BACKOFF               a factor since 3.2; 3.1 takes a bool, which doubles the delay each time
-    retry_policy                since 3.3; before, a task's own ``retry_delay`` holds for every error
+    retry_policy                since 3.3; before, a task's own ``retry_delay`` applies to every error
     stats                       functions of a module since 3.3; before, of a class
     teams_of                    one query for many DAGs since 3.2
 
@@ -75,7 +75,7 @@ RETRY_BACKOFF: Any = 2 if AIRFLOW >= (3, 2) else True
 
 
 def retry_policy(errors: list[type[MirrorError]]) -> RetryPolicy | None:
-    """The retry policy that these errors carry; None where Airflow has no retry policies.
+    """The retry policy that these errors carry; None if this Airflow has no retry policies.
 
     Args:
         errors: Classes that are permanent or have a ``retry_delay``.
@@ -102,14 +102,14 @@ def retry_policy(errors: list[type[MirrorError]]) -> RetryPolicy | None:
 
 
 def stats() -> Any:
-    """Airflow's metrics: ``incr``, ``gauge`` and ``timing``. Imported when they are used, as it reads the configuration."""
+    """Airflow's metrics: ``incr``, ``gauge`` and ``timing``. Imported on use, because importing reads the configuration."""
     if AIRFLOW >= (3, 3):
         return import_module("airflow.sdk.observability.stats")
     return import_module("airflow.sdk.observability.stats" if AIRFLOW >= (3, 2) else "airflow.stats").Stats
 
 
 def teams_of(dag_ids: list[str], session: Session) -> Mapping[str, str | None]:
-    """The teams to which these DAGs belong, by DAG id. For the API server only: it asks Airflow's database."""
+    """The teams to which these DAGs belong, by DAG id. For the API server only: it queries Airflow's database."""
     from airflow.models.dag import DagModel
 
     if AIRFLOW < (3, 2):

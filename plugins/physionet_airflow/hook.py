@@ -35,8 +35,8 @@ class PhysioNetHook(BaseHook):
     - host: ``https://physionet.org`` when empty. Plain ``http://`` only to loopback, or with extra ``allow_http``.
     - login, password: the credentialed PhysioNet account.
     - extra (all optional): ``allow_http`` (bool), ``user_agent`` (must begin with ``Wget/`` or ``libwfdb/``: PhysioNet
-      reads a password from no other agent), ``connect_timeout`` and ``read_timeout`` (seconds), ``dataset`` (which one
-      the Test button of the form asks for, ``mimic-cxr-jpg/2.1.0`` when empty).
+      reads a password from no other agent), ``connect_timeout`` and ``read_timeout`` (seconds), ``dataset`` (the one
+      that the form's Test button asks for, ``mimic-cxr-jpg/2.1.0`` when empty).
 
     Args:
         physionet_conn_id: The connection's id.
@@ -52,7 +52,7 @@ class PhysioNetHook(BaseHook):
         self.physionet_conn_id = physionet_conn_id
 
     def source(self, connections: int = 1) -> PhysioNet:
-        """PhysioNet as the engine sees it, with this account; makes no request.
+        """The engine's source for PhysioNet, with this account; makes no request.
 
         Args:
             connections: The most connections that it may hold at once.
@@ -69,13 +69,13 @@ class PhysioNetHook(BaseHook):
                 f"The connection {self.physionet_conn_id} has no {'password' if login else 'login'}. Nothing was "
                 f"asked of PhysioNet. {_HOW} The account is the one you use at {PHYSIONET}/login/."
             )
-        # Airflow masks the password by itself; what goes over the wire is this form of it.
+        # Airflow masks the password by itself, but not the form in which it goes over the wire.
         mask_secret(password)
         mask_secret(b64encode(f"{login}:{password}".encode()).decode())
         return PhysioNet(_base_url(connection), login, password, connections=connections, **self._extra(connection))
 
     def test_connection(self) -> tuple[bool, str]:
-        """What the Test button of the connection form says: whether this account may read the dataset, else why not."""
+        """The answer to the form's Test button: whether this account may read the dataset, and if not, why."""
         from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
 
         try:

@@ -1,10 +1,10 @@
-"""The metrics that operators watch, sent through Airflow's own stats: StatsD, DogStatsD or OpenTelemetry, as configured.
+"""Metrics for operators, sent through Airflow's own stats: StatsD, DogStatsD or OpenTelemetry, as configured.
 
-    physionet.images_stored      counter     images that were fetched, proven and stored
+    physionet.images_stored      counter     images that were fetched, verified and stored
     physionet.bytes_stored       counter     their bytes
     physionet.images_failed      counter     images given up, by `reason` (not found, corrupt, …)
     physionet.retries            counter     tries that had to be repeated
-    physionet.faults             counter     what went wrong on the way, by `reason` (throttled, stalled, …)
+    physionet.faults             counter     faults during the transfer, by `reason` (throttled, stalled, …)
     physionet.refused            counter     credentials, agreement or bucket refused, by `reason`
     physionet.image_seconds      timer       one image, from the first request to S3's answer
     physionet.connections        gauge       connections to PhysioNet that a shard's task holds, by `shard`
@@ -56,7 +56,7 @@ class ShardMetrics:
         _send("gauge", "images_left", left if running else 0, tags=self._tags)
 
     def image(self, seconds: float) -> None:
-        """One image was stored, in so many seconds."""
+        """Send the time that one image took."""
         _send("timing", "image_seconds", seconds * 1000)  # StatsD's unit
 
     def _add(self, name: str, total: int, reason: str | None = None) -> None:

@@ -1,7 +1,7 @@
-"""What Airflow asks a provider: here, the connection type ``physionet`` and its form.
+"""The provider's description for Airflow, with the connection type ``physionet`` and its form.
 
-Airflow finds this by the entry point ``apache_airflow_provider`` of the installed package, and only there. Where the
-folders are used without installing, a connection of type ``http`` does the same, without the form and its Test button.
+Airflow finds it only by the entry point ``apache_airflow_provider`` of the installed package. If the folders are used
+without installing, a connection of type ``http`` does the same, without the form and its Test button.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def provider_info() -> dict[str, Any]:
                     },
                     "placeholders": {
                         "host": "https://physionet.org",
-                        "port": "443; Airflow's Test button needs one",  # its UI takes an empty one for another: 0
+                        "port": "443; Airflow's Test button needs one",  # its UI sends 0 for an empty field
                         "login": "as at physionet.org/login",
                     },
                 },
                 "conn-fields": {
                     "dataset": text(
                         "Dataset to test with",
-                        "The Test button asks for this one, such as mimic-cxr-jpg/2.1.0 (the default). "
+                        "The Test button asks for this dataset, such as mimic-cxr-jpg/2.1.0 (the default). "
                         "Each dataset has an agreement of its own.",
                     ),
                     "user_agent": text(
@@ -50,7 +50,7 @@ def provider_info() -> dict[str, Any]:
                     "connect_timeout": text("Connect time-out (s)", "Empty = 10.", "number"),
                     "read_timeout": text(
                         "Read time-out (s)",
-                        "Empty = 30; a server silent, or next to, for longer counts as stalled.",
+                        "Empty = 30; a server that sends nothing, or almost nothing, for longer counts as stalled.",
                         "number",
                     ),
                     "allow_http": text(

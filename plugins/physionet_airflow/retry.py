@@ -9,7 +9,7 @@ from physionet_airflow.compat import RETRY_BACKOFF, retry_policy
 from physionet_mirror.errors import all_errors
 
 RETRIES = 5
-"""Retries of an error that may pass by itself."""
+"""Retries after an error that may be temporary."""
 
 
 RETRY_POLICY = retry_policy([error for error in all_errors() if error.permanent or error.retry_delay is not None])

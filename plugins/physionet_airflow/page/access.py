@@ -48,7 +48,7 @@ def defaults_of(session: SessionDep, dag_id: str) -> dict[str, object]:
 
 
 def readable_dags(user: GetUserDep, session: SessionDep) -> list[str]:
-    """Our DAGs whose runs this user may read, the main one first; 403 where there is none."""
+    """Our DAGs whose runs this user may read, the main one first; 403 if there are none."""
     manager = get_auth_manager()
     ids = runs.our_dags(session, manager.get_authorized_dag_ids(user=user, method="GET", session=session))
     teams = teams_of(ids, session)
@@ -88,8 +88,8 @@ def run_of(dag_id: DagId, run_id: RunId, session: SessionDep) -> runs.Run:
 def from_our_own_page(request: Request) -> None:
     """Refuse cross-site requests: Airflow's login is a cookie, so another site's page could send them.
 
-    As Go's ``http.CrossOriginProtection`` decides: by Sec-Fetch-Site, which browsers send where the connection is secure;
-    else by Origin, which they send with every POST. A client that sends neither is not a browser.
+    The rules are those of Go's ``http.CrossOriginProtection``: decide by Sec-Fetch-Site, which browsers send on secure
+    connections, or else by Origin, which they send with every POST. A client that sends neither is not a browser.
 
     Raises:
         HTTPException: 403.

@@ -81,7 +81,7 @@ REPORT_POLICY = (
 """For report.html, which comes from the bucket: no script, no request, no image."""
 
 MOST_REPORT = 16 << 20
-"""Bytes of a report.html that are shown; ours have well below one megabyte, a long list of failures some more."""
+"""Largest report.html that is shown, in bytes; ours have well below one megabyte, or a bit more with many failures."""
 
 _HEADERS = {
     "Content-Security-Policy": POLICY,
@@ -314,7 +314,7 @@ def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:
                 raise HTTPException(
                     413,
                     f"{_bucket_of(run).uri(path)} has more than {most >> 20} MB and is not shown here: this software writes "
-                    "none of that size. No image is affected. Look at it with an S3 client, and who wrote it.",
+                    "none of that size. No image is affected. Use an S3 client to look at it and to find out who wrote it.",
                 )
             yield piece
 
@@ -378,7 +378,7 @@ def _report_of(run: Run) -> records.RunReport | None:
         path = _layout(run).report_json
         try:
             found = records.read(bucket, path, records.RunReport, most=MOST_BYTES)
-        except ValueError as error:  # somebody else's, or damaged: that hides no other
+        except ValueError as error:  # damaged, or not ours; the other reports are still shown
             log.warning("%s is left out: %s.", bucket.uri(path), error)
             return False
         return found if found is not None and show.result_of(found) else False

@@ -14,11 +14,11 @@ V = TypeVar("V")
 class RefreshingCache(Generic[V]):
     """A time-to-live cache; concurrent callers for one key wait for a single load.
 
-    An expired value stays beside it for the load that replaces it, which may find that nothing has changed.
+    An expired value is kept for the load that replaces it, which may find that nothing has changed.
 
     Args:
         seconds: How long a value stays valid.
-        most: The most values kept; the least recently used goes first.
+        most: The most values kept; the least recently used is dropped first.
     """
 
     def __init__(self, seconds: float, most: int) -> None:

@@ -132,7 +132,7 @@ def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
             return [] if sent else (param["value"] or [])
         if _options(param):
             return [text.strip() for text in given]
-        # Separated by lines or commas; an empty line is no entry, nothing between two commas is a blank one.
+        # Entries are separated by newlines or commas. An empty line is not an entry; two commas enclose a blank one.
         lines = [line for text in given for line in text.splitlines() if line.strip()]
         return [part.strip() for line in lines for part in line.strip().removesuffix(",").split(",")]
     if "boolean" in kinds:

@@ -65,7 +65,7 @@ class Run:
         params: The DAG's defaults, overridden by the run's conf.
         mirror: Where it writes to; None if its params name no valid bucket and prefix.
         state: Airflow's name for it.
-        paused: Whether its DAG is paused: then no task of it begins.
+        paused: Whether its DAG is paused, so that no task of it begins.
     """
 
     dag_id: str
@@ -108,7 +108,7 @@ def is_ours(session: Session, dag_id: str) -> bool:
 
 
 def is_paused(session: Session, dag_id: str) -> bool:
-    """Whether the DAG is paused: then no run of it begins."""
+    """Whether the DAG is paused, so that no run of it begins."""
     return bool(session.scalar(select(DagModel.is_paused).where(DagModel.dag_id == dag_id)))
 
 
@@ -193,6 +193,6 @@ def _run(row: Any, defaults: Mapping[str, Any]) -> Run:
 
 
 def mirrors_of(runs: Sequence[Run], defaults: Iterable[Mapping[str, Any]]) -> list[Mirror]:
-    """Where these runs wrote to, the latest first, then what the DAGs' defaults name; without duplicates."""
+    """Where these runs wrote to, the latest first, then the mirrors of the DAGs' defaults; without duplicates."""
     named = [run.mirror for run in runs] + [Mirror.of(params) for params in defaults]
     return list(dict.fromkeys(mirror for mirror in named if mirror))

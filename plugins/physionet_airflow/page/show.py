@@ -83,7 +83,7 @@ def minute(at: datetime | None) -> str:
 
 
 def step(part: float, whole: float) -> int:
-    """A share as one of `STEPS` shades: 0 only for nothing, the last only for all."""
+    """A share as one of `STEPS` shades: 0 only for nothing, `STEPS` only for everything."""
     if not whole or part <= 0:
         return 0
     return STEPS if part >= whole else min(max(math.ceil(STEPS * part / whole), 1), STEPS - 1)
@@ -95,7 +95,7 @@ def task_path(dag_id: str, run_id: str, shard: ShardProgress) -> str:
 
 
 def _task(shard: ShardProgress) -> str:
-    """The task of the shard whose log says more."""
+    """The shard's task whose log is the more informative one."""
     return f"{GROUP}.missing" if shard.state in ("there", "skipped", "checking") else f"{GROUP}.stream"
 
 
@@ -105,7 +105,7 @@ def run_path(dag_id: str, run_id: str) -> str:
 
 
 def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
-    """The live page's numbers, as JSON; the template renders the same ones at first.
+    """The live page's numbers, as JSON; the template first renders the same ones.
 
     ``fields`` by name (text), ``tone`` (good, bad, busy or quiet), ``over``, ``there`` and ``images`` for the bar,
     ``states`` and ``shards`` ([shade, state, words, task id] in order), ``series``, ``has``: the files that are there.
@@ -264,7 +264,7 @@ def _failed(broken: list[str]) -> tuple[str, str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a report says in short. Sizes in bytes, times in seconds."""
+    """The main figures of a report. Sizes in bytes, times in seconds."""
 
     passed: bool
     level: str
@@ -276,7 +276,7 @@ class Result:
 
 
 def result_of(report: RunReport | None) -> Result | None:
-    """The short form of a report; None for none, and for one that is not as we write it."""
+    """The main figures of a report; None if there is no report or it is damaged."""
     if report is None or not report.whole or report.result.level not in LEVEL_MEANS:
         return None
     result, moved = report.result, report.transfer
