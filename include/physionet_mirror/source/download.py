@@ -45,7 +45,7 @@ class Download:
 
     def check(self) -> None:
         """Ask for the checksum file; raises as `PhysioNet.check_access`."""
-        self._source.check_access(self._dataset)
+        self._source.probe(self._dataset)
 
     def fetch(self, file: File, turn: Turn) -> Fetched:
         """One file; raises as `PhysioNet.open`, and a big one as `Bucket.upload`."""

@@ -96,9 +96,13 @@ class PhysioNet:
             Throttled, SourceUnavailable: PhysioNet cannot say now.
         """
         try:
-            self._session.ask("HEAD", dataset, SUMS).close()
+            self.probe(dataset)
         except NotFound:
             raise NotFound(self._no_sums(dataset)) from None
+
+    def probe(self, dataset: Dataset) -> None:
+        """Ask for the checksum file, in one request: is it served? Raises as `check_access`."""
+        self._session.ask("HEAD", dataset, SUMS).close()
 
     def _no_sums(self, dataset: Dataset) -> str:
         """What it means that there is no checksum file: no such version, or one whose files cannot be proven."""
