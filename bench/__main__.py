@@ -1,7 +1,7 @@
-"""Measured comparisons with what users would run instead; every part in turn, one table of results.
+"""Measured comparisons with what users would run instead: runs the parts in turn and makes one table of results.
 
-    python -m bench [--short]            all parts but the soak
-    python -m bench <part> … [--short]   these parts; their sections of bench/results.md are renewed
+    python -m bench [--short]            all parts except the soak
+    python -m bench <part> … [--short]   these parts; their sections of bench/results.md are replaced
 
 Against other clients, or what the servers can give: streaming, lane, password, rerun, verification, pace, copies. The
 project by itself, in bench/own/: planning, airflow_share, scale_out and soak. With --short each part runs on little data
@@ -37,7 +37,7 @@ RESULTS = Path(__file__).with_name("results.md")
 
 @dataclass(frozen=True)
 class Part:
-    """One part: how it runs in a folder (short or not) and what it comes to: Markdown, and the checks."""
+    """One part: a function that runs it in a folder (short or not) and returns its Markdown and its checks."""
 
     title: str
     run: Callable[[Path, bool], tuple[str, list[Check]]]
@@ -81,7 +81,7 @@ def _pace(folder: Path, short: bool) -> tuple[str, list[Check]]:
 
 
 def _scale_out(folder: Path, short: bool) -> tuple[str, list[Check]]:
-    """In a process of its own: it moves into an environment that has Celery."""
+    """Run in a process of its own, because it switches to an environment that has Celery."""
     if shutil.which("redis-server") is None:
         raise _servers.Missing(
             "redis-server is not installed; nothing was measured. Debian, Ubuntu: apt install redis-server"
@@ -112,11 +112,11 @@ PARTS = {
     "soak": Part("Soak", _of("own.soak")),
 }
 NOT_BY_ITSELF = {"soak"}
-"""What takes so long that it has a make target of its own."""
+"""Parts that take so long that they have their own make target."""
 
 
 def measure(name: str, short: bool) -> dict[str, Any]:
-    """Run a part; its section: Markdown, checks, when, and how busy the machine was before."""
+    """Run a part; returns its section: Markdown, checks, time, and how busy the machine was before."""
     part, folder = PARTS[name], STATE / ("short" if short else "full") / name
     folder.mkdir(parents=True, exist_ok=True)
     section: dict[str, Any] = {"title": part.title, "date": _now(), "load": os.getloadavg()[0], "machine": machine()}
@@ -135,7 +135,7 @@ def measure(name: str, short: bool) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """This machine and what is installed on it."""
+    """This machine and the software on it."""
     model = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     total = next((int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")), 0)
     memory = f"{total / 1e6:.0f} GB"
@@ -165,7 +165,7 @@ def _now() -> str:
 
 
 def document(sections: dict[str, dict[str, Any]]) -> str:
-    """All sections as one Markdown document: the table of targets first."""
+    """All sections as one Markdown document, with the table of targets first."""
     lines = [
         "# Results of `make bench`",
         "",
@@ -183,7 +183,7 @@ def document(sections: dict[str, dict[str, Any]]) -> str:
 
 
 def summary(sections: dict[str, dict[str, Any]]) -> list[str]:
-    """The one table."""
+    """The table of targets."""
     lines = ["| what | measured | target | met |", "|---|---|---|---|"]
     for section in sections.values():
         for check in section["checks"]:
@@ -193,14 +193,14 @@ def summary(sections: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; 0 when every target of these parts is met."""
+    """Command line; returns 0 if every target of these parts is met."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default: all but the soak")
     parser.add_argument("--short", action="store_true", help="to see that it works")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything that was started ends
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends all child processes too
     names = [name.replace("-", "_") for name in options.parts] or [name for name in PARTS if name not in NOT_BY_ITSELF]
     if unknown := sorted(set(names) - set(PARTS)):
         parser.error(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")

@@ -2,10 +2,10 @@
 
     python -m bench._copier --sha256 <hex> [--delay 0.15] [--limit 3500]
 
-Every object exists at the source and nowhere else: HEAD below ``/source/`` says 200, elsewhere 404; a PUT with
-x-amz-copy-source gives CopyObjectResult with that SHA-256. One thread and timers, so that hundreds wait at no cost.
-Signatures are not checked. ``GET /_counters`` tells copies, distinct keys, refusals, CPU seconds, and the copies of each
-second; ``DELETE`` forgets them.
+Every object exists at the source and nowhere else: HEAD below ``/source/`` answers 200, elsewhere 404; a PUT with
+x-amz-copy-source answers CopyObjectResult with that SHA-256. One thread with timers, so that hundreds of waiting requests
+cost nothing. Signatures are not checked. ``GET /_counters`` returns copies, distinct keys, refusals, CPU seconds, and the
+copies of each second; ``DELETE`` resets them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _answer(status: str, body: bytes = b"", headers: str = "", length: int | Non
 
 @dataclass
 class _S3:
-    """What all connections share."""
+    """State shared by all connections."""
 
     loop: asyncio.AbstractEventLoop
     delay: float
@@ -50,12 +50,12 @@ class Copier(asyncio.Protocol):
         self._s3 = s3
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has come."""
+        """A client has connected."""
         assert isinstance(transport, asyncio.Transport)
         self._transport, self._received = transport, b""
 
     def data_received(self, data: bytes) -> None:
-        """Some of a request; none that is asked here has a body."""
+        """Part of a request has arrived; the requests here have no body."""
         self._received += data
         while (end := self._received.find(b"\r\n\r\n")) >= 0:
             head, self._received = self._received[:end], self._received[end + 4 :]
@@ -110,7 +110,7 @@ async def _serve(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Serve until it is ended; prints one line of JSON with ``url`` once it listens."""
+    """Serve until the process is terminated; prints one line of JSON with ``url`` once it listens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sha256", required=True, help="of every object, hex")
     parser.add_argument("--delay", type=float, default=0.15, help="seconds before each answer")

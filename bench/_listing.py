@@ -1,10 +1,10 @@
-"""A process that answers as S3 does for a bucket in which every image of a dataset is present.
+"""A server that answers as S3 does for a bucket with every image of a dataset.
 
     python -m bench._listing --version <folder with SHA256SUMS.txt> --bucket bench --prefix mimic-cxr-jpg/2.1.0
 
 Images exist only in its answers (LIST pages of 1,000 with Prefix, StartAfter, ContinuationToken and Delimiter; HEAD with
-size, ETag and the SHA-256 that SHA256SUMS.txt publishes); the files of the version's folder are there, and everything that
-is PUT is kept in memory. Signatures are not checked. ``GET /_counters`` returns the requests so far, ``DELETE`` resets them.
+size, ETag and the SHA-256 from SHA256SUMS.txt); the files of the version's folder are real, and everything that is PUT is
+kept in memory. Signatures are not checked. ``GET /_counters`` returns the requests so far, ``DELETE`` resets them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CLOSED = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a LIST and a HEAD say of an object."""
+    """What a LIST and a HEAD return for an object."""
 
     size: int
     etag: str
@@ -48,7 +48,7 @@ class Entry:
 
 
 def image(sha256: str) -> Entry:
-    """The entry of an image: size and ETag are made up, always the same ones."""
+    """The entry of an image, with a made-up size and ETag that are always the same."""
     return Entry(1_600_000 + int(sha256[:4], 16), sha256[:32], sha256)
 
 
@@ -69,21 +69,21 @@ class Store:
         self._keys = sorted(self.images)
 
     def put(self, key: str, data: bytes) -> Entry:
-        """Keep an object."""
+        """Store an object."""
         entry = Entry(len(data), hashlib.md5(data, usedforsecurity=False).hexdigest(), hashlib.sha256(data).hexdigest())
         with self.lock:
             self.objects[key] = entry, data
         return entry
 
     def head(self, key: str) -> Entry | None:
-        """What is known of an object, or None."""
+        """The entry of an object, or None."""
         if (kept := self.objects.get(key)) is not None:
             return kept[0]
         sha256 = self.images.get(key)
         return None if sha256 is None else image(sha256)
 
     def keys(self, prefix: str, after: str) -> Iterator[str]:
-        """Keys with a prefix behind ``after``, in byte order. ``send`` one to leap behind all that begin with it."""
+        """Keys with a prefix after ``after``, in byte order. ``send`` a prefix to skip all keys that begin with it."""
         with self.lock:
             others = sorted(key for key in self.objects if key.startswith(prefix) and key > after)
         at = max(bisect_left(self._keys, prefix), bisect_right(self._keys, after))
@@ -146,7 +146,7 @@ class Store:
 
 
 def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer:
-    """A server to ``serve_forever`` on a free port of 127.0.0.1; ``delay`` is added to each answer, in seconds."""
+    """A server on a free port of 127.0.0.1, to be started with ``serve_forever``; ``delay`` seconds precede each answer."""
     counters: Counter[str] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
@@ -251,7 +251,7 @@ def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Quiet."""
+            """Log nothing."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -261,7 +261,7 @@ def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer
 
 
 def main() -> None:
-    """Serve until it is ended; prints one line of JSON with ``url`` once it listens."""
+    """Serve until the process is terminated; prints one line of JSON with ``url`` once it listens."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", type=Path, required=True)
     parser.add_argument("--bucket", required=True)

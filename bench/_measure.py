@@ -1,4 +1,4 @@
-"""Running processes and measuring their cost; the rows that a part adds to the table of results."""
+"""Runs processes and measures their cost; the targets that a part adds to the table of results."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from demo import stack
 
 STATE = stack.ROOT / ".state" / "bench"
 LONGEST = 3600.0
-"""Seconds after which a measured process is ended."""
+"""Seconds after which a measured process is terminated."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One target: what was measured, what it should be, and whether it is."""
+    """One target: the measured figure, the wanted one, and whether the target is met."""
 
     what: str
     measured: str
@@ -38,13 +38,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took, start and end of the interpreter included.
+    """The cost of a process, including start and end of the interpreter.
 
     Attributes:
         seconds: Wall time.
-        cpu: User and system seconds, of its own children too.
-        peak_mb: Its peak resident memory.
-        output: What it wrote to standard output.
+        cpu: User and system seconds, including its children.
+        peak_mb: Peak resident memory.
+        output: Its standard output.
     """
 
     seconds: float
@@ -59,10 +59,10 @@ class Cost:
 
 
 def scratch(folder: Path, name: str) -> Path:
-    """An empty folder for what is written and removed again: in memory where there is room, so that no disk is measured."""
+    """An empty folder for temporary files, in memory if there is room, so that no disk is measured."""
     memory = Path("/dev/shm")  # noqa: S108
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 8e9
-    for left in memory.glob("physionet-bench-*"):  # by one that was killed
+    for left in memory.glob("physionet-bench-*"):  # from a killed benchmark
         if not psutil.pid_exists(int(left.name.rpartition("-")[2])):
             shutil.rmtree(left, ignore_errors=True)
     found = memory / f"physionet-bench-{os.getpid()}" / name if roomy else folder / name
@@ -75,7 +75,7 @@ def scratch(folder: Path, name: str) -> Path:
 def environment(more: Mapping[str, str] = {}) -> dict[str, str]:
     """The environment of measured processes: as in a deployment, libraries are imported from bytecode.
 
-    A machine that sets PYTHONDONTWRITEBYTECODE would compile every library anew in every process.
+    With PYTHONDONTWRITEBYTECODE set, every process would compile all libraries again.
     """
     env = stack.plain_environment()
     env.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -83,7 +83,7 @@ def environment(more: Mapping[str, str] = {}) -> dict[str, str]:
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """``python -m module …`` of this interpreter."""
+    """The command ``python -m module …`` for this interpreter."""
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -101,7 +101,7 @@ def measure(command: Sequence[str | Path], env: Mapping[str, str], log: Path, *,
         process = subprocess.Popen([str(w) for w in command], env=dict(env), stdout=out, stderr=err, cwd=stack.ROOT)
         try:
             while True:
-                # Not ru_maxrss: that one outlives exec, and would count this process.
+                # Not ru_maxrss, which survives exec and would include this process.
                 peak = _peak_mb(process.pid) or peak
                 pid, status, usage = os.wait4(process.pid, os.WNOHANG)
                 if pid:
@@ -124,7 +124,7 @@ def measure(command: Sequence[str | Path], env: Mapping[str, str], log: Path, *,
 
 
 def rss_mb(pid: int | str = "self") -> float:
-    """Resident memory of a process now."""
+    """Current resident memory of a process, in MB."""
     return _status(pid, "VmRSS")
 
 
@@ -134,7 +134,7 @@ def peak_mb() -> float:
 
 
 def forget_peak() -> None:
-    """Let the peak of this process begin anew."""
+    """Reset the peak memory of this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -148,9 +148,9 @@ def command_line(
     short: str,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Command line of one part: run it, print its table, and exit with whether its targets are met.
+    """Command line of one part: run it, print its table, and exit with 0 if its targets are met.
 
-    ``short`` says what ``--short`` makes of it.
+    ``short`` is the help text of ``--short``.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=STATE / name)
@@ -162,7 +162,7 @@ def command_line(
 
 
 def cpu_of(services: Iterable[stack.Service]) -> float:
-    """CPU seconds of these services with all their children, those included that have ended."""
+    """CPU seconds of these services and all their children, including those that have ended."""
     total = 0.0
     for service in services:
         root = service.process
@@ -176,7 +176,7 @@ def cpu_of(services: Iterable[stack.Service]) -> float:
 
 
 def memory_of(service: stack.Service) -> float:
-    """Memory of a service with all its children in MB; what forked processes share counts once."""
+    """Memory of a service and all its children in MB; memory shared by forked processes counts once."""
     total = 0
     try:
         root = service.process
@@ -191,7 +191,7 @@ def memory_of(service: stack.Service) -> float:
 def alternating(
     cases: Sequence[str], rounds: int, once: Callable[[str, int], dict[str, float]]
 ) -> dict[str, list[dict[str, float]]]:
-    """``once(case, round)`` for each case in turn, round by round: what disturbs the machine disturbs them all."""
+    """Call ``once(case, round)`` for each case in turn, round by round, so that disturbances affect all cases alike."""
     found: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
     for number in range(rounds):
         for case in cases if number % 2 == 0 else reversed(cases):

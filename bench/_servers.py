@@ -1,4 +1,4 @@
-"""Third-party servers: Debian's nginx serves the files and, as a sink, accepts objects; rclone is the S3 server."""
+"""Third-party servers: Debian's nginx serves the files and accepts objects as a sink; rclone is the S3 server."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ http {{
 }}
 """
 
-# No password is asked for: the password check has a part of its own. The address below /api/ is what PhysioNet's own
-# client asks first.
+# No password is needed, because the password check has its own part. PhysioNet's own client first requests the address
+# below /api/.
 _FILES = """\
   log_format moment "$msec $status";
   server {{
@@ -56,8 +56,8 @@ _FILES = """\
   }}
 """
 
-# nginx takes an image whole, as S3 does, before it asks the second server, which says yes. Everything that is no image
-# (the state of a run) goes to a real S3 server.
+# nginx receives an image completely, as S3 does, before it asks the second server, which accepts it. Everything else (the
+# state of a run) goes to a real S3 server.
 _SINK = """\
   log_format put "$request_method $content_length";
   upstream yes {{ server 127.0.0.1:{yes}; keepalive 64; }}
@@ -84,7 +84,7 @@ _SINK = """\
 
 
 class Missing(RuntimeError):
-    """A program that the benchmark needs is not installed; the message says how to get it."""
+    """A program that the benchmark needs is not installed; the message says how to install it."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Tls:
     """A certificate for 127.0.0.1.
 
     Attributes:
-        ca: File of the authority that signed it, for clients to trust.
-        certificate: Its file.
+        ca: File of the certificate authority, for clients to trust.
+        certificate: File of the certificate.
         key: File of its private key.
     """
 
@@ -102,12 +102,12 @@ class Tls:
     key: Path
 
     def trusted(self) -> dict[str, str]:
-        """The variables by which boto3, requests and programs in Go trust it."""
+        """The environment variables that make boto3, requests and Go programs trust it."""
         return dict.fromkeys(("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"), str(self.ca))
 
 
 def certificate(folder: Path) -> Tls:
-    """A new authority and a certificate by it, for a day."""
+    """A new certificate authority and a certificate signed by it, valid for a day."""
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(UTC)
     authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -128,7 +128,7 @@ def certificate(folder: Path) -> Tls:
 
 
 def _listening(tls: Tls | None) -> tuple[str, str]:
-    """What follows the port in nginx' ``listen`` line, and the scheme."""
+    """The options after the port in nginx's ``listen`` line, and the scheme."""
     if tls is None:
         return "", "http"
     return f" ssl; ssl_certificate {tls.certificate}; ssl_certificate_key {tls.key}", "https"
@@ -136,9 +136,9 @@ def _listening(tls: Tls | None) -> tuple[str, str]:
 
 @contextmanager
 def files(folder: Path, root: Path, tls: Tls | None = None) -> Iterator[str]:
-    """nginx over ``<root>/<slug>/<version>/``, as PhysioNet serves it, without a password; yields the address.
+    """Serve ``<root>/<slug>/<version>/`` by nginx as PhysioNet does, without a password; yields the address.
 
-    The same files are objects of the bucket ``source``.
+    The same files are also objects of the bucket ``source``.
     """
     port = stack.free_port()
     slug, version = MIMIC_CXR_JPG.slug, MIMIC_CXR_JPG.version
@@ -150,7 +150,7 @@ def files(folder: Path, root: Path, tls: Tls | None = None) -> Iterator[str]:
 
 @contextmanager
 def sink(folder: Path, s3: stack.S3Server, tls: Tls | None = None) -> Iterator[str]:
-    """An S3 endpoint that takes images, counts them in ``sink.log`` and forgets them; yields its address."""
+    """An S3 endpoint that accepts images, logs them in ``sink.log`` and discards them; yields its address."""
     port, yes = stack.free_port(), stack.free_port()
     listen, scheme = _listening(tls)
     servers = _SINK.format(port=port, tls=listen, yes=yes, endpoint=s3.endpoint, folder=folder)
@@ -159,7 +159,7 @@ def sink(folder: Path, s3: stack.S3Server, tls: Tls | None = None) -> Iterator[s
 
 
 def taken(folder: Path) -> int:
-    """Objects that the sink has taken so far; what it writes down lags by a second."""
+    """Objects that the sink has accepted so far; its log lags by a second."""
     time.sleep(1.2)
     return sum(line.startswith("PUT") for line in (folder / "sink.log").read_text().splitlines())
 

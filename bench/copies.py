@@ -2,10 +2,11 @@
 
     python -m bench copies [--short]
 
-A small server takes 150 ms for each answer, as S3 does for a copy, so that only some hundred in flight reach S3's rate. It
-shares the machine's cores with the client; its own CPU a copy is in the table. Each copy is one request, made only where
-nothing stands, and proven by the SHA-256 in its answer. *SlowDown* is the same with a server that refuses what comes above
-a rate (S3's is 3,500 a second and prefix; here it is what one worker reaches): the pace must settle close below it.
+A small server takes 150 ms for each answer, as S3 does for a copy, so that it takes some hundred in flight to reach S3's
+rate. It shares the machine's cores with the client; its own CPU per copy is in the table. Each copy is one request, made
+on condition that no object exists, and verified by the SHA-256 in its answer. *SlowDown* is the same with a server that
+refuses copies above a rate (S3's limit is 3,500 a second and prefix; here it is the rate that one worker reaches): the
+pace must settle just below it.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ COPIES = 10_000
 AT_ONCE = 384
 DELAY = 0.15
 LIMIT = 1000
-"""Copies a second above which the second server says SlowDown."""
+"""Copies a second above which the second server answers SlowDown."""
 SECONDS = 60
-"""For which the second server is kept busy."""
+"""Seconds for which the second server is kept busy."""
 RATE, CPU_MS, SETTLED = 2000, 0.6, 0.9
 DIGEST = sha256(b"an image").hexdigest()
 
@@ -57,7 +58,7 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
 
 
 class _Copies:
-    """The mover of the measurement: one conditional copy a file."""
+    """The mover of the measurement: one conditional copy per file."""
 
     mode: Mode = "copy"
     per_connection = 1
@@ -67,13 +68,13 @@ class _Copies:
         self.stats = SourceStats()
 
     def check(self) -> None:
-        """The server is there."""
+        """Do nothing: the server is up."""
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: nothing is kept open."""
 
     def fetch(self, file: File, turn: Turn) -> Fetched:
-        """Copy it, and look at the checksum that S3 computed."""
+        """Copy the file, and compare the checksum that S3 computed."""
         there = Listed(file.path, SIZE, "there", datetime.min.replace(tzinfo=UTC))
         try:
             copy = self._bucket.copy_from(self._source, there, content_type="image/jpeg", replace=False, paced=True)

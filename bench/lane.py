@@ -2,15 +2,15 @@
 
     python -m bench lane [--short]
 
-nginx with TLS gives 600 files of 1.62 MB, as PhysioNet's website does and as an S3 bucket; nginx with TLS takes them, and
-counts. Both trust nothing but a certificate that is made at the start, as do all clients. The servers share the machine's
-cores with the clients, so that images a second are a lower bound; *CPU ms an image* is the client's own, and is what
-counts. *Proven* says whether each file was compared with the SHA-256 that PhysioNet publishes before it was stored.
+nginx with TLS serves 600 files of 1.62 MB, both as PhysioNet's website and as an S3 bucket; nginx with TLS accepts and
+counts them. Clients trust only a certificate that is made at the start. The servers share the machine's cores with the
+clients, so that images a second are a lower bound; the figure to compare is *CPU ms an image*, which is the client's own.
+*Proven* says whether each file was compared with the SHA-256 that PhysioNet publishes before it was stored.
 
 *website* and *access point* are what a stream task runs (``steps.mirror_shard.stream_shard``), with at most 16 in flight,
 once the pace is known; ``x 2`` is two such processes with half of the files each. *rclone* copies from http and from S3,
-there with and without its own checksum (``--s3-disable-checksum``). *script-64* is the boto3 script that people share: 64
-threads, get_object and put_object. ``aws s3 sync`` cannot do this: it copies inside one S3 endpoint, or from and to a disk.
+the latter with and without its own checksum (``--s3-disable-checksum``). *script-64* is the boto3 script that people share:
+64 threads, get_object and put_object. ``aws s3 sync`` cannot do this: it copies within one S3 endpoint, or from and to disk.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class _Lane:
 
 
 class _Through:
-    """Files of a bucket, through one kept buffer a thread; a `Mover`."""
+    """A `Mover` of files from a bucket, with one reused buffer per thread."""
 
     mode: Mode = "through"
     per_connection = 1
@@ -219,7 +219,7 @@ def _child(given: dict[str, Any]) -> None:
 
 
 def _script(given: dict[str, Any], threads: int) -> None:
-    """get_object, put_object, and nothing that proves a byte; prints what it took."""
+    """get_object and put_object, without any check of the bytes; prints its cost."""
     import boto3
 
     from bench._measure import peak_mb, rss_mb
@@ -262,7 +262,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """Each way against the best rclone from the same kind of source."""
+    """Compare each way with the best rclone from the same kind of source."""
     by = {c["client"]: c for c in result["clients"]}
     found = []
     for way, rivals in (("website", ["rclone http"]), ("access point", ["rclone s3", "rclone s3 no checksum"])):

@@ -2,12 +2,12 @@
 
     python -m bench.pace [--short] [--folder .state/bench/pace] [--clients mirror rclone-16 …] [--unthrottled]
 
-The look-alike, a process of its own, plays PhysioNet as users report it: 60 ms round trip, 650 kB/s a connection, N
-served at once; what is beyond that hangs, or is answered by 503 or 429. Images are 1.62 MB on average, the destination is ``rclone serve s3``.
-The mirror may use 24 connections and does not know N. A password check costs nothing here, in favour of the clients that
-cause one for each file: this is about pace alone.
+The look-alike, in its own process, behaves as users report PhysioNet: 60 ms round trip, 650 kB/s a connection, N served
+at once; requests beyond that hang, or are answered with 503 or 429. Images have 1.62 MB on average, the destination is
+``rclone serve s3``. The mirror may use 24 connections and does not know N. A password check costs nothing here, which
+favours the clients that cause one for each file: this part measures pace alone.
 
-Each client gets the images that N connections carry in 60 s, and 90 s for them (half of both with ``--short``).
+Each client gets the images that N connections carry in 60 s, and 90 s to fetch them (half of both with ``--short``).
 Columns: *steady* = body bytes the server sent, as a share of N x 650 kB/s, from 20 s (short: 15 s) after the client's
 start until 90 % of the bytes were sent or the time was over, so without the ramp-up and without the tail; *whole* = bytes
 stored, proven by SHA-256, as a share of the same, from start to exit, interpreter start included; *sent* = bytes sent for
@@ -41,17 +41,17 @@ from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 
 RATE = 650_000
-"""Bytes a second that a connection gets."""
+"""Bytes a second of each connection."""
 CAPACITIES = 4, 8, 16
 LIMIT = 24
 """The mirror's ``connections``."""
 IMAGE_BYTES = 1_620_000
 TARGET = 0.92
 BEYOND = "hang", "503", "429"
-"""What happens to a request beyond N."""
+"""What the server does with a request beyond N."""
 TARGET_WHOLE = 0.90
 REFUSALS = 20
-"""The most an hour, once settled."""
+"""Most refusals an hour, once settled."""
 CLIENTS = ("mirror", "rclone-4", "rclone-16", "rclone-32", "script-4")
 BUCKET = "bench"
 PREFIX = MIMIC_CXR_JPG.name
@@ -59,7 +59,7 @@ PREFIX = MIMIC_CXR_JPG.name
 
 @dataclass(frozen=True)
 class Length:
-    """How long a case takes: what the images would need at full pace, the time limit, and the ramp-up, in seconds."""
+    """Durations of a case in seconds: that of the images at full pace, the time limit, and the ramp-up."""
 
     work: float = 60.0
     limit: float = 90.0
@@ -123,7 +123,7 @@ def run(
 
 
 def is_right(row: dict[str, Any], *, short: bool) -> bool:
-    """Whether a row of the mirror reaches its targets; half a minute is too short for a whole run's share."""
+    """Whether a row of the mirror meets its targets; half a minute is too short to judge the share of a whole run."""
     settled = row["client"] != "mirror"
     return (
         (row["steady"] or 0.0) >= TARGET
@@ -150,7 +150,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def make_images(root: Path, count: int, mean: int) -> dict[str, str]:
-    """A dataset of random bytes under ``root``; path → SHA-256. A dozen contents, hard-linked under ``count`` names."""
+    """Make a dataset of random bytes under ``root``: a dozen contents, hard-linked as ``count`` files; path → SHA-256."""
     shutil.rmtree(root, ignore_errors=True)
     version = root / MIMIC_CXR_JPG.name
     version.mkdir(parents=True)
@@ -231,7 +231,7 @@ def _refused(samples: list[Sample], log: Path, begin: float, *, hang: bool, mirr
 def _watch(
     command: list[str], env: dict[str, str], source: stack.PhysioNetServer, limit: float, log: Path
 ) -> tuple[list[Sample], float]:
-    """Run a client to its end or the limit, and how long it took."""
+    """Run a client to its end or the time limit; returns its duration too."""
     samples: list[Sample] = []
     began = time.monotonic()
     with (
@@ -257,7 +257,7 @@ def _counters(source: stack.PhysioNetServer) -> dict[str, Any]:
 
 
 def _stored(folder: Path, images: dict[str, str]) -> dict[str, int]:
-    """Size of each image that lies in the bucket, every byte right."""
+    """Size of each image that is in the bucket with the right content."""
     found = {}
     for path, sha256 in images.items():
         file = folder / path
@@ -272,7 +272,7 @@ def _stored(folder: Path, images: dict[str, str]) -> dict[str, int]:
 def _client(
     name: str, s3: stack.S3Server, source: stack.PhysioNetServer, version: Path, paths: Path
 ) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a client; secrets are in the environment only."""
+    """Command and environment of a client; secrets are only in the environment."""
     kind, _, number = name.partition("-")
     env = stack.plain_environment() | {"PYTHONPATH": stack.PYTHONPATH}
     if kind == "rclone":
@@ -310,7 +310,7 @@ def _client(
 
 
 def _mirror(given: dict[str, Any]) -> None:
-    """The engine, one shard of everything."""
+    """The engine, with all images as one shard."""
     import logging
 
     import boto3
@@ -349,7 +349,7 @@ def _mirror(given: dict[str, Any]) -> None:
 
 
 def _script(given: dict[str, Any]) -> None:
-    """What people write: a fixed number of threads, requests and boto3, a new session an image, three tries."""
+    """A typical script: a fixed number of threads, requests and boto3, a new session per image, three tries."""
     from concurrent.futures import ThreadPoolExecutor
 
     import boto3
@@ -385,7 +385,7 @@ def _script(given: dict[str, Any]) -> None:
 
 
 def unthrottled(folder: Path, rounds: int = 3, images: int = 1000, size: int = 300_000) -> dict[str, Any]:
-    """Images a second from a server without limits: the adaptive pace, and pinned numbers of connections."""
+    """Images a second from a server without limits, with the adaptive pace and with fixed numbers of connections."""
     made = make_images(folder / "physionet", images, size)
     cases = ("mirror", "mirror-4", "mirror-8", "mirror-16")
     rates: dict[str, list[float]] = {case: [] for case in cases}

@@ -1,12 +1,12 @@
 """What users would run instead, as the processes that they would start.
 
     rclone-N          ``rclone copy`` from http to s3, ``--transfers N``
-    script-N          the script of the tutorials: N threads, ``requests`` with Basic, a new session an image, boto3 put_object
+    script-N          the tutorials' script: N threads, ``requests`` with Basic, a new session per image, boto3 put_object
     physionet+s5cmd   ``physionet download`` (PhysioNet's own client, from PyPI), then ``s5cmd cp``: two passes over the disk
 
-PhysioNet's client takes another server only through its Python function, which is what is called here; its agent is not
-one that PhysioNet's password check accepts today, so it is measured without a password. It comes into an environment of
-its own at the first use.
+PhysioNet's client accepts another server only through its Python function, which is called here; PhysioNet's password
+check does not accept its User-Agent today, so it is measured without a password. It is installed into its own environment
+at the first use.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ AGENT = "Wget/1.21 (bench)"
 
 @dataclass(frozen=True)
 class Case:
-    """From where to where.
+    """Source and destination of a measurement.
 
     Attributes:
-        url: Of the server of the files.
-        login: User and password, or None where none is asked for.
-        endpoint: S3.
+        url: URL of the file server.
+        login: User and password, or None if none is needed.
+        endpoint: S3 endpoint.
         keys: Access key and secret.
-        bucket: An empty one.
+        bucket: An empty bucket.
         version: The dataset's folder, for the list of its images.
         folder: For logs and what a client leaves on disk.
-        keeps: Whether S3 keeps the objects; a sink has none to look at.
+        keeps: Whether S3 keeps the objects; a sink does not.
     """
 
     url: str
@@ -62,10 +62,10 @@ class Case:
 
 
 def run(client: str, case: Case) -> dict[str, float]:
-    """Run one of them: ``images`` a second, ``cpu`` seconds per 1,000 images, ``peak`` MB, ``start`` seconds.
+    """Run a client: ``images`` a second, ``cpu`` seconds per 1,000 images, ``peak`` MB, ``start`` seconds.
 
-    Images a second are counted from the first request where the client says when that was (the script; a Python start is
-    not what is compared), else over the whole process.
+    Images a second count from the first request if the client reports its time (the script does, since the start of
+    Python is not compared), otherwise over the whole process.
     """
     kind, _, number = client.partition("-")
     case.folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def _rclone(case: Case, transfers: str) -> list[str | Path]:
         Path(sys.executable).with_name("rclone"), "copy", "from:", f"to:{case.bucket}/{PREFIX}",
         "--files-from", paths, "--no-traverse", "--transfers", transfers, "--checkers", transfers, "--user-agent", AGENT,
     ]  # fmt: skip
-    # A sink answers no question about what it took; rclone saves a HEAD an object by that.
+    # A sink cannot be asked about the objects it received; so rclone saves a HEAD per object.
     return command if case.keeps else [*command, "--s3-no-head", "--no-check-dest", "--s3-use-multipart-etag=false"]
 
 
@@ -128,7 +128,7 @@ def _environment(case: Case) -> dict[str, str]:
 
 
 def _script(given: dict[str, Any], threads: int) -> None:
-    """The tutorial's script, all of it; prints what it took from the first request on."""
+    """The tutorial's script in full; prints its cost from the first request on."""
     import time
     from concurrent.futures import ThreadPoolExecutor
 
@@ -173,7 +173,7 @@ def _physionet_and_s5cmd(case: Case) -> list[Cost]:
         {"AWS_ACCESS_KEY_ID": case.keys[0], "AWS_SECRET_ACCESS_KEY": case.keys[1], "AWS_REGION": stack.REGION}
     )
     try:
-        # PYTHONPATH would show it this project's folders.
+        # With PYTHONPATH it would import from this project's folders.
         fetched = measure(fetch, environment({"PYTHONPATH": ""}), case.folder / "physionet.log")
         return [fetched, measure(copy, env, case.folder / "s5cmd.log")]
     finally:

@@ -1,9 +1,9 @@
-"""A second run at full size: everything is stored and verified, and the run has to find that out.
+"""A second run at full size: everything is stored and verified, which the run has to find out.
 
     python -m bench.rerun [--short] [--folder .state/bench/rerun]
 
 377,110 images, in a listing server that answers as S3 does (bench/_listing.py). A real Airflow runs mimic_cxr_jpg with
-select=all; the memory of what was verified and the index are in the bucket, as an earlier run leaves them. Time is from
+select=all; the cache of verified objects and the index are in the bucket, as an earlier run leaves them. Time is from the
 trigger to the run's end; S3 requests are those that the server has answered. Target: one LIST per 1,000 keys (once before
 and once after), no HEAD of an image, at most 2 minutes.
 """
@@ -38,18 +38,18 @@ TARGET = 120.0
 
 @dataclass(frozen=True)
 class Listing:
-    """A listing server, as the stack's S3 server is one."""
+    """A running listing server, with the interface of the stack's S3 server."""
 
     url: str
     service: stack.Service
 
     def connection(self) -> dict[str, Any]:
-        """It as an Airflow connection."""
+        """An Airflow connection to it."""
         extra = {"endpoint_url": self.url, "region_name": stack.REGION}
         return {"conn_type": "aws", "login": KEYS[0], "password": KEYS[1], "extra": extra}
 
     def counters(self, *, reset: bool = False) -> dict[str, int]:
-        """Requests so far by kind."""
+        """Requests so far, by kind."""
         asked = WebRequest(f"{self.url}/_counters", method="DELETE" if reset else "GET")
         with urlopen(asked, timeout=30) as answer:
             found: dict[str, int] = json.load(answer)
@@ -58,14 +58,14 @@ class Listing:
 
 @contextmanager
 def listing(version: Path, log: Path, *, delay: float = 0.0) -> Iterator[Listing]:
-    """The listing server over a version's SHA256SUMS.txt."""
+    """Run the listing server with a version's SHA256SUMS.txt."""
     options = ["--version", str(version), "--bucket", BUCKET, "--prefix", MIMIC_CXR_JPG.name, "--delay", str(delay)]
     with stack.Service("The listing server", python("bench._listing", *options), log=log, env=environment()) as service:
         yield Listing(json.loads(service.wait_for(r"(?m)^\{.*\}$", 120)[0])["url"], service)
 
 
 def open_bucket(server: Listing) -> Any:
-    """The engine's view of it."""
+    """The engine's `Bucket` for it."""
     import boto3
 
     from physionet_mirror.s3.bucket import Bucket
@@ -75,7 +75,7 @@ def open_bucket(server: Listing) -> Any:
 
 
 def remember(server: Listing, version: Path) -> int:
-    """Leave in the bucket what a run that verified everything leaves there; the number of images."""
+    """Write to the bucket what a run leaves there after verifying everything; returns the number of images."""
     from physionet_mirror import index, manifest
     from physionet_mirror.layout import MANIFEST
     from physionet_mirror.verification import Verdict, Verified
@@ -150,7 +150,7 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
 
 
 def _spans(tasks: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of each task; of mapped ones from the first one's start to the last one's end."""
+    """Seconds of each task; for mapped ones, from the first one's start to the last one's end."""
     found: dict[str, tuple[datetime, datetime]] = {}
     for task in tasks:
         if task["start_date"] and task["end_date"]:
@@ -181,10 +181,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """The targets of issue 5, item 4."""
+    """The targets: no HEAD of an image, no more LISTs than pages, and at most 2 minutes."""
     seconds, heads = result["seconds"], result["requests"].get("HEAD image", 0)
     lists = result["requests"]["LIST"]
-    # Once by the sensors and once by verify; each shard and each of verify's blocks ends within a page.
+    # Listed once by the sensors and once by verify; each shard and each of verify's blocks ends within a page.
     most = 2 * (result["images"] // 1000 + 1) + result["shards"] + result["images"] // 20_000 + 10
     return [
         Check("re-run at full size: s from trigger to end", f"{seconds:.0f}", f"{TARGET:.0f}", seconds <= TARGET),

@@ -2,16 +2,17 @@
 
     python -m bench.streaming [--short] [--folder .state/bench/streaming] [--clients mirror rclone-16 …]
 
-nginx gives the files away on loopback, ``rclone serve s3`` takes them (and, for the client's cost alone, a sink that only
-counts). Every figure is of a process of its own; rounds alternate between the clients, the medians count. *mirror* is what
-a stream task runs, ``mirror_shard.stream_shard`` with at most 16 connections and its adaptive pace, beginning at two as the
-first shard of a run does; *mirror-next* is a later shard of the same run, which begins with what held.
+nginx serves the files on loopback, ``rclone serve s3`` accepts them (or, to measure the client's cost alone, a sink that
+only counts). Each figure is the median of rounds that alternate between the clients, each in its own process. *mirror* is
+what a stream task runs, ``mirror_shard.stream_shard`` with at most 16 connections and its adaptive pace, starting at two
+as the first shard of a run does; *mirror-next* is a later shard of the same run, which starts with the number that the
+first one found.
 
-Images a second of the Python clients are counted from the first request on: a task process starts once a shard, and what
-that costs is in the part airflow_share. CPU is user and system time of the client only. *memory* is the peak above the
-same process before its first image. Servers and clients share the machine, so that images a second fall with the cost of
-both; the CPU column does not depend on that. Objects are written to memory (/dev/shm) where there is room, because disks
-differ more than clients do.
+Images a second of the Python clients count from the first request: a task process starts once per shard, and that cost
+is in the part airflow_share. CPU is user and system time of the client only. *memory* is the peak above the same process
+before its first image. Servers and clients share the machine, so that the cost of both lowers images a second; the CPU
+column does not depend on that. Objects are written to memory (/dev/shm) if there is room, because disks differ more than
+clients do.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 16
 SIZES = {"300 KB": (1000, 300_000), "1.62 MB": (400, 1_620_000)}
-"""Images and their mean size in bytes."""
+"""Number of images and their mean size in bytes."""
 CLIENTS = ("mirror", "mirror-next", "rclone-8", "rclone-16", "rclone-32", "script-4", "script-16", "physionet+s5cmd")
 SINK_CLIENTS = ("mirror", "mirror-next", "rclone-16", "script-16")
 LONG = 10_000
@@ -96,7 +97,7 @@ def run(folder: Path, *, short: bool = False, clients: Sequence[str] = CLIENTS, 
 
 
 class _Mover:
-    """Calls one client once, into a bucket of its own that is removed afterwards."""
+    """Calls one client once, with its own bucket, which is removed afterwards."""
 
     def __init__(self, folder: Path, root: Path, url: str, s3: stack.S3Server, endpoint: str, keeps: bool) -> None:
         self._folder, self._root, self._url = folder, root, url
@@ -140,7 +141,7 @@ class _Mover:
 def mirror(
     case: peers.Case, *, connections: int = CONNECTIONS, learn: bool = False, flat: bool = False
 ) -> dict[str, Any]:
-    """Stream a shard of all images in a fresh process; with ``learn``, once before to learn the pace.
+    """Stream all images as one shard in a fresh process; with ``learn``, once before that to learn the pace.
 
     The figures of `peers.run`, and ``memory``: MB at its peak above the same process before its first image.
     """
@@ -174,7 +175,7 @@ def mirror(
 
 
 def _long(folder: Path, s3: stack.S3Server, taker: str, count: int) -> dict[str, Any]:
-    """One shard of many images: memory as it goes on."""
+    """Memory of one long shard over its duration."""
     root = folder / "images-long"
     make_images(root, count, 300_000)
     where = s3.make_bucket(f"long-{os.getpid()}")
@@ -200,7 +201,7 @@ def _long(folder: Path, s3: stack.S3Server, taker: str, count: int) -> dict[str,
 
 
 def child(given: dict[str, Any], opened: Callable[[Bucket, Dataset], Mover]) -> None:
-    """What a stream task does with a mover, and nothing else; prints what it took."""
+    """What a stream task does with a mover, and nothing else; prints its cost."""
     import threading
 
     import boto3
@@ -278,7 +279,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """The targets of issue 5, item 1."""
+    """The targets: speed and CPU against the other clients, and flat memory."""
     found = []
     by = {(c["size"], c["to"], c["client"]): c for c in result["cases"]}
     for size in SIZES:

@@ -1,20 +1,20 @@
-"""Verification at the level ``checksum``: requests a second, against what the same server can give.
+"""Verification at the level ``checksum``: requests a second, compared with what the same server can serve.
 
     python -m bench.verification [--short] [--folder .state/bench/verification]
 
-20,000 small objects on ``rclone serve s3``, none of them remembered: one HEAD with ChecksumMode each. *s5cmd* runs ``head``
-for every key, with as many workers as we have (it does not ask for the checksum): what a client in Go gets out of this
-server beside it on the same cores, and what the target is measured against: at least 80 %. *boto3* is as many threads around
+20,000 small objects on ``rclone serve s3``, none of them in the cache: one HEAD with ChecksumMode each. *s5cmd* runs
+``head`` for every key, with as many workers as we use (it does not ask for the checksum). It shows what a Go client gets
+from this server on the same cores, and the target is at least 80 % of it. *boto3* is as many threads calling
 ``head_object``. *bare loop* is the server's own limit, for orientation: requests signed before the clock starts, written to
 sixteen open sockets by two processes that read no more than the status (its CPU column includes the signing); no client
-that signs what it asks and reads what it is told comes near. Rounds alternate, the medians count.
+that signs its requests and reads the answers comes near. Rounds alternate, and medians are shown.
 
 The next line is the same verification against a server that takes 25 ms for an answer, as S3 does: 32 requests under way
 at 25 ms are at most 1,280 a second. Four stream tasks do it side by side, each for its own shards.
 
-*Adoption* is a bucket that another tool filled: 10,000 objects of 300 KB of which S3 holds no SHA-256, so that each is read
-back and hashed. *boto3* is 32 threads around ``get_object`` in one process, which is what ``verify`` was; *verify* is one
-process; *shard tasks* are four, each with a quarter, as ``missing?`` makes them.
+*Adoption* is a bucket that another tool filled: 10,000 objects of 300 KB without a SHA-256 in S3, so that each is read
+back and hashed. *boto3* is 32 threads calling ``get_object`` in one process, as ``verify`` did earlier; *verify* is one
+process; *shard tasks* are four, each with a quarter, as ``missing?`` runs them.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from physionet_mirror.verification import WORKERS
 OBJECTS, SIZE = 20_000, 2_000
 ADOPTED, ADOPTED_SIZE = 10_000, 300_000
 ADOPTERS = {"boto3": 1, "verify": 1, "shard tasks": 4}
-"""Processes of each."""
+"""Number of processes of each."""
 ADOPTION = 3.0
 CLIENTS = ("verify", "boto3", "s5cmd", "bare loop")
 PREFIX, BUCKET = MIMIC_CXR_JPG.name, "bench"
 SHARE = 0.8
-DELAY = 0.025  # seconds; S3's for a HEAD in the same region
+DELAY = 0.025  # seconds that S3 takes for a HEAD in the same region
 FAR = WORKERS / DELAY  # requests a second
 
 
@@ -66,11 +66,11 @@ def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]
         _store(s3, version, images)
         given = {"endpoint": s3.endpoint, "keys": (s3.access_key, s3.secret_key), "sums": str(sums)}
         commands = _commands(given, folder)
-        _once(given, commands["boto3"], folder)  # the server hashes every file once, and keeps that
+        _once(given, commands["boto3"], folder)  # warm-up: the server hashes every file once and caches that
 
         def once(client: str, _: int) -> dict[str, float]:
             found = _once(given, commands[client], folder)
-            # Nothing may be known the next time.
+            # The next round must start without a cache.
             _forget(s3, where)
             return found
 
@@ -82,13 +82,13 @@ def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]
 
 
 def _forget(s3: stack.S3Server, where: Path) -> None:
-    """Delete what is remembered; through the server, which caches its folders."""
+    """Delete our cache of verified objects, through the server, because it caches its folders."""
     for file in (where / BUCKET / PREFIX / "_mirror" / "verified").glob("*"):
         s3.client().delete_object(Bucket=BUCKET, Key=f"{PREFIX}/_mirror/verified/{file.name}")
 
 
 def _adoption(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
-    """Objects that came onto the server's disk without a word of their checksums."""
+    """Measure objects that were put on the server's disk without checksums."""
     make_images(folder / "adopted", count, ADOPTED_SIZE)
     version = folder / "adopted" / PREFIX
     where = folder / "adopted-s3"
@@ -119,14 +119,14 @@ def _adoption(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
             seconds = max(f["begun"] + f["seconds"] for f in found) - min(f["begun"] for f in found)
             return {"rate": count / seconds, "cpu": 1000 * sum(f["cpu"] for f in found) / count}
 
-        once("verify", 0)  # the server makes each file's ETag once
+        once("verify", 0)  # warm-up: the server computes each file's ETag once
         found = alternating(tuple(ADOPTERS), rounds, once)
     shutil.rmtree(where, ignore_errors=True)
     return [{"client": client, "objects": count, **medians(one)} for client, one in found.items()]
 
 
 def _store(s3: stack.S3Server, version: Path, images: Mapping[str, str]) -> None:
-    """Put them there as a stream task does: rclone's server tells a checksum only of what came with one."""
+    """Store the images as a stream task does: rclone's server returns a checksum only if the object came with one."""
     from physionet_mirror.s3.bucket import Bucket
 
     bucket = Bucket.open(s3.session(), BUCKET, PREFIX, endpoint_url=s3.endpoint)
@@ -210,7 +210,7 @@ def _verify(given: dict[str, Any], images: list[list[str]]) -> Any:
 
 
 def _read_back(given: dict[str, Any], images: list[list[str]]) -> Any:
-    """What `missing?` does with a shard: compare, and read back what nothing else proves."""
+    """What `missing?` does with a shard: compare, and read back objects without a checksum."""
     import boto3
 
     from physionet_mirror.compare import Comparison, compare
@@ -352,7 +352,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """Against s5cmd, against what the latency allows, and adoption against boto3."""
+    """The targets: against s5cmd, against the limit set by latency, and for adoption against boto3."""
     rate = {c["client"]: c["rate"] for c in result["clients"]}
     share = rate["verify"] / rate["s5cmd"]
     far = result["distant"]["rate"] / FAR

@@ -2,8 +2,8 @@
 
     python -m bench.own.airflow_share [--short] [--folder .state/bench/airflow_share]
 
-1. Parsing: fresh processes parse the DAG files with Airflow's own DagBag, as its DAG processor does, and a folder with one DAG
-   of one empty task, which costs what importing Airflow costs. The difference is ours.
+1. Parsing: fresh processes parse the DAG files with Airflow's own DagBag, as its DAG processor does, and also a folder with
+   one DAG of one empty task, which takes the time of importing Airflow. The difference is our share.
 2. From trigger to the first image, and the wall time of a run of 2,000 small images in 2, 10 and 50 shards, on the demo's
    stack (LocalExecutor, SQLite). Images are a few kB, so that Airflow's part dominates.
 """
@@ -26,7 +26,7 @@ from physionet_mirror.dataset import MIMIC_CXR_JPG
 IMAGES, SHARDS = 2000, (2, 10, 50)
 DAG = "mimic_cxr_jpg"
 HEAVY = ("pandas", "numpy", "pyarrow", "boto3", "botocore", "matplotlib", "PIL")
-"""What a DAG file must not import."""
+"""Modules that a DAG file must not import."""
 ALONE = """\
 from airflow.sdk import DAG, BaseOperator
 
@@ -142,7 +142,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """The targets of issue 5, item 6."""
+    """The targets: parsing time and imports of the DAG files, time to the first image, cost of a shard."""
     p = result["parsing"]
     ours = sorted(set(p["heavy"]) - set(p["heavy_alone"]))
     walls = ", ".join(f"{r['shards']}: {r['wall']:.0f}" for r in result["shards"])

@@ -2,9 +2,9 @@
 
     python -m bench.own.planning [--folder .state/bench/planning] [--rounds 3]
 
-Each figure is of a fresh Python process, imports included: wall time and peak resident memory. The tables are synthetic
-and of the real size; writing them once takes about 20 s. Targets: first plan at most 12 s and 700 MB, re-plan with the
-cached manifest at most 3 s.
+Each figure is that of a fresh Python process, including imports: wall time and peak resident memory. The tables are
+synthetic and of the real size; writing them once takes about 20 s. Targets: first plan at most 12 s and 700 MB, re-plan
+with the cached manifest at most 3 s.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 FULL_SIZE = 377_110
 SHARDS = 400
 TARGETS = {"first plan": (12.0, 700.0), "re-plan": (3.0, 700.0), "re-plan, sample of 100,000 by view": (3.0, 700.0)}
-"""Seconds, MB."""
+"""Targets in seconds and MB."""
 
 
 def run(folder: Path, rounds: int = 3, images: int = FULL_SIZE) -> dict[str, Any]:
     """Measure and return ``{"images", "shards", "cases": [{"case", "seconds", "peak_mb", "steps", "ok", …}]}``.
 
-    The median of ``rounds`` processes counts for time, the largest for memory.
+    Time is the median of ``rounds`` processes, memory their maximum.
     """
     from demo import synthetic
 
@@ -131,7 +131,7 @@ def _child(case: str, folder: Path) -> dict[str, Any]:
 
 
 def _peak_mb() -> float:
-    # Not ru_maxrss: that one outlives exec, and would count the process that wrote the tables.
+    # Not ru_maxrss, which survives exec and would include the process that wrote the tables.
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

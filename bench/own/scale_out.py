@@ -2,14 +2,14 @@
 
     python -m bench.own.scale_out [--part workers|shards] [--folder .state/bench/scale_out] [--short]
 
-1. Workers: the same images from a PhysioNet look-alike as its users report it (60 ms round trip, 650 kB/s a connection), with
-   1, 2 and 4 Celery workers, each streaming two shards over eight connections. Waiting for the network is what takes the time, as
-   with PhysioNet, so that the ratio shows how the work spreads and not how many cores there are.
-2. Shards: a run in which everything is there already, cut into 200, 400 and 800 shards. What it takes is Airflow's own: CPU
+1. Workers: the same images from a look-alike as users report PhysioNet (60 ms round trip, 650 kB/s a connection), with 1, 2
+   and 4 Celery workers, each streaming two shards over eight connections. As with PhysioNet, most of the time is waiting
+   for the network, so that the ratio shows how the work spreads and not how many cores there are.
+2. Shards: a run in which everything is there already, cut into 200, 400 and 800 shards. Its cost is Airflow's own: CPU
    seconds of scheduler, API server and workers for each shard, wall time, and the scheduler's memory.
 
-Needs redis-server on PATH (Debian: apt install redis-server). Celery and its provider go into an environment of their own below
-the folder, made at the first call. Airflow's database is SQLite, unless --database names a PostgreSQL.
+Needs redis-server on PATH (Debian: apt install redis-server). Celery and its provider are installed into their own
+environment below the folder at the first call. Airflow's database is SQLite, unless --database names a PostgreSQL.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ IMAGE_BYTES = 1_620_000
 
 @dataclass
 class Cost:
-    """What the processes of one kind have used.
+    """The cost of the processes of one kind.
 
     Attributes:
-        cpu: Seconds, children that have ended included.
-        peak_mb: The largest resident memory seen, MB, of the process with its children.
+        cpu: CPU seconds, including children that have ended.
+        peak_mb: The largest resident memory seen, in MB, of the process and its children.
     """
 
     cpu: float = 0.0
@@ -111,7 +111,7 @@ def _memory_mb(service: Any) -> float:
 def airflow_on_celery(
     home: Path, *, workers: int, connections: dict[str, Any], concurrency: int, streams: int, database: str | None
 ) -> Iterator[Stack]:
-    """API server, scheduler, DAG processor, and so many Celery workers; healthy, with the pool ``physionet``."""
+    """Run API server, scheduler, DAG processor and Celery workers; yields once healthy, with the pool ``physionet``."""
     from demo.stack import POOL, AirflowApi, Service, airflow_command, airflow_environment, free_port, migrate
 
     port, redis_port = free_port(), free_port()
@@ -192,15 +192,15 @@ def run(
     shards: Sequence[int] = SHARDS,
     database: str | None = None,
 ) -> dict[str, Any]:
-    """Measure and return ``{"workers": [...], "shards": [...]}``; ``part`` names the only one to do.
+    """Measure and return ``{"workers": [...], "shards": [...]}``.
 
     Args:
-        folder: For dataset, bucket, homes of Airflow and logs.
-        part: ``workers`` or ``shards``.
-        images: For the first part.
-        workers: Numbers of workers.
-        shards: Numbers of shards.
-        database: SQLAlchemy URL of an empty PostgreSQL, else SQLite.
+        folder: For dataset, bucket, Airflow's homes and logs.
+        part: The only part to run, ``workers`` or ``shards``; both if not given.
+        images: Number of images of the first part.
+        workers: Numbers of workers to compare.
+        shards: Numbers of shards to compare.
+        database: SQLAlchemy URL of an empty PostgreSQL database, else SQLite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"images": images, "database": "PostgreSQL" if database else "SQLite"}
@@ -237,7 +237,7 @@ def _with_workers(folder: Path, workers: int, images: int, most: int, database: 
         ) as stack,
     ):
         s3.make_bucket(BUCKET)
-        # As many shards for each stream whatever the number of workers: only then is it the same work.
+        # The same number of shards per stream for any number of workers, so that the work is the same.
         size = math.ceil(images / (STREAMS_A_WORKER * most * 2))
         conf = {
             "bucket": BUCKET,
@@ -330,7 +330,7 @@ def _results(bucket: Path) -> list[ShardResult]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result as Markdown tables, with the shard size that follows."""
+    """The result as Markdown tables, with the shard size that follows from it."""
     lines: list[str] = []
     if measured := result.get("workers"):
         base = measured[0]["images_per_second"]
@@ -361,7 +361,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def shard_size_that_follows(measured: Sequence[dict[str, Any]], connections: int = 8, share: float = 0.02) -> str:
-    """The shard from which on Airflow's part stays below ``share`` of the run's time."""
+    """The smallest shard with which Airflow's part stays below ``share`` of the run's time."""
     cost = max(m["wall_per_shard"] for m in measured) * 2  # a shard is two tasks; the skipped ones above were one
     images_a_second = connections * RATE / IMAGE_BYTES
     images = math.ceil(cost / share * images_a_second)
@@ -375,7 +375,7 @@ def shard_size_that_follows(measured: Sequence[dict[str, Any]], connections: int
 
 
 def _in_its_own_environment(folder: Path, arguments: Sequence[str]) -> None:
-    """Start over in a Python that has Airflow's Celery provider, unless this one has it."""
+    """Restart in a Python that has Airflow's Celery provider, unless this one has it."""
     if find_spec("celery") and find_spec("airflow.providers.celery"):
         return
     python = folder / "venv" / "bin" / "python"

@@ -2,11 +2,11 @@
 
     python -m bench.own.soak [--short] [--folder .state/bench/soak]
 
-nginx gives the images away, ``rclone serve s3`` takes them, Airflow (LocalExecutor, SQLite) runs mimic_cxr_jpg with 40
-shards. Every two seconds the memory of each of Airflow's services is noted, tasks included; the table has the median, as a
-process that parses the DAG files for a moment counts too. nginx writes down when it gave away which image. Rates are
-compared between the second and the last but one of ten parts of the images, so that the run's beginning and end do not
-count. The two cores are busy throughout: what the S3 server uses for an image stands below the rates, as it rises with the
+nginx serves the images, ``rclone serve s3`` accepts them, Airflow (LocalExecutor, SQLite) runs mimic_cxr_jpg with 40
+shards. Every two seconds the memory of each of Airflow's services is recorded, including tasks; the table has the median,
+because short-lived processes that parse the DAG files count too. nginx logs when it served each image. The images are
+divided into ten parts, and the rates of the second and the ninth are compared, so that the run's beginning and end do not
+count. The two cores are busy throughout; the S3 server's CPU per image is shown below the rates, because it rises with the
 number of its objects.
 """
 
@@ -94,7 +94,7 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
 
 
 def make_dataset(root: Path, images: int) -> Path:
-    """Tables of a synthetic cohort, and images of random bytes: a few contents, hard-linked under all names."""
+    """Make tables of a synthetic cohort, and images of random bytes: a few contents, hard-linked under all names."""
     marker, wanted = root / ".soak", f"{images} x {SIZE}"
     version = root / MIMIC_CXR_JPG.name
     if marker.exists() and marker.read_text() == wanted:
@@ -160,7 +160,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
-    """The targets of issue 5, item 7."""
+    """The targets: no failures, steady speed, and no growing memory."""
     early, late = result["rates"][1], result["rates"][8]
     whole = result["state"] == "success" and result["stored"] == result["images"] and not result["failures"]
     found = [
