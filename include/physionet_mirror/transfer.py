@@ -514,6 +514,12 @@ class Transfer:
                 if error.is_congestion(answered=turn.is_answered):
                     turn.congested(error)
                 raise
+            except MirrorError as error:
+                if error.permanent or not isinstance(
+                    error, SourceError
+                ):  # said before the slot is free, so that nothing else is asked for
+                    self._end(error)
+                raise
         with self._changed:
             self._served += 1
             self._suspects.clear()
@@ -616,13 +622,13 @@ class Transfer:
         with self._changed:
             self.tally.faults[error.reason] += 1
             others = self._served > served or any(other.coming for other in self._running if other is not job)
-        if error.permanent or not isinstance(error, SourceError):
+        if not isinstance(error, SourceError) or error.permanent:
             up = True
             self._end(error)
         elif isinstance(error, Throttled) or job.unanswered:
-            up = others or (job.unanswered and self._is_up(since))
+            up = others or (job.unanswered and self._is_up(since, error))
         else:
-            up = isinstance(error, Corrupt) or self._is_up(since)
+            up = isinstance(error, Corrupt) or self._is_up(since, error)
         with self._changed:
             self._ended(job)
             if self._is_stopping():
@@ -635,12 +641,19 @@ class Transfer:
             elif not self._is_to_be_spared(job, error):
                 self._try_again(job, error)
 
-    def _is_up(self, since: float) -> bool:
-        """Whether PhysioNet served anything that was asked for after ``since``; one thread asks for all that want to know."""
+    def _is_up(self, since: float, error: SourceError) -> bool:
+        """Whether PhysioNet served anything that was asked for after ``since``; one thread asks for all that want to know.
+
+        Where it did not, the outage, of which ``error`` tells, has begun before the next thread looks.
+        """
         with self._probe:
             if self._down:
                 return False
-            return self._asked_when_served > since or self._asks(lambda: self._asked_when_served > since) is None
+            if self._asked_when_served > since or self._asks(lambda: self._asked_when_served > since) is None:
+                return True
+            with self._changed:
+                self._wait_for_source(None, error)
+            return False
 
     def _asks(self, needless: Callable[[], bool] = lambda: False) -> SourceError | None:
         """Ask for the checksum file, in a slot; what went wrong, or None when it is served (or nobody wants to know)."""
