@@ -366,9 +366,8 @@ def test_an_outage_in_any_form_names_no_image_and_is_asked_about_rarely(name, mi
     assert outcome.error is None
     assert outcome.seconds >= lasts
     assert not outcome.tally.failed
-    # The handshake, what was under way and what came before it was noticed, then two a second (three here, where the
-    # back-off is a fifth of the real one).
-    assert asked_meanwhile[0] <= 2 + 2 * 8 + 3 * lasts
+    # The handshake, what was under way, and then two a second (three here, where the back-off is a fifth of the real one).
+    assert asked_meanwhile[0] <= 2 + 8 + 3 * lasts
     assert physionet.counters.peak_connections <= 8, "probes have their slot too"
 
 

@@ -84,6 +84,7 @@ class Session:
         self._lock = threading.Lock()
         self._shaking = threading.Lock()
         self._current: _Cookies | None = None
+        self._greeted: _Cookies | None = None  # of a handshake that the server broke off after the greeting
         self._refused = False
         self._handshakes_tried = 0
         self._handshake_failed: MirrorError | None = None
@@ -192,22 +193,32 @@ class Session:
             return self._current
 
     def _new_session(self, dataset: Dataset) -> _Cookies:
-        """Shake hands over the checksum file, which is there and small; what may be read is for later requests to see."""
-        greeting = self._send("HEAD", self.url(dataset, SUMS), self._plain)
-        _discard(greeting)
-        if greeting.status in (200, 206, 404):  # a server that asks for no password, at least not for this dataset
-            return _Cookies(self._plain)
-        if greeting.status not in (401, 403):
-            self._check(greeting, dataset, SUMS)
-        session = _Cookies({**self._plain, "Authorization": self._basic}).having(_cookies(greeting))
+        """Shake hands over the checksum file, which is there and small; what may be read is for later requests to see.
+
+        Where an earlier handshake came no further than the greeting, it goes on from there: one request.
+        """
+        session = was_greeted = self._greeted
+        if session is None:
+            greeting = self._send("HEAD", self.url(dataset, SUMS), self._plain)
+            _discard(greeting)
+            if greeting.status in (200, 206, 404):  # a server that asks for no password, at least not for this dataset
+                return _Cookies(self._plain)
+            if greeting.status not in (401, 403):
+                self._check(greeting, dataset, SUMS)
+            session = _Cookies({**self._plain, "Authorization": self._basic}).having(_cookies(greeting))
+        self._greeted = session
         with self._lock:
             self.stats.handshakes += 1
         answer = self._send("HEAD", self.url(dataset, SUMS), session.headers)
         _discard(answer)
         if answer.status == 401:
+            self._greeted = None
+            if was_greeted is not None:  # too long ago, perhaps
+                return self._new_session(dataset)
             self.fault(replies.refused())
         if answer.status not in (403, 404):
             self._check(answer, dataset, SUMS)
+        self._greeted = None
         return session.having(_cookies(answer))
 
     def _replace(self, session: _Cookies, cookies: Mapping[str, str]) -> None:

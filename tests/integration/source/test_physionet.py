@@ -26,6 +26,7 @@ from physionet_mirror.errors import (
     Corrupt,
     CredentialsRefused,
     NotFound,
+    NotTheFile,
     SourceError,
     SourceUnavailable,
     Throttled,
@@ -120,6 +121,30 @@ def test_a_failing_handshake_is_not_tried_by_each_thread_in_turn(source, physion
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(check, range(8))) == {"stalled"}
     assert physionet.counters.requests <= 2
+
+
+def test_a_handshake_goes_on_from_the_greeting_where_it_was_broken_off(source, physionet):
+    physionet.faults.set(Fault(Kind.LOGIN_PAGE, paths="*", attempts=3))
+    for _ in range(3):
+        with pytest.raises(NotTheFile):
+            source.check_access(MIMIC_CXR_JPG)
+    assert physionet.counters.requests == 1 + 3
+    source.check_access(MIMIC_CXR_JPG)
+    assert physionet.counters.requests == 1 + 3 + 2
+
+
+def test_a_password_that_changed_after_a_broken_handshake_is_refused(tiny_dataset):
+    users = {"a": User("b")}
+    with Lookalike(tiny_dataset, users=users, check_seconds=0) as server:
+        source = PhysioNet(server.url, "a", "b")
+        server.faults.set(Fault(Kind.LOGIN_PAGE, paths="*", attempts=1))
+        with pytest.raises(NotTheFile):
+            source.check_access(MIMIC_CXR_JPG)
+        server.access.users["a"] = User("c")
+        with pytest.raises(CredentialsRefused):
+            source.check_access(MIMIC_CXR_JPG)
+        assert server.counters.requests == 2 + 1 + 2  # with the old greeting, then with a new one
+        source.close()
 
 
 def test_an_unsigned_agreement(tiny_dataset):
