@@ -108,7 +108,7 @@ def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
     """Read ``SHA256SUMS.txt``: one ``<64 hex digits> <path>`` a line, as PhysioNet writes it.
 
     Other tools, and some projects, write two spaces, `` *`` or a tab between the two, comments (``#``), or end every line as
-    Windows does.
+    Windows does. A path that itself begins with ``*`` takes two spaces.
 
     Returns:
         One row a file, in byte order of path: ``path`` (string), ``sha256`` (string, lower case).
