@@ -30,6 +30,8 @@ SHARDS, A_SHARD = 400, 900
 LIVE, DONE, ELSEWHERE = "manual__2026-03-01T22:00:00+00:00", "manual__2026-02-27T21:00:00+00:00", "audit-1"
 BOMB, DAMAGED, NO_INDEX = "a-bomb", "damaged-manifest", "damaged-index"
 """Prefixes under which somebody else's file lies in the place of ours; each had one run."""
+PROJECT = "a-project/1.0"
+"""A project without radiographs, mirrored below its own name."""
 USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}
 """By name, their role; one without a role may log in and read nothing."""
 
@@ -107,6 +109,7 @@ def fill_bucket(s3: stack.S3Server) -> None:
         (NO_INDEX, INDEX, b"no index"),
     ):
         write(f"../../{prefix}/{path}", content)
+    write(f"../../{PROJECT}/{MANIFEST}", _any_files())
     bomb = root.parent.parent / BOMB / MANIFEST
     bomb.parent.mkdir(parents=True)
     quiet_bomb(bomb)
@@ -265,6 +268,20 @@ def _tables() -> tuple[bytes, bytes]:
     return out.getvalue(), index.getvalue()
 
 
+def _any_files() -> bytes:
+    import pandas as pd
+
+    from physionet_mirror import manifest
+    from physionet_mirror.dataset import project
+
+    table = pd.DataFrame(
+        {"path": [f"p{n // 10}/{n}.dat" for n in range(30)], "sha256": [f"{n:064x}" for n in range(30)]}
+    )
+    out = BytesIO()
+    manifest.write(table, out, dataset=project(PROJECT), sums_sha256="0" * 64)
+    return out.getvalue()
+
+
 # -- the database ------------------------------------------------------------------------------------------------------
 
 
@@ -279,6 +296,7 @@ def seed() -> None:
     conf = {"bucket": BUCKET, "prefix": PREFIX, "sample_size": SHARDS * A_SHARD}
     with create_session() as session:
         for dag_id, run_id, state, given, hours in (
+            ("physionet_project", "of-a-project", "success", {"bucket": BUCKET, "project": PROJECT}, 75.0),
             ("mimic_cxr_jpg", DONE, "success", conf, 49.0),
             ("mimic_cxr_jpg", LIVE, "running", conf, 3.5),
             ("mimic_cxr_audit", ELSEWHERE, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0),

@@ -57,6 +57,11 @@ class Catalog:
     trouble: str = ""
 
     @property
+    def has_images(self) -> bool:
+        """Whether it describes radiographs; the manifest of another project has only paths and checksums."""
+        return "dicom_id" in self.frame.columns
+
+    @property
     def mean_bytes(self) -> float | None:
         """Mean size of a verified image; None where there are too few to tell."""
         count = int(self.verified.sum())
@@ -164,7 +169,10 @@ def overview(catalog: Catalog, bucket: Bucket) -> Overview:
     listed = islice(bucket.list(folder), _MOST_GROUPS)
     times = {e.path.removeprefix(folder).partition(".")[0]: e.last_modified for e in listed}
     group, groups = _codes(catalog.frame["group"])
-    split, splits = _codes(catalog.frame["split"], ("train", "validate", "test"))
+    if catalog.has_images:
+        split, splits = _codes(catalog.frame["split"], ("train", "validate", "test"))
+    else:
+        split, splits = np.zeros(len(catalog.frame), dtype=np.intp), [NOT_GIVEN]
     cells: dict[str, list[Part]] = {}
     code = group * len(splits) + split
     counts = _counts(code, len(groups) * len(splits), catalog)

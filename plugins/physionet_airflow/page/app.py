@@ -439,7 +439,7 @@ def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[
     for mirror in sorted(mirrors, key=lambda m: m != asked):
         try:
             found = _catalog_of(mirror)
-            if found is None:
+            if found is None or not found.has_images:
                 continue
             shown["cohort"] = _cohort(found, mirror, asked, filled, [run for run in latest if run.mirror == mirror])
             shown["source"] = mirror

@@ -23,6 +23,7 @@ from tests.page_server import (
     LIVE,
     NO_INDEX,
     PREFIX,
+    PROJECT,
     SHARDS,
     page_server,
     result_of,
@@ -365,6 +366,16 @@ def test_a_damaged_index_is_told_and_counts_as_unknown(server, viewer):
     text = overview_of(server, viewer, NO_INDEX)
     assert "What is verified is not known now" in text
     assert "0 % of the dataset" not in text
+
+
+def test_a_project_without_radiographs_has_its_overview_and_hides_no_plan(server, viewer):
+    text = overview_of(server, viewer, PROJECT)
+    assert f"s3://{BUCKET}/{PROJECT}" in text
+    assert "0 % of the dataset is in the bucket and verified" in text
+    assert "of 30" in text
+    answer = ask(server, viewer, bucket=BUCKET, prefix=PROJECT, sample_size="25")
+    assert answer.status_code == 200
+    assert "25 images" in answer.text
 
 
 def overview_of(server, viewer, prefix):
