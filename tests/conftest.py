@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -89,6 +90,17 @@ class AirflowHome:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
+        )
+
+    def answering(self, dag_id: str, answer: str) -> subprocess.Popen[str]:
+        """A person who gives the task ``approve`` this answer (Approve, Reject) as soon as it asks, and prints its question."""
+        return subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("dags") / "answer.py", dag_id, "approve", answer],
+            env=self.env,
+            cwd=self.path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
 

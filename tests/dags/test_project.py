@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -155,14 +153,7 @@ def test_a_dry_run_fetches_nothing_and_a_refused_plan_ends_green(
     code, log = run(airflow_home, "physionet_project", bucket_name, **conf, dry_run=True)
     assert code == 0, log[-4000:]
     assert "files selected" in log
-    with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("answer.py"), "physionet_project", "approve", "Reject"],
-        env=airflow_home.env,
-        cwd=airflow_home.path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as person:
+    with airflow_home.answering("physionet_project", "Reject") as person:
         code, log = run(airflow_home, "physionet_project", bucket_name, **conf, approve_above_gb=0.000001)
         page, _ = person.communicate(timeout=60)
     assert code == 0, log[-4000:] + page

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -156,14 +153,7 @@ def run(home: Any, worker: Mapping[str, str], dag_id: str, **conf: Any) -> tuple
 
 def clean_up(home: Any, worker: Mapping[str, str], prefix: str) -> tuple[int, str]:
     """Run the clean-up of a whole prefix, and approve it."""
-    with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("answer.py"), "mimic_cxr_cleanup", "approve", "Approve"],
-        env=home.env,
-        cwd=home.path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as person:
+    with home.answering("mimic_cxr_cleanup", "Approve") as person:
         code, log = run(home, worker, "mimic_cxr_cleanup", prefix=prefix, what="prefix")
         person.communicate(timeout=60)
     return code, log

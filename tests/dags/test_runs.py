@@ -6,8 +6,6 @@ import base64
 import json
 import re
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -252,14 +250,7 @@ def test_a_dry_run_plans_and_fetches_nothing(airflow_home: Any, bucket_name: str
 
 
 def test_a_refused_plan_ends_skipped_and_green(airflow_home: Any, bucket_name: str, folder: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("answer.py"), "mimic_cxr_jpg", "approve", "Reject"],
-        env=airflow_home.env,
-        cwd=airflow_home.path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as person:
+    with airflow_home.answering("mimic_cxr_jpg", "Reject") as person:
         code, log = run(airflow_home, "mimic_cxr_jpg", bucket_name, sample_size=30, approve_above_gb=0.001)
         page, _ = person.communicate(timeout=60)
     assert code == 0, log[-4000:] + page
@@ -289,14 +280,7 @@ def test_cleanup_deletes_what_was_approved_and_nothing_else(
     assert "'images': 6" in log
     assert len(images(folder)) == 6
 
-    with subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("answer.py"), "mimic_cxr_cleanup", "approve", "Approve"],
-        env=airflow_home.env,
-        cwd=airflow_home.path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as person:
+    with airflow_home.answering("mimic_cxr_cleanup", "Approve") as person:
         code, log = run(airflow_home, "mimic_cxr_cleanup", bucket_name, what="prefix")
         page, _ = person.communicate(timeout=60)
     assert code == 0, log[-4000:] + page
