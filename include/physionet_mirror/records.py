@@ -629,9 +629,9 @@ class ShardResult(Record):
 
     def after(self, earlier: ShardResult | None) -> ShardResult:
         """The result of this try merged with that of the tries before it."""
-        if (
-            earlier is None or earlier.images != self.images or earlier.name != self.name
-        ):  # the run was planned anew, with other shards
+        if earlier is None:
+            return self
+        if (earlier.images, earlier.name) != (self.images, self.name):  # a new plan cut the shards in another way
             return self
         again = {failure.path for failure in self.failed}
         offset = max(self.began - earlier.began, earlier.seconds) if earlier.began and self.began else earlier.seconds

@@ -76,6 +76,17 @@ _NOT_NAN: dict[str, Any] = {"not": {"exclusiveMaximum": APPROVE_ABOVE_GB[0]}}
 """Refuses NaN: it passes every bound, and so this one too."""
 
 
+def _shard_size(what: str) -> Param:
+    return Param(
+        Request.shard_size,
+        type=["integer", "null"],
+        **_within(SHARD_SIZE),
+        title=f"{what} a shard",
+        description="Empty = chosen by the plan: a few minutes of work each.",
+        section=_HOW,
+    )
+
+
 def mirror_params() -> dict[str, Param]:
     """The params of ``mimic_cxr_jpg``."""
     return {
@@ -125,14 +136,7 @@ def mirror_params() -> dict[str, Param]:
             section=_WHICH,
         ),
         **transfer_params(),
-        "shard_size": Param(
-            Request.shard_size,
-            type=["integer", "null"],
-            **_within(SHARD_SIZE),
-            title="Images a shard",
-            description="Empty = chosen by the plan: a few minutes of work each.",
-            section=_HOW,
-        ),
+        "shard_size": _shard_size("Images"),
         "verify": Param(
             Request.verify,
             type="string",
@@ -243,14 +247,7 @@ def project_params() -> dict[str, Param]:
         "include": globs("Include", "Empty = all files; ** crosses folders.", ("hosp/*.csv.gz", "**/*.txt")),
         "exclude": globs("Exclude", "Files that are left out of those.", ("**/*.dcm",)),
         **{name: of_a_run[name] for name in ("connections", "storage_class")},
-        "shard_size": Param(
-            Request.shard_size,
-            type=["integer", "null"],
-            **_within(SHARD_SIZE),
-            title="Files a shard",
-            description="Empty = chosen by the plan: a few minutes of work each.",
-            section=_HOW,
-        ),
+        "shard_size": _shard_size("Files"),
         **{name: of_a_run[name] for name in ("verify", "source", "approve_above_gb", "dry_run")},
     }
 
