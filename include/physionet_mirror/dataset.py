@@ -50,7 +50,7 @@ class Dataset:
     Attributes:
         slug: The project's name in PhysioNet's URLs, ``mimic-cxr-jpg``.
         version: ``2.1.0``.
-        title: As PhysioNet writes it; the name of a project that is not declared.
+        title: What it is called; the name of a project that is not declared.
         tables: Role to path. The roles ``metadata``, ``split`` and ``labels`` are joined into the manifest;
             any other role is only fetched.
         image_path: Pattern of an image's path, with the named groups group, subject_id, study_id, dicom_id; None where
@@ -124,7 +124,7 @@ def _jpg(version: str, doi: str, access_point: str | None, **more_tables: str) -
     )
 
 
-def _dicom(version: str, doi: str, access_point: str | None, **more_tables: str) -> Dataset:
+def _dicom(version: str, doi: str, access_point: str | None, note: str, **more_tables: str) -> Dataset:
     return Dataset(
         slug="mimic-cxr",
         version=version,
@@ -136,7 +136,7 @@ def _dicom(version: str, doi: str, access_point: str | None, **more_tables: str)
         image_type="application/dicom",
         image_bytes=13_700_000,
         access_point=access_point,
-        note="the reports (mimic-cxr-reports.zip), and the radiographs as DICOM, 5.2 TB",
+        note=note,
         labels=LABELS,
         citation=(
             "Johnson, A., Pollard, T., Mark, R., Berkowitz, S., & Horng, S. MIMIC-CXR Database "
@@ -155,11 +155,12 @@ MIMIC_CXR_JPG = _jpg(
     filenames="IMAGE_FILENAMES",
 )
 MIMIC_CXR_JPG_2_0_0 = _jpg("2.0.0", "10.13026/8360-t248", None)
-MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q", None)
+MIMIC_CXR = _dicom("2.0.0", "10.13026/C2JT1Q", None, "its SHA256SUMS.txt lists four top-level files, no radiograph")
 MIMIC_CXR_2_1_0 = _dicom(
     "2.1.0",
     "10.13026/4jqj-jw95",
     _POINT + "mimic-cxr-v2-1-0-01",
+    "the reports (mimic-cxr-reports.zip), and the radiographs as DICOM, 5.2 TB",
     providers="cxr-provider-list.csv.gz",
 )
 
@@ -169,9 +170,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
 """The datasets of radiographs by name (``slug/version``)."""
 
 
-def _known(
-    name: str, title: str, note: str, authors: str, doi: str, *, mean_bytes: int = 0, point: str | None = None
-) -> Dataset:
+def _known(name: str, title: str, note: str = "", *, mean_bytes: int = 0, point: str | None = None) -> Dataset:
     slug, _, version = name.partition("/")
     return Dataset(
         slug,
@@ -179,79 +178,27 @@ def _known(
         title,
         image_bytes=mean_bytes,
         access_point=None if point is None else _POINT + point,
-        citation=f"{authors} {title} (version {version}). PhysioNet. https://doi.org/{doi}",
         note=note,
     )
 
-
-_IV = "Johnson, A., Bulgarelli, L., Pollard, T., Gow, B., Moody, B., Horng, S., Celi, L. A., & Mark, R."
 
 KNOWN: Mapping[str, Dataset] = MappingProxyType(
     {
         d.name: d
         for d in (
-            _known(
-                "mimiciv/3.1",
-                "MIMIC-IV",
-                "hospital and ICU records, 41 files, 10.6 GB",
-                _IV,
-                "10.13026/kpb9-mt58",
-                mean_bytes=10_600_000_000 // 41,
-            ),
-            _known(
-                "mimiciv/2.2",
-                "MIMIC-IV",
-                "the version before",
-                _IV,
-                "10.13026/6mm1-ek67",
-                point="mimiciv-v2-2-01",
-            ),
-            _known(
-                "mimic-iv-ed/2.2",
-                "MIMIC-IV-ED",
-                "emergency department stays",
-                "Johnson, A., Bulgarelli, L., Pollard, T., Celi, L. A., Mark, R., & Horng, S.",
-                "10.13026/5ntk-km72",
-            ),
-            _known(
-                "mimic-iv-note/2.2",
-                "MIMIC-IV-Note: Deidentified free-text clinical notes",
-                "discharge summaries and radiology reports",
-                "Johnson, A., Pollard, T., Horng, S., Celi, L. A., & Mark, R.",
-                "10.13026/1n74-ne17",
-                point="mimic-iv-note-v2-2-01",
-            ),
-            _known(
-                "mimic-iv-ecg/1.0",
-                "MIMIC-IV-ECG: Diagnostic Electrocardiogram Matched Subset",
-                "800,000 ECGs in small files, 90 GB",
-                "Gow, B., Pollard, T., Nathanson, L. A., Johnson, A., Moody, B., Fernandes, C., Greenbaum, N., Waks, J. W., "
-                "Eslami, P., Carbonati, T., Chaudhari, A., Herbst, E., Moukheiber, D., Berkowitz, S., Mark, R., & Horng, S.",
-                "10.13026/4nqg-sb35",
-                mean_bytes=90_000_000_000 // 1_600_000,
-                point="mimic-iv-ecg-v1-0-01",
-            ),
-            _known(
-                "vindr-cxr/1.0.0",
-                "VinDr-CXR: An open dataset of chest X-rays with radiologist annotations",
-                "18,000 radiographs as DICOM, with boxes",
-                "Nguyen, H. Q., Pham, H. H., Le, L. T., Dao, M., & Lam, K.",
-                "10.13026/3akn-b287",
-                point="vindr-cxr-v1-0-0-01",
-            ),
-            _known(
-                "chest-imagenome/1.0.0",
-                "Chest ImaGenome Dataset",
-                "scene graphs of MIMIC-CXR's frontal radiographs",
-                "Wu, J., Agu, N., Lourentzou, I., Sharma, A., Paguio, J., Yao, J. S., Dee, E. C., Mitchell, W., Kashyap, S., "
-                "Giovannini, A., Celi, L. A., Syeda-Mahmood, T., & Moradi, M.",
-                "10.13026/wv01-y230",
-            ),
+            _known("mimiciv/3.1", "MIMIC-IV", "41 files, 10.6 GB", mean_bytes=10_600_000_000 // 41),
+            _known("mimiciv/2.2", "MIMIC-IV", "an earlier version", point="mimiciv-v2-2-01"),
+            _known("mimic-iv-ed/2.2", "MIMIC-IV-ED", "emergency department stays"),
+            _known("mimic-iv-note/2.2", "MIMIC-IV-Note", point="mimic-iv-note-v2-2-01"),
+            _known("mimic-iv-ecg/1.0", "MIMIC-IV-ECG", "90 GB in very many small files", point="mimic-iv-ecg-v1-0-01"),
+            _known("vindr-cxr/1.0.0", "VinDr-CXR", point="vindr-cxr-v1-0-0-01"),
+            _known("chest-imagenome/1.0.0", "Chest ImaGenome"),
         )
     }
     | dict(DATASETS)
 )
-"""The projects of which something is known beforehand, by name; any other works as well."""
+"""The projects of which something is known beforehand, by name; any other works as well. How to cite one that states no
+citation here, its page says."""
 
 NAME = r"[a-z0-9][a-z0-9-]{0,99}/[0-9A-Za-z][0-9A-Za-z.-]{0,49}"
 """What a project's name looks like, ``slug/version``."""

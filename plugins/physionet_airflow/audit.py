@@ -62,8 +62,9 @@ class AuditOperator(BaseOperator):
 class RepairOperator(TriggerDagRunOperator):
     """Triggers ``mimic_cxr_jpg`` for the images that the audit found missing or wrong; skipped when there are none.
 
-    With the param ``project``, ``physionet_project`` for those files of it. The param ``repair`` must be true. The run copies the settings of the latest run to this bucket. Its id contains the
-    audit's, so that clearing this task triggers no second run while the first is under way.
+    With the param ``project``, ``physionet_project`` for those files of it. The param ``repair`` must be true. The run
+    copies the settings of the latest run to this bucket. Its id contains the audit's, so that clearing this task triggers
+    no second run while the first is under way.
 
     Args:
         aws_conn_id: The bucket's account.

@@ -364,7 +364,7 @@ def audit_params() -> dict[str, Param]:
             False,
             type="boolean",
             title="Repair",
-            description="Trigger mimic_cxr_jpg for the images that are missing or wrong.",
+            description="Fetch what is missing or wrong: trigger mimic_cxr_jpg, or physionet_project for a project.",
             section=_HOW,
         ),
     }
