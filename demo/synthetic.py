@@ -3,9 +3,11 @@
     python -m demo.synthetic --root .state/demo/physionet --images 600
 
 writes ``<root>/mimic-cxr-jpg/2.1.0/`` (images, tables, IMAGE_FILENAMES, README, LICENSE.txt, SHA256SUMS.txt) and
-``<root>/mimic-cxr/2.0.0/`` and ``2.1.0/`` (lists, reports, a few tiny DICOM stand-ins; as at PhysioNet, the checksums of 2.0.0
-name its four top-level files only, those of 2.1.0 everything). The same seed gives the same cohort on any machine. Distributions follow the published counts of version 2.1.0 (377,110 images, 227,827 labelled studies,
-65,379 patients), with the rare cases (studies without labels, unusual views, small splits) kept alive in small sets.
+``<root>/mimic-cxr/2.0.0/`` and ``2.1.0/`` (lists, reports, a few tiny DICOM stand-ins; as at PhysioNet, the checksums of
+2.0.0 name its four top-level files only, those of 2.1.0 everything), and the same patients' ``mimiciv/3.1`` and
+``mimic-iv-ed/2.2`` (`demo.clinical`). The same seed gives the same cohort on any machine. Distributions follow the published
+counts of version 2.1.0 (377,110 images, 227,827 labelled studies, 65,379 patients), with the rare cases (studies without
+labels, unusual views, small splits) kept alive in small sets.
 """
 
 from __future__ import annotations
@@ -16,8 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from demo import clinical
 from demo.phantom import Findings, draw_file
 from physionet_mirror.dataset import LABELS, MIMIC_CXR, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, SUMS, Dataset
 
@@ -139,7 +141,11 @@ def cohort(images: int = 600, *, seed: int = 1, long_side: int | None = 896) -> 
     if long_side is not None:
         size = np.maximum(8, size * long_side // size.max(axis=1, keepdims=True))
     frame["Rows"], frame["Columns"] = size[:, 0], size[:, 1]
-    day = np.datetime64("2105-01-01") + rng.integers(0, 36_500, studies)
+    # Each patient in a century of its own, as PhysioNet shifts them, with a study every one to five weeks.
+    drawn_day = rng.integers(0, 36_500, studies)
+    _, first, of_patient = np.unique(study_patient, return_index=True, return_inverse=True)
+    number = np.arange(studies) - first[of_patient]
+    day = np.datetime64("2105-01-01") + drawn_day[first][of_patient] + 35 * number + drawn_day % 28
     frame["StudyDate"] = pd.Series(day[study]).dt.strftime("%Y%m%d").astype(int)
     second = np.minimum(86_399, rng.integers(0, 86_000, studies)[study] + 40 * place)
     clock = second // 3600 * 10_000 + second // 60 % 60 * 100 + second % 60
@@ -159,7 +165,7 @@ def write(root: Path, drawn: Cohort, *, with_images: bool = True, dicoms: int = 
     """Write the dataset of a cohort below ``root`` and return the folder of MIMIC-CXR-JPG 2.1.0.
 
     Args:
-        root: Receives ``mimic-cxr-jpg/2.1.0``, ``mimic-cxr/2.0.0`` and ``mimic-cxr/2.1.0``.
+        root: Receives ``mimic-cxr-jpg/2.1.0``, ``mimic-cxr/2.0.0`` and ``2.1.0``, ``mimiciv/3.1`` and ``mimic-iv-ed/2.2``.
         drawn: From :func:`cohort`.
         with_images: False writes the tables only, and random checksums for the images: enough for planning.
         dicoms: DICOM stand-ins in each version of ``mimic-cxr`` (a few bytes each).
@@ -173,8 +179,11 @@ def write(root: Path, drawn: Cohort, *, with_images: bool = True, dicoms: int = 
         noise = np.random.default_rng([drawn.seed, 2]).bytes(32 * len(drawn.images)).hex()
         sums = [noise[at : at + 64] for at in range(0, len(noise), 64)]
     _write_sums(version, zip(drawn.images["path"], sums, strict=True))
+    beside = clinical.draw(drawn.images, drawn.seed)
     for project in (MIMIC_CXR, MIMIC_CXR_2_1_0):
-        _write_dicom_project(root / project.name, project, drawn, dicoms)
+        _write_dicom_project(root / project.name, project, drawn, dicoms, beside.reports)
+    for project, tables in clinical.projects(beside):
+        _write_project(root / project.name, tables)
     return version
 
 
@@ -182,13 +191,15 @@ def ensure(
     root: Path, images: int = 600, *, seed: int = 1, long_side: int | None = 896, with_images: bool = True
 ) -> bool:
     """Have the dataset under ``root``, in place of any other; False when it was there already, written with the same arguments."""
-    wanted = {"images": images, "seed": seed, "long_side": long_side, "with_images": with_images, "format": 2}
+    wanted = {"images": images, "seed": seed, "long_side": long_side, "with_images": with_images, "format": 3}
     marker = root / MARKER
     if marker.exists() and json.loads(marker.read_text()) == wanted:
         return False
     marker.unlink(missing_ok=True)
     for project in (MIMIC_CXR_JPG, MIMIC_CXR, MIMIC_CXR_2_1_0):
         shutil.rmtree(root / project.name, ignore_errors=True)
+    for folder in clinical.folders(root):
+        shutil.rmtree(folder, ignore_errors=True)
     write(root, cohort(images, seed=seed, long_side=long_side), with_images=with_images)
     marker.write_text(json.dumps(wanted))
     return True
@@ -305,7 +316,17 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _write_dicom_project(version: Path, project: Dataset, drawn: Cohort, dicoms: int) -> None:
+def _write_project(version: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    for path, table in tables.items():
+        (version / path).parent.mkdir(parents=True, exist_ok=True)
+        _csv(version / path, table)
+    (version / "LICENSE.txt").write_text(LICENSE)
+    _write_sums(version)
+
+
+def _write_dicom_project(
+    version: Path, project: Dataset, drawn: Cohort, dicoms: int, reports: Mapping[int, str]
+) -> None:
     images = drawn.images
     version.mkdir(parents=True, exist_ok=True)
     records = images[["subject_id", "study_id", "dicom_id"]].copy()
@@ -320,11 +341,8 @@ def _write_dicom_project(version: Path, project: Dataset, drawn: Cohort, dicoms:
         who = {role: [f"P{n:05}" for n in rng.integers(0, 100_000, len(studies))] for role in _PROVIDERS}
         _csv(version / project.tables["providers"], studies[["subject_id", "study_id"]].assign(**who))
     (version / "LICENSE.txt").write_text(LICENSE)
-    with zipfile.ZipFile(version / REPORTS, "w") as reports:
-        for path in studies["path"]:
-            reports.writestr(
-                zipfile.ZipInfo(path), "                                 FINAL REPORT\n SYNTHETIC. IMPRESSION: None.\n"
-            )
+    texts = (reports[study] for study in studies["study_id"])
+    (version / REPORTS).write_bytes(clinical.archive(dict(zip(studies["path"], texts, strict=True))))
     for path, dicom_id in zip(records["path"].head(dicoms), records["dicom_id"], strict=False):
         file = version / path
         file.parent.mkdir(parents=True, exist_ok=True)
