@@ -17,7 +17,6 @@ import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from statistics import median
@@ -30,11 +29,11 @@ from bench._measure import Check, command_line, python
 from bench.own.planning import FULL_SIZE
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG
-from physionet_mirror.errors import Corrupt, DestinationUnavailable, Throttled
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, Mode, SourceStats, Turn
 from physionet_mirror.pace import Pace
-from physionet_mirror.s3.bucket import Bucket, Listed
+from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.source.access_point import AccessPoint
+from physionet_mirror.source.copy import ServerSideCopy
 from physionet_mirror.transfer import Transfer
 
 COPIES = 10_000
@@ -57,44 +56,14 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
     return {"copies": count, "rows": [free, slow]}
 
 
-class _Copies:
-    """The mover of the measurement: one conditional copy per file."""
-
-    mode: Mode = "copy"
-    per_connection = 1
-
-    def __init__(self, source: Bucket, bucket: Bucket) -> None:
-        self._source, self._bucket = source, bucket
-        self.stats = SourceStats()
-
-    def check(self) -> None:
-        """Do nothing: the server is up."""
-
-    def close(self) -> None:
-        """Do nothing: nothing is kept open."""
-
-    def fetch(self, file: File, turn: Turn) -> Fetched:
-        """Copy the file, and compare the checksum that S3 computed."""
-        there = Listed(file.path, SIZE, "there", datetime.min.replace(tzinfo=UTC))
-        try:
-            copy = self._bucket.copy_from(self._source, there, content_type="image/jpeg", replace=False, paced=True)
-        except DestinationUnavailable as error:
-            raise Throttled(str(error)) from None
-        turn.answered(serves=True)
-        if copy is None or copy.sha256 != file.sha256:
-            raise Corrupt(f"{file.path} was not copied.")
-        self.stats.received += SIZE
-        return Fetched(SIZE)
-
-
 def _measure(folder: Path, case: str, count: int, start: int | None, given: dict[str, float]) -> dict[str, Any]:
     with _server(folder, given) as endpoint:
         session = boto3.Session("benchaccess", "benchsecret", region_name=stack.REGION)
         origin, bucket = (
             Bucket.open(session, name, MIMIC_CXR_JPG.name, endpoint_url=endpoint) for name in ("source", "target")
         )
-        files = [File(f"files/p10/p10000000/s50000000/{n:08d}.jpg", DIGEST) for n in range(count)]
-        mover = _Copies(origin, bucket)
+        files = [File(f"files/p10/p10000000/s50000000/{n:08d}.jpg", DIGEST, SIZE) for n in range(count)]
+        mover = ServerSideCopy(AccessPoint(origin, MIMIC_CXR_JPG), bucket, conditional=True)
         pace = Pace(AT_ONCE, **({"start": start} if start else {}), received=lambda: mover.stats.received)
         before, server = _cpu(), _counters(endpoint)["cpu"]
         tally = Transfer(files, mover=mover, pace=pace).run()

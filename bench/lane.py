@@ -15,11 +15,9 @@ the latter with and without its own checksum (``--s3-disable-checksum``). *scrip
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,11 +39,11 @@ from bench._measure import (
 )
 from bench.pace import make_images
 from demo import stack
+from physionet_mirror.source.access_point import READS_A_CONNECTION
 
 if TYPE_CHECKING:
     from physionet_mirror.dataset import Dataset
-    from physionet_mirror.files import File
-    from physionet_mirror.mover import Fetched, Mode, Mover, SourceStats, Turn
+    from physionet_mirror.mover import Mover
     from physionet_mirror.s3.bucket import Bucket
 
 IMAGES, SIZE = 600, 1_620_000
@@ -85,6 +83,9 @@ class _Lane:
         self._folder, self._giver, self._taker, self._keys, self._tls = folder, giver, taker, keys, tls
         self._work = scratch(folder, "work")
         self._lines = (root / peers.PREFIX / "SHA256SUMS.txt").read_text().splitlines()
+        files = [line.split(" ", 1) for line in self._lines]
+        sizes = ((root / peers.PREFIX / path).stat().st_size for _, path in files)
+        self._listed = [f"{sha256}:{size} {path}" for (sha256, path), size in zip(files, sizes, strict=True)]
 
     def __call__(self, client: str, _round: int) -> dict[str, float]:
         count = len(self._lines)
@@ -98,14 +99,15 @@ class _Lane:
 
     def _ours(self, kind: str, processes: int) -> dict[str, float]:
         def one(number: int) -> dict[str, float]:
+            lines = self._lines if kind == "website" else self._listed
             sums = self._work / f"sums-{number}.txt"
-            sums.write_text("".join(f"{line}\n" for line in self._lines[number::processes]))
+            sums.write_text("".join(f"{line}\n" for line in lines[number::processes]))
             given = {
                 **self._given(),
                 "kind": kind,
                 "login": ("nobody", "nothing"),
                 "sums": str(sums),
-                "connections": IN_FLIGHT // processes,
+                "connections": IN_FLIGHT // processes // (1 if kind == "website" else READS_A_CONNECTION),
                 "flat": False,
             }
             command = python("bench.lane", "--child")
@@ -170,47 +172,16 @@ class _Lane:
 # -- the measured processes --------------------------------------------------------------------------------------------
 
 
-class _Through:
-    """A `Mover` of files from a bucket, with one reused buffer per thread."""
-
-    mode: Mode = "through"
-    per_connection = 1
-
-    def __init__(self, source: Bucket, dataset: Dataset, bucket: Bucket) -> None:
-        from physionet_mirror.mover import SourceStats
-
-        self._source, self._dataset, self._bucket = source, dataset, bucket
-        self._kept = threading.local()
-        self.stats: SourceStats = SourceStats()
-
-    def check(self) -> None:
-        self._source.check()
-
-    def close(self) -> None:
-        pass
-
-    def fetch(self, file: File, turn: Turn) -> Fetched:
-        from physionet_mirror.errors import Corrupt
-        from physionet_mirror.mover import Fetched
-
-        if (buffer := getattr(self._kept, "buffer", None)) is None:
-            buffer = self._kept.buffer = bytearray(5 << 19)
-        data = self._source.get_into(file.path, buffer, paced=True)
-        turn.answered(serves=True)
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise Corrupt(f"{file.path} does not hash to its checksum.")
-        self.stats.received += len(data)
-        put = partial(self._bucket.put, content_type=self._dataset.image_type, sha256=file.sha256)
-        return Fetched(len(data), lambda: put(file.path, data))
-
-
 def _through(given: dict[str, Any], bucket: Bucket, dataset: Dataset) -> Mover:
     import boto3
 
     from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint
+    from physionet_mirror.source.through import ThroughWorker
 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
-    return _Through(Bucket.open(session, SOURCE, peers.PREFIX, endpoint_url=given["url"]), dataset, bucket)
+    point = AccessPoint(Bucket.open(session, SOURCE, peers.PREFIX, endpoint_url=given["url"]), dataset)
+    return ThroughWorker(point, bucket)
 
 
 def _child(given: dict[str, Any]) -> None:

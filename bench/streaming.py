@@ -214,7 +214,7 @@ def child(given: dict[str, Any], opened: Callable[[Bucket, Dataset], Mover]) -> 
 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
     bucket = Bucket.open(session, given["bucket"], peers.PREFIX, endpoint_url=given["endpoint"])
-    request = Request.from_params({"bucket": given["bucket"], "select": "all", "connections": given["connections"]})
+    request = Request.from_params({"bucket": given["bucket"], "select": "all"})
     layout = RunLayout("bench")
     lines = Path(given["sums"]).read_bytes()
     images = decode(lines)
