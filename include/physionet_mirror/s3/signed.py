@@ -1,7 +1,7 @@
-"""The S3 requests that are made once a file, HEAD, GET, PUT and COPY: signed by botocore, sent over kept sockets.
+"""The S3 requests that are made once a file, HEAD, GET, PUT and COPY: signed here, sent over kept sockets.
 
-boto3 makes the first one, which shows the bucket's address and the region that it is signed for. From then on botocore
-signs and `wire` sends, at about a third of boto3's CPU time. An error that S3 explains in its answer is raised as boto3
+boto3 makes the first one, which shows the bucket's address and the region that it is signed for. From then on `signature`
+signs and `wire` sends, at a fraction of boto3's CPU time. An error that S3 explains in its answer is raised as boto3
 raises it. Whatever is not a plain answer (a broken connection, a redirect, a wrong clock, an answer without a code) is
 asked again through boto3, which also repeats what S3 is too busy for, unless the caller is ``paced``: whoever has a `Pace`
 wants to know at once that S3 asks for less.
@@ -22,9 +22,8 @@ from urllib.request import getproxies
 from xml.etree import ElementTree
 
 import boto3
-from botocore.auth import EMPTY_SHA256_HASH, S3SigV4Auth
-from botocore.awsrequest import AWSPreparedRequest, AWSRequest
-from botocore.credentials import ReadOnlyCredentials
+from botocore.auth import EMPTY_SHA256_HASH
+from botocore.awsrequest import AWSPreparedRequest
 from botocore.exceptions import ClientError, ConnectionClosedError, IncompleteReadError, ReadTimeoutError
 from botocore.httpsession import get_cert_path
 from botocore.parsers import RestXMLParser
@@ -32,6 +31,7 @@ from botocore.response import StreamingBody
 from urllib3.util.ssl_ import create_urllib3_context
 
 from physionet_mirror.s3.replies import BUSY, CLOCK, REGION, code_of, status_of
+from physionet_mirror.s3.signature import Signer
 from physionet_mirror.wire import Answer, Origin
 
 if TYPE_CHECKING:
@@ -346,22 +346,11 @@ def trusted(session: boto3.Session, verify: bool | str | None) -> tuple[bool | s
     return os.environ.get("REQUESTS_CA_BUNDLE") or True, "REQUESTS_CA_BUNDLE"
 
 
-class _Signer(S3SigV4Auth):
-    """Botocore's signature, for a body whose SHA-256 is known."""
-
-    def __init__(self, credentials: ReadOnlyCredentials, region: str, sha256: str) -> None:
-        super().__init__(credentials, "s3", region)
-        self._sha256 = sha256
-
-    def payload(self, _: AWSRequest) -> str:
-        return self._sha256
-
-
 class _SignedOrigin:
     """Signed requests to one bucket, whose keys begin at ``url``."""
 
     def __init__(self, session: boto3.Session, origin: Origin, url: str, region: str) -> None:
-        self._session, self._origin, self._url, self._region = session, origin, url, region
+        self._session, self._origin, self._signer = session, origin, Signer(region)
         self._path = urlsplit(url).path
 
     def send(
@@ -371,11 +360,9 @@ class _SignedOrigin:
         credentials = self._session.get_credentials()
         if credentials is None:
             return None
-        path = _quoted(key)
-        request = AWSRequest(method, self._url + path, headers={"Host": self._origin.host, **headers})
-        _Signer(credentials.get_frozen_credentials(), self._region, sha256).add_auth(request)
-        signed = [(name, value) for name, value in request.headers.items() if name != "Host"]
-        return self._origin.exchange(method, self._path + path, signed, data)
+        path, origin = self._path + _quoted(key), self._origin
+        signed = self._signer.headers(method, path, origin.host, headers, sha256, credentials.get_frozen_credentials())
+        return origin.exchange(method, path, signed, data)
 
 
 def _tls(trusted: bool | str) -> ssl.SSLContext:
