@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from airflow.sdk import DAG
 
 from physionet_airflow.audit import AuditOperator, JudgeAuditOperator, RepairOperator
+from physionet_airflow.dag import defaults
 from physionet_airflow.params import audit_params
-from physionet_airflow.retry import TASK_DEFAULTS
 
 with DAG(
     dag_id="mimic_cxr_audit",
@@ -35,7 +35,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=audit_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet", "mimic-cxr"],
 ):
     audit = AuditOperator(task_id="audit")

@@ -15,8 +15,8 @@ from __future__ import annotations
 from airflow.sdk import DAG
 
 from physionet_airflow.cleanup import ApproveDeletionOperator, DeleteListedOperator, ListObjectsOperator
+from physionet_airflow.dag import defaults
 from physionet_airflow.params import cleanup_params
-from physionet_airflow.retry import TASK_DEFAULTS
 
 with DAG(
     dag_id="mimic_cxr_cleanup",
@@ -26,7 +26,7 @@ with DAG(
     schedule=None,
     max_active_runs=1,
     params=cleanup_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet", "mimic-cxr"],
 ):
     list_objects = ListObjectsOperator(task_id="list_objects")

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from airflow.sdk import DAG
 
+from physionet_airflow.dag import defaults
 from physionet_airflow.mirror import mirror_shards
 from physionet_airflow.operators import (
     ApproveLargePlanOperator,
@@ -35,7 +36,6 @@ from physionet_airflow.operators import (
     VerifyOperator,
 )
 from physionet_airflow.params import mirror_params
-from physionet_airflow.retry import TASK_DEFAULTS
 from physionet_airflow.sensors import AccessCheckSensor
 
 with DAG(
@@ -45,7 +45,7 @@ with DAG(
     doc_md=__doc__,
     schedule=None,
     params=mirror_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet", "mimic-cxr"],
 ):
     check_access = AccessCheckSensor(task_id="check_access")

@@ -31,10 +31,10 @@ from datetime import UTC, datetime
 from airflow.sdk import DAG
 
 from physionet_airflow.compat import CronDataIntervalTimetable
+from physionet_airflow.dag import defaults
 from physionet_airflow.mirror import mirror_shards
 from physionet_airflow.operators import FetchMetadataOperator, PlanShardsOperator, VerifyOperator
 from physionet_airflow.params import backfill_params
-from physionet_airflow.retry import TASK_DEFAULTS
 from physionet_airflow.run import pool
 from physionet_airflow.sensors import AccessCheckSensor
 
@@ -47,7 +47,7 @@ with DAG(
     start_date=datetime(2025, 1, 1, tzinfo=UTC),
     catchup=False,
     params=backfill_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet", "mimic-cxr"],
 ):
     # In the pool of the streams, so that the checks and tables of concurrent nights are under the same cap.

@@ -27,9 +27,9 @@ from datetime import UTC, datetime
 
 from airflow.sdk import DAG, TaskGroup
 
+from physionet_airflow.dag import defaults
 from physionet_airflow.operators import FetchMetadataOperator
 from physionet_airflow.params import metadata_params
-from physionet_airflow.retry import TASK_DEFAULTS
 from physionet_airflow.sensors import AccessCheckSensor
 from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG
 
@@ -43,7 +43,7 @@ with DAG(
     catchup=False,
     max_active_runs=1,
     params=metadata_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet", "mimic-cxr"],
 ):
     for dataset, which in (

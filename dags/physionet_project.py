@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from airflow.sdk import DAG
 
+from physionet_airflow.dag import defaults
 from physionet_airflow.mirror import mirror_shards
 from physionet_airflow.operators import (
     ApproveLargePlanOperator,
@@ -31,7 +32,6 @@ from physionet_airflow.operators import (
     VerifyOperator,
 )
 from physionet_airflow.params import project_params
-from physionet_airflow.retry import TASK_DEFAULTS
 from physionet_airflow.sensors import AccessCheckSensor
 
 with DAG(
@@ -41,7 +41,7 @@ with DAG(
     doc_md=__doc__,
     schedule=None,
     params=project_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet"],
 ):
     check_access = AccessCheckSensor(task_id="check_access")

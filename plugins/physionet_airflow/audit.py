@@ -11,6 +11,7 @@ from airflow.sdk import BaseOperator
 
 from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.compat import AirflowFailException, AirflowSkipException
+from physionet_airflow.notify import leave_notice
 from physionet_airflow.run import Run, engine_errors, result_of
 from physionet_mirror.errors import VerificationFailed
 from physionet_mirror.layout import MAIN_DAG
@@ -154,7 +155,9 @@ class JudgeAuditOperator(BaseOperator):
         found = Audit.from_json(result)
         nouns = "files" if context["params"].get("project") else "images"
         if not found.differing:
-            self.log.info("All %s %s are what PhysioNet publishes.", f"{found.verified:,}", nouns)
+            said = f"All {found.verified:,} {nouns} are what PhysioNet publishes."
+            self.log.info(said)
+            leave_notice(context, said)
             return
         counts = ", ".join(f"{number:,} {reason}" for reason, number in found.differing.items())
         raise VerificationFailed(

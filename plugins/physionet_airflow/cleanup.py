@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 
 from physionet_airflow.bucket import AWS_CONN_ID
+from physionet_airflow.notify import leave_notice
 from physionet_airflow.operators import AskOperator
 from physionet_airflow.run import Run, engine_errors, result_of
 from physionet_mirror.words import size
@@ -95,7 +96,7 @@ class DeleteListedOperator(BaseOperator):
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
             done = cleanup.delete_listed(run.bucket, run.layout)
-        self.log.info(
-            "%s objects deleted, %s. The list: %s", f"{done['deleted']:,}", size(done["bytes"]), found["listing"]
-        )
+        said = f"{done['deleted']:,} objects deleted, {size(done['bytes'])}. The list: {found['listing']}"
+        self.log.info(said)
+        leave_notice(context, said)
         return done

@@ -7,9 +7,10 @@ lie. So a link exists as soon as its task does, reveals nothing by itself, and w
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
 
 from airflow.sdk import BaseOperatorLink
+
+from physionet_airflow.urls import run_url
 
 if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
@@ -44,20 +45,6 @@ class PageLink(BaseOperatorLink):
 
     def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:  # noqa: ARG002
         return run_url(ti_key.dag_id, ti_key.run_id, self._view)
-
-
-def root_path() -> str:
-    """The path below which Airflow is served, ending in ``/``."""
-    from airflow.configuration import conf
-
-    path = urlsplit(conf.get("api", "base_url", fallback="/") or "/").path
-    return path if path.endswith("/") else f"{path}/"
-
-
-def run_url(dag_id: str, run_id: str, view: str = "") -> str:
-    """The address of a view of a run, from the root of Airflow's host."""
-    path = f"{root_path()}physionet/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
-    return f"{path}/{view}" if view else path
 
 
 _SHARDS = ("PlanShardsOperator", "StreamShardOperator", "VerifyOperator")

@@ -13,6 +13,7 @@ from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
 from physionet_airflow.compat import AirflowException, AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.metrics import ShardMetrics
+from physionet_airflow.notify import leave_notice, notifiers
 from physionet_airflow.run import (
     Run,
     dataset_overrides,
@@ -24,6 +25,7 @@ from physionet_airflow.run import (
     streams,
 )
 from physionet_mirror.errors import VerificationFailed
+from physionet_mirror.words import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -213,6 +215,7 @@ class AskOperator(ApprovalOperator):
         if question is None:
             return None
         self.body = question  # set here, after templates were rendered: nothing in it is a template
+        self.notifiers = notifiers("approval", question)
         self.log.info("Waiting for an answer under Required Actions, at most %s.", self.response_timeout)
         return super().execute(context)
 
@@ -247,7 +250,7 @@ class ApproveLargePlanOperator(AskOperator):
 
 def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
     """The approval page, in Markdown."""
-    from physionet_mirror.words import WAYS, money, size
+    from physionet_mirror.words import WAYS, money
 
     return "\n".join(
         [
@@ -375,6 +378,7 @@ class VerifyOperator(BaseOperator):
         plan = result_of(context, PLAN, PLAN)
         if plan["dry_run"]:
             self.log.info("Dry run: nothing was fetched, so nothing is verified.\n%s", plan["table"])
+            leave_notice(context, f"Dry run: nothing was fetched. The plan: {plan['uri']}")
             return None
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
@@ -390,6 +394,11 @@ class VerifyOperator(BaseOperator):
             verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
         _add_asset(context, IMAGES, run.bucket.uri(), figures)
         _add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)
+        leave_notice(
+            context,
+            f"{figures['verified']:,} of {figures['selected']:,} selected {run.request.selection.noun} verified ({run.request.verify}), "
+            f"{size(figures['bytes'])}; this run fetched {figures['stored']:,}. The report: {figures['report']}",
+        )
         return figures
 
     def _check_earlier_tasks(self, context: Context) -> None:

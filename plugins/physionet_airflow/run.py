@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,12 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
+from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
 from physionet_airflow import metrics
 from physionet_airflow.bucket import AWS_CONN_ID, choose_way, open_access_point, open_bucket, open_copiers
 from physionet_airflow.compat import AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.notify import leave_notice
 from physionet_mirror.errors import InputError, MirrorError
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from physionet_mirror.source.access_point import AccessPoint
     from physionet_mirror.source.physionet import PhysioNet
     from physionet_mirror.source.way import Way
+
+log = logging.getLogger(__name__)
 
 PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
@@ -216,6 +221,15 @@ def engine_errors() -> Iterator[None]:
     except MirrorError as error:
         metrics.count_refusal(error)
         if error.permanent:
+            _leave_for_the_end(error)
             raise AirflowFailException(f"{type(error).__name__}: {error}") from None
         error.__cause__ = error.__context__ = None
         raise error from None
+
+
+def _leave_for_the_end(error: MirrorError) -> None:
+    """What ends this task is told when its run has ended."""
+    try:
+        leave_notice(get_current_context(), str(error))
+    except Exception:  # the error itself matters more
+        log.debug("No notice was left.", exc_info=True)
