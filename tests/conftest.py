@@ -17,6 +17,7 @@ import pytest
 from demo import stack, synthetic
 from demo.lookalike import Lookalike, User
 from tests.strict_s3 import strict_s3_server
+from tests.warm_airflow import WarmAirflow, warm_airflow
 
 READER = ("reader", "correct horse battery staple")
 
@@ -78,12 +79,19 @@ class AirflowHome:
 
     path: Path
     env: Mapping[str, str]
+    warm: WarmAirflow
 
     def run(self, *arguments: str, timeout: float = 240, **more_env: str) -> subprocess.CompletedProcess[str]:
-        """Run ``airflow <arguments>``; stdout and stderr together in ``stdout``. Does not raise on a failure."""
+        """Run ``airflow <arguments>``; stdout and stderr together in ``stdout``. Does not raise on a failure.
+
+        A setting of Airflow's own in ``more_env`` may be read while it is imported, so such a command begins afresh.
+        """
+        env = {**self.env, **more_env}
+        if not any(name.startswith("AIRFLOW__") for name in more_env):
+            return self.warm.run(*arguments, env=env, cwd=self.path, timeout=timeout)
         return subprocess.run(
             stack.airflow_command(*arguments),
-            env={**self.env, **more_env},
+            env=env,
             cwd=self.path,
             timeout=timeout,
             text=True,
@@ -116,8 +124,18 @@ def migrated_home(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> P
     return home
 
 
+@pytest.fixture(scope="session")
+def warm(migrated_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmAirflow]:
+    """The Airflow that this xdist worker imports once."""
+    home = tmp_path_factory.mktemp("warm")
+    with warm_airflow(home, stack.airflow_environment(home, connections={})) as airflow:
+        yield airflow
+
+
 @pytest.fixture
-def airflow_home(tmp_path: Path, migrated_home: Path, physionet: Lookalike, s3_server: stack.S3Server) -> AirflowHome:
+def airflow_home(
+    tmp_path: Path, migrated_home: Path, physionet: Lookalike, s3_server: stack.S3Server, warm: WarmAirflow
+) -> AirflowHome:
     """A fresh Airflow with this project's DAGs and plugins, connected to ``physionet`` and ``s3_server``."""
     home = tmp_path / "airflow"
     home.mkdir()
@@ -128,4 +146,4 @@ def airflow_home(tmp_path: Path, migrated_home: Path, physionet: Lookalike, s3_s
         "physionet_default": {"conn_type": "http", "host": physionet.url, "login": login, "password": password},
         "aws_default": s3_server.connection(),
     }
-    return AirflowHome(home, stack.airflow_environment(home, connections=connections))
+    return AirflowHome(home, stack.airflow_environment(home, connections=connections), warm)
