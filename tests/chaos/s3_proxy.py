@@ -32,6 +32,8 @@ class Kind(StrEnum):
     """503 SlowDown."""
     RESET = "reset"
     """RST to both sides when half of the body has reached the server."""
+    FLIPPED = "flipped"
+    """One bit of the body is another one when it reaches the server."""
     DENIED = "denied"
     """403 AccessDenied."""
     REFUSED = "refused"
@@ -212,8 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.upstream.close()
                 reset(self.connection)
                 self.close_connection = True
-            case None:
-                self._send(body)
+            case Kind.FLIPPED | None:
+                self._send(flipped(body) if fault else body)
                 self._return(self.upstream.getresponse())
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815
@@ -245,10 +247,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
+
+
+def flipped(body: bytes) -> bytes:
+    """The body with one bit in its middle turned over."""
+    middle = len(body) // 2
+    return body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
 
 
 def reset(connection: socket.socket) -> None:

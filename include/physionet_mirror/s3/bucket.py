@@ -13,14 +13,14 @@ import logging
 import threading
 from base64 import b64decode, b64encode
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from itertools import islice
-from typing import TYPE_CHECKING, Any
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -29,7 +29,12 @@ from botocore.config import Config
 
 from physionet_mirror.errors import DestinationError, InputError
 from physionet_mirror.s3 import replies
-from physionet_mirror.s3.capabilities import Capabilities, takes_no_conditions, takes_no_such_request
+from physionet_mirror.s3.capabilities import (
+    Capabilities,
+    refuses_the_form,
+    takes_no_conditions,
+    takes_no_such_request,
+)
 from physionet_mirror.s3.signed import SignedRequests, trusted
 from physionet_mirror.worker_settings import check_ca_bundle
 
@@ -38,6 +43,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef, ListObjectsV2OutputTypeDef, ObjectIdentifierTypeDef
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PART_SIZE = 8 << 20
 """Bytes of one part of a multipart upload; at S3's limit of 10,000 parts this carries files of 80 GiB."""
@@ -91,6 +98,7 @@ class Bucket:
         name: The bucket's name.
         prefix: Key prefix without slashes at its ends; may be empty.
         requests: S3 requests made so far by kind (LIST, HEAD, GET, PUT, COPY, DELETE).
+        can: What the server takes; learnt from its answers unless a run's access check has found it out.
     """
 
     def __init__(
@@ -112,7 +120,7 @@ class Bucket:
         self._root = f"{self.prefix}/" if self.prefix else ""
         self._lock = threading.Lock()
         self._region: str | None = client.meta.region_name
-        self._can = Capabilities()
+        self.can = Capabilities()
         self._kept = threading.local()  # .buffer, for what is read only to be hashed
         self._owner: dict[str, Any] = {"ExpectedBucketOwner": expected_owner} if expected_owner else {}
         self._encryption = _encryption(kms_key, server_side_encryption)
@@ -268,7 +276,7 @@ class Bucket:
     def head(self, path: str, *, paced: bool = False) -> Stored | None:
         """Size, ETag and checksum of one object, or None where there is none."""
         with self._asking("HEAD", path):
-            headers = self._signed.head(self.key(path), paced=paced, **self._owner)
+            headers = self._head(self.key(path), paced=paced)
         if headers is None:
             return None
         digest = headers.get("x-amz-checksum-sha256", "")
@@ -283,6 +291,39 @@ class Bucket:
             headers.get("content-type", "application/octet-stream"),
             parsedate_to_datetime(headers["last-modified"]),
         )
+
+    def _head(self, key: str, *, paced: bool) -> Mapping[str, str] | None:
+        can = self.can
+        try:
+            return self._signed.head(key, checksum=can.sha256, paced=paced, **self._owner)
+        except botocore.exceptions.ClientError as error:
+            if not can.sha256 or replies.status_of(error) not in {"400", "501"}:
+                raise
+            try:  # an answer to HEAD has no words: it was the checksum's header if all goes well without
+                headers = self._signed.head(key, checksum=False, paced=paced, **self._owner)
+            except botocore.exceptions.ClientError:
+                raise error from None
+        self._takes_no_sha256()
+        return headers
+
+    def _with_sha256_or_without(self, ask: Callable[[Capabilities], T]) -> T:
+        """Ask with SHA-256, and without it where the server refuses the request for that alone."""
+        can = self.can
+        try:
+            return ask(can)
+        except botocore.exceptions.ClientError as error:
+            if not can.sha256 or not refuses_the_form(error):
+                raise
+            try:
+                answer = ask(can.without("sha256"))
+            except botocore.exceptions.ClientError:
+                raise error from None
+        self._takes_no_sha256()
+        return answer
+
+    def _takes_no_sha256(self) -> None:
+        log.info("%s takes no SHA-256 with a request: Content-MD5 takes its place.", self.uri())
+        self.can = self.can.without("sha256")
 
     def get_into(
         self, path: str, buffer: bytearray | memoryview, *, etag: str | None = None, paced: bool = False
@@ -373,8 +414,13 @@ class Bucket:
         if storage_class != "STANDARD":
             options["StorageClass"] = storage_class
         digest = hashlib.sha256(data).hexdigest() if sha256 is None else sha256
+
+        def put(can: Capabilities) -> str:
+            checksums = _checksums(can, data, digest)
+            return self._signed.put(self.key(path), data, digest, paced=paced, **options, **checksums).strip('"')
+
         with self._asking("PUT", path):
-            return self._signed.put(self.key(path), data, digest, paced=paced, **options).strip('"')
+            return self._with_sha256_or_without(put)
 
     def write(self, path: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Store a small object (state, reports, tables)."""
@@ -382,15 +428,17 @@ class Bucket:
             self._put_small(path, data, content_type)
 
     def _put_small(self, path: str, data: bytes, content_type: str, **condition: Any) -> None:
-        self.client.put_object(
-            Bucket=self.name,
-            Key=self.key(path),
-            Body=data,
-            ContentType=content_type,
-            ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
-            **condition,
-            **self._encryption,
-            **self._owner,
+        self._with_sha256_or_without(
+            lambda can: self.client.put_object(
+                Bucket=self.name,
+                Key=self.key(path),
+                Body=data,
+                ContentType=content_type,
+                **_checksums(can, data),  # type: ignore[arg-type]
+                **condition,
+                **self._encryption,
+                **self._owner,
+            )
         )
 
     def write_unless_changed(
@@ -440,7 +488,7 @@ class Bucket:
     ) -> int:
         """Store a file of any size from a stream, holding at most two parts in memory; returns its size in bytes.
 
-        A file of up to one part is one PUT. A larger one is a multipart upload with a SHA-256 for each part; it becomes
+        A file of up to one part is one PUT. A larger one is a multipart upload with a checksum for each part; it becomes
         visible only when ``chunks`` ended without an exception, and is aborted otherwise.
         """
         parts = _parts(chunks, part_size)
@@ -449,26 +497,39 @@ class Bucket:
             data = waiting[0] if waiting else b""
             self.put(path, data, content_type=content_type, storage_class=storage_class)
             return len(data)
+        return self.upload_parts(path, chain(waiting, parts), content_type=content_type, storage_class=storage_class)
+
+    def upload_parts(
+        self, path: str, parts: Iterable[bytes], *, content_type: str, storage_class: str = "STANDARD"
+    ) -> int:
+        """The multipart upload of `upload`, whatever its size; S3 wants parts of 5 MiB or more but for the last one."""
         where = {"Bucket": self.name, "Key": self.key(path), **self._owner}
         with self._asking("PUT", path):
-            upload_id = self.client.create_multipart_upload(
-                **where,
-                ContentType=content_type,
-                StorageClass=storage_class,  # type: ignore[arg-type]
-                ChecksumAlgorithm="SHA256",
-                **self._encryption,
+            upload_id = self._with_sha256_or_without(
+                lambda can: self.client.create_multipart_upload(
+                    **where,
+                    ContentType=content_type,
+                    StorageClass=storage_class,  # type: ignore[arg-type]
+                    **({"ChecksumAlgorithm": "SHA256"} if can.sha256 else {}),  # type: ignore[arg-type]
+                    **self._encryption,
+                )
             )["UploadId"]
+        can = self.can
         done: list[CompletedPartTypeDef] = []
         size = 0
         try:
-            while part := waiting.popleft() if waiting else next(parts, b""):
-                digest = b64encode(hashlib.sha256(part).digest()).decode()
-                number = len(done) + 1
+            for part in parts:
+                number, checksums = len(done) + 1, _checksums(can, part)
                 with self._asking("PUT", path):
                     answer = self.client.upload_part(
-                        **where, UploadId=upload_id, PartNumber=number, Body=part, ChecksumSHA256=digest
+                        **where,
+                        UploadId=upload_id,
+                        PartNumber=number,
+                        Body=part,
+                        **checksums,  # type: ignore[arg-type]
                     )
-                done.append({"PartNumber": number, "ETag": answer["ETag"], "ChecksumSHA256": digest})
+                checksums.pop("ContentMD5", None)
+                done.append({"PartNumber": number, "ETag": answer["ETag"], **checksums})  # type: ignore[typeddict-item]
                 size += len(part)
             with self._asking("PUT", path):
                 self.client.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={"Parts": done})
@@ -530,7 +591,8 @@ class Bucket:
                     origin, Bucket=self.name, Key=self.key(path), ExtraArgs=how, SourceClient=source.client
                 )
             else:
-                how["ChecksumAlgorithm"] = "SHA256"
+                if self.can.sha256:
+                    how["ChecksumAlgorithm"] = "SHA256"
                 if there.etag:
                     how["CopySourceIfMatch"] = there.etag
                 copied = self._copy(path, origin, how, replace=replace, paced=paced)
@@ -547,7 +609,7 @@ class Bucket:
     ) -> Mapping[str, Any] | None:
         """CopyObjectResult, or None where something stands that is not to be replaced."""
         key = self.key(path)
-        if not replace and self._can.copies_if_absent:
+        if not replace and self.can.copies_if_absent:
             try:
                 return self._signed.copy(key, origin, paced=paced, **how, IfNoneMatch="*")
             except botocore.exceptions.ClientError as error:
@@ -555,7 +617,7 @@ class Bucket:
                     return None
                 if replies.status_of(error) != "501":
                     raise
-            self._can.copies_if_absent = False
+            self.can = self.can.without("copies_if_absent")
         return self._signed.copy(key, origin, paced=paced, **how)
 
     def delete_exactly(self, path: str, etag: str) -> bool:
@@ -595,7 +657,7 @@ class Bucket:
     def _delete(self, objects: Iterable[ObjectIdentifierTypeDef]) -> None:
         remaining = iter(objects)
         while batch := list(islice(remaining, _KEYS_A_DELETE)):
-            if self._can.deletes_many:
+            if self.can.deletes_many:
                 with self._asking("DELETE", f"{len(batch)} objects"):
                     try:
                         answer = self.client.delete_objects(
@@ -607,7 +669,7 @@ class Bucket:
                     except botocore.exceptions.ClientError as error:
                         if not takes_no_such_request(error):
                             raise
-                        self._can.deletes_many = False
+                        self.can = self.can.without("deletes_many")
                     else:
                         if errors := answer.get("Errors"):
                             raise self._not_deleted(errors, len(batch))
@@ -702,6 +764,17 @@ def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict
             + ". Nothing was written. Correct it in the AWS connection's extra."
         )
     return {"ServerSideEncryption": how, **({"SSEKMSKeyId": kms_key} if kms_key else {})}
+
+
+def _checksums(can: Capabilities, data: bytes | memoryview, sha256: str | None = None) -> dict[str, str]:
+    """The parameters of a PUT by which a server refuses other bytes; ``sha256`` is that of ``data`` (hex)."""
+    found = {}
+    if can.sha256:
+        digest = hashlib.sha256(data).digest() if sha256 is None else bytes.fromhex(sha256)
+        found["ChecksumSHA256"] = b64encode(digest).decode()
+    if can.wants_md5:
+        found["ContentMD5"] = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+    return found
 
 
 def _named(paths: Sequence[str]) -> str:

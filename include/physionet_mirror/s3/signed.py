@@ -13,7 +13,6 @@ import os
 import re
 import ssl
 import threading
-from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -45,6 +44,7 @@ _BOTO3S = CLOCK | REGION | {"SignatureDoesNotMatch"}
 """Codes that boto3 may have an answer to."""
 _HEADERS = {
     "ContentType": "content-type",
+    "ContentMD5": "content-md5",
     "StorageClass": "x-amz-storage-class",
     "ServerSideEncryption": "x-amz-server-side-encryption",
     "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
@@ -127,15 +127,16 @@ class SignedRequests:
         for operation in ("HeadObject", "GetObject", "PutObject", "CopyObject"):
             client.meta.events.register(f"before-send.s3.{operation}", self._remember)
 
-    def head(self, key: str, *, paced: bool = False, **options: str) -> Mapping[str, str] | None:
-        """Headers of an object by their names in lower case, checksum included, or None where there is no such object.
+    def head(self, key: str, *, checksum: bool = True, paced: bool = False, **options: str) -> Mapping[str, str] | None:
+        """Headers of an object by their names in lower case, or None where there is no such object.
 
         Args:
             key: The object's key.
+            checksum: Its checksum included, for which not every server may be asked.
             paced: See the class.
             options: ExpectedBucketOwner, as boto3's ``head_object`` takes it.
         """
-        asked: dict[str, Any] = {**options, "ChecksumMode": "ENABLED"}
+        asked: dict[str, Any] = {**options, "ChecksumMode": "ENABLED"} if checksum else dict(options)
         answer = self._ask("HeadObject", "HEAD", key, asked, paced=paced)
         if answer is not None:
             return answer.headers if answer.status == 200 else None
@@ -186,13 +187,12 @@ class SignedRequests:
         Args:
             key: The object's key.
             data: Its bytes; they are sent from where they lie.
-            sha256: Their SHA-256 (hex), which S3 compares with the bytes that arrive and keeps.
+            sha256: Their SHA-256 (hex), which is signed.
             paced: See the class.
-            options: ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId, ExpectedBucketOwner, as boto3's
+            options: ChecksumSHA256 and ContentMD5, with which S3 compares the bytes that arrive; ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId, ExpectedBucketOwner, as boto3's
                 ``put_object`` takes them.
         """
-        checksum = b64encode(bytes.fromhex(sha256)).decode()
-        asked: dict[str, Any] = {**options, "ChecksumSHA256": checksum}
+        asked: dict[str, Any] = dict(options)
         answer = self._ask("PutObject", "PUT", key, asked, data, sha256, paced=paced)
         if answer is not None:
             with answer:
