@@ -1,13 +1,12 @@
 """One radiograph as a model reads it: grey, smaller, its shape kept.
 
-A JPEG is decoded at half size (DCT scaling, Pillow's draft mode) where it has `HALF_FROM` times the wanted size or more, and
-reduced by an antialiased Lanczos filter. Against a full decode and Pillow's Lanczos that keeps 50 dB and more on the synthetic
-radiographs and on photographs; at a quarter of the size, sharp photographs fall to 41 dB.
+A JPEG is decoded at three eighths of its size (DCT scaling by libjpeg-turbo, through simplejpeg) where it has `REDUCED_FROM`
+times the wanted size or more, and reduced by an antialiased Lanczos filter. Against a full decode and Pillow's Lanczos that
+keeps 50 dB and more on the synthetic radiographs and on photographs; at a quarter of the size, sharp photographs fall to 37 dB.
+docs/performance.md has what the libraries take.
 
-CPU ms a radiograph of 2,544 x 3,056 pixels and 1.5 MB to a short side of 512, decode and resize, on one core: full decode and
-Pillow's Lanczos 48; half size and Pillow's 24; 3/8 by simplejpeg and Pillow's 21; half size and cykooz-resizer's 18. Some 15 of
-these are the JPEG's entropy decoding, which no scaling spares; writing the small JPEG takes 0.5. cykooz-resizer (the Rust crate
-fast_image_resize) is the same filter with SIMD; it has no wheel for Linux on ARM, where Pillow's own does the work.
+simplejpeg and cykooz-resizer (the Rust crate fast_image_resize: the same filter with SIMD) let other threads run meanwhile, so
+that threads use all cores. cykooz-resizer has no wheel for Linux on ARM, where Pillow's own filter does the work.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 ENCODINGS: tuple[Encoding, ...] = get_args(Encoding)
 SIZE = 32, 4096
 """The fewest and the most pixels of a side that may be asked for."""
-HALF_FROM = 4.9
-"""Times the wanted size from which an original is decoded at half its own. A small sharp photograph has 50.3 dB at 5.1 times
-and 49.7 at 4.7; the detectors' 2,544 pixels are 4.97 times 512, at 54 dB."""
+REDUCED_FROM = 4.9
+"""Times the wanted size from which an original is decoded at three eighths of its own. A small sharp photograph has 50.8 dB
+at 4.9 times and 49.8 at 4.6; the detectors' 2,544 pixels are 4.97 times 512, at 53 dB."""
 QUALITY = 1, 100
 """JPEG's qualities (source: libjpeg, jpeg_set_quality)."""
 
@@ -122,20 +121,33 @@ def reduced(original: bytes, recipe: Recipe) -> tuple[Image, tuple[int, int]]:
         with Image.open(io.BytesIO(original)) as opened:
             width, height = opened.size
             target = recipe.scaled(width, height)
-            scale = 2 if min(width / target[0], height / target[1]) >= HALF_FROM else 1
-            opened.draft("L", (width // scale, height // scale))  # a JPEG's luminance alone; does nothing to a PNG
-            scale = round(width / opened.width)
-            grey = opened.convert("L")
+            eighths = 3 if min(width / target[0], height / target[1]) >= REDUCED_FROM else 8
+            grey = _by_simplejpeg(original, width, height, eighths) if opened.format == "JPEG" else None
+            if grey is None:
+                eighths, grey = 8, opened.convert("L")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UndecodableImage("it is no image" if "cannot identify" in why else why) from None
-    # An odd side is rounded up when it is halved: the last half pixel is none of the image.
-    small = _lanczos(grey, target, (width / scale, height / scale))
+    # Sides are rounded up when they are scaled: the last part of a pixel is none of the image.
+    small = _lanczos(grey, target, (width * eighths / 8, height * eighths / 8))
     if recipe.resize == "square" and small.width != small.height:
         padded = Image.new("L", (recipe.size, recipe.size))
         padded.paste(small, ((recipe.size - small.width) // 2, (recipe.size - small.height) // 2))
         small = padded
     return small, (width, height)
+
+
+def _by_simplejpeg(original: bytes, width: int, height: int, eighths: int) -> Image | None:
+    """The luminance of a JPEG at this scale, or None of one that simplejpeg does not take: Pillow says then what it is."""
+    import simplejpeg
+    from PIL import Image
+
+    least = {"min_width": width * eighths // 8, "min_height": height * eighths // 8} if eighths < 8 else {}
+    try:
+        pixels = simplejpeg.decode_jpeg(original, "GRAY", min_factor=1, **least)
+    except ValueError:
+        return None
+    return Image.fromarray(pixels.reshape(pixels.shape[:2]))
 
 
 def _lanczos(image: Image, size: tuple[int, int], part: tuple[float, float]) -> Image:

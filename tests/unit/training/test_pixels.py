@@ -106,3 +106,11 @@ def test_what_cannot_be_decoded_is_said_and_nothing_is_made(spoilt: bytes) -> No
 def test_a_wrong_value_is_named_before_any_work(values: dict[str, object], named: str) -> None:
     with pytest.raises(InputError, match=rf"^{named}: .* Nothing was done"):
         Recipe(**values)  # type: ignore[arg-type]
+
+
+def test_a_jpeg_that_simplejpeg_does_not_take_is_pillows() -> None:
+    original = io.BytesIO()
+    Image.new("CMYK", (640, 480), (0, 0, 0, 55)).save(original, "JPEG")
+    image, _ = reduced(original.getvalue(), Recipe(96))
+    assert (image.size, image.mode) == ((128, 96), "L")
+    assert abs(int(image.getpixel((64, 48))) - 200) <= 2
