@@ -24,7 +24,7 @@ READER = ("reader", "correct horse battery staple")
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of a dataset of 60 small images: holds mimic-cxr-jpg/2.1.0 and mimic-cxr/2.0.0. Read only; copy it to change it."""
+    """Root of a dataset of 60 small images: mimic-cxr-jpg/2.1.0 and mimic-cxr/2.0.0. Read only; copy it to change it."""
     root = tmp_path_factory.mktemp("dataset") / "physionet"
     synthetic.write(root, synthetic.cohort(60, seed=7, long_side=96))
     return root
@@ -32,7 +32,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reader() -> tuple[str, str]:
-    """Login and password of the user whom ``physionet`` knows, who has signed every agreement."""
+    """Login and password of the one user of ``physionet``, who has signed every agreement."""
     return READER
 
 
@@ -54,7 +54,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.S3Serv
 
 @pytest.fixture(scope="session")
 def strict_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[stack.S3Server]:
-    """An S3 server that refuses wrong checksums and keeps conditions, as S3 does; it has no files to look at."""
+    """An S3 server that refuses wrong checksums and honours conditions, as S3 does; its objects are not files."""
     with strict_s3_server(tmp_path_factory.mktemp("strict-s3")) as server:
         yield server
 
@@ -69,13 +69,13 @@ def bucket_name(s3_server: stack.S3Server) -> str:
 
 @pytest.fixture
 def boto_session(s3_server: stack.S3Server) -> boto3.Session:
-    """A session with the keys of ``s3_server``; clients need ``endpoint_url=s3_server.endpoint`` too."""
+    """A session with the keys of ``s3_server``; clients also need ``endpoint_url=s3_server.endpoint``."""
     return s3_server.session()
 
 
 @dataclass(frozen=True)
 class AirflowHome:
-    """An AIRFLOW_HOME with a migrated database; ``env`` is what ``airflow`` needs to work with it."""
+    """An AIRFLOW_HOME with a migrated database; ``env`` is the environment for ``airflow`` commands."""
 
     path: Path
     env: Mapping[str, str]

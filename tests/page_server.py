@@ -1,4 +1,4 @@
-"""Airflow's API server with the page, over a database and a bucket that hold what a long run would have left there.
+"""Airflow's API server with the page, and a database and a bucket with the contents that a long run leaves there.
 
 Nothing is scheduled here: the runs and their task instances are written into the database as Airflow would.
 """
@@ -29,16 +29,16 @@ BUCKET, PREFIX = "lab-bucket", "mimic-cxr-jpg/2.1.0"
 SHARDS, A_SHARD = 400, 900
 LIVE, DONE, ELSEWHERE = "manual__2026-03-01T22:00:00+00:00", "manual__2026-02-27T21:00:00+00:00", "audit-1"
 BOMB, DAMAGED, NO_INDEX = "a-bomb", "damaged-manifest", "damaged-index"
-"""Prefixes under which somebody else's file lies in the place of ours; each had one run."""
+"""Prefixes where one of our files was replaced by somebody else's; each had one run."""
 PROJECT = "a-project/1.0"
 """A project without radiographs, mirrored below its own name."""
 USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}
-"""By name, their role; one without a role may log in and read nothing."""
+"""Role by user name; a user without a role may log in but read nothing."""
 
 
 @dataclass(frozen=True)
 class PageServer:
-    """The running server; ``as_user`` gives a session that is logged in as a browser is, by a cookie."""
+    """The running server; ``as_user`` gives a session that is logged in by a cookie, as a browser is."""
 
     url: str
     home: Path
@@ -63,7 +63,7 @@ class PageServer:
 
 @contextmanager
 def page_server(folder: Path) -> Iterator[PageServer]:
-    """Up until the block ends; ``folder`` receives the database and the bucket."""
+    """Run the server until the block ends; ``folder`` receives the database and the bucket."""
     home = folder / "airflow"
     with stack.s3_server(folder / "s3") as s3:
         fill_bucket(s3)
@@ -94,7 +94,7 @@ def page_server(folder: Path) -> Iterator[PageServer]:
 
 
 def fill_bucket(s3: stack.S3Server) -> None:
-    """A manifest, an index of a third of it, and two runs: one of 400 shards on its way, one that is over."""
+    """Write a manifest, an index of a third of it, and two runs: an active one of 400 shards, and one that has ended."""
     root = s3.make_bucket(BUCKET) / PREFIX
 
     def write(path: str, content: bytes | dict[str, Any]) -> None:
@@ -133,7 +133,7 @@ def fill_bucket(s3: stack.S3Server) -> None:
 
 
 def go_on(s3: stack.S3Server) -> None:
-    """Let the shards that are on their way publish once more, as they do every few seconds."""
+    """Let the active shards publish again, as they do every few seconds."""
     for number in range(SHARDS):
         if state_of(number)[1] == "running":
             file = s3.folder / BUCKET / PREFIX / RunLayout(LIVE).result(number)
@@ -158,7 +158,7 @@ def plan(shards: int = SHARDS) -> dict[str, Any]:
 
 
 def state_of(number: int) -> tuple[str | None, str | None]:
-    """The states of a shard's two tasks in the run that is on its way."""
+    """The states of a shard's two tasks in the active run."""
     if number < 90:
         return "skipped", "skipped"
     if number in (133, 201):
@@ -171,7 +171,7 @@ def state_of(number: int) -> tuple[str | None, str | None]:
 
 
 def result_of(number: int) -> dict[str, Any] | None:
-    """results/NNNN.json of the run that is on its way; none for a shard that was complete or has not begun."""
+    """results/NNNN.json of the active run; None for a shard that was complete or has not begun."""
     missing, stream = state_of(number)
     if missing == "skipped" or stream in ("scheduled", None):
         return None
@@ -213,7 +213,7 @@ def result_of(number: int) -> dict[str, Any] | None:
 
 
 def report() -> dict[str, Any]:
-    """As much of report.json as the page reads."""
+    """The part of report.json that the page reads."""
     return {
         "run": {"id": DONE, "seconds": 4321.0},
         "result": {"passed": True, "level": "checksum", "selected": 3600, "verified": 3600},
@@ -286,7 +286,7 @@ def _any_files() -> bytes:
 
 
 def seed() -> None:
-    """Write the runs into the database that the environment names."""
+    """Write the runs to the database that the environment names."""
     from airflow.models.dag_version import DagVersion
     from airflow.models.dagrun import DagRun
     from airflow.models.taskinstance import TaskInstance

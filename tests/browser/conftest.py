@@ -1,4 +1,4 @@
-"""Debian's chromium under Playwright, logged in to an Airflow; screenshots are kept only where SCREENSHOTS says."""
+"""Debian's chromium under Playwright, logged in to an Airflow; screenshots are kept only if SCREENSHOTS names a folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ARGUMENTS = [
     "--disable-sync",
 ]
 PATIENCE = 120_000
-"""Milliseconds; a busy machine is no failure."""
+"""Time limit in milliseconds, generous so that a busy machine is not a failure."""
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +50,8 @@ def window(chromium: Browser) -> Callable[..., Iterator[Page]]:
         trouble: list[str] = []
 
         def note(message: ConsoleMessage) -> None:
-            # Being refused is an answer: Airflow's start page asks who is there before it knows, a viewer may not trigger.
-            # A network of the machine may come or go. And that a report in the bucket may not show a picture is the point of its policy.
+            # Refusals are expected: Airflow's start page asks for the user before the login, and a viewer may not trigger.
+            # The machine's network may change meanwhile. And the policy is meant to block pictures in a report from the bucket.
             if message.type == "error" and not re.search(
                 r"status of 40[13]|'img-src' was not|ERR_NETWORK_CHANGED", message.text
             ):
@@ -74,7 +74,7 @@ def _at_home(page: Page, url: str, trouble: list[str]) -> None:
 
 @pytest.fixture
 def shoot(tmp_path: Path) -> Callable[..., Path]:
-    """Save a screenshot with few colours, which keeps it small; in the folder SCREENSHOTS where that is set."""
+    """Save a screenshot with few colours, which keeps it small, in the folder SCREENSHOTS if that is set."""
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
 
     def save(page: Page, name: str, *, full: bool = False) -> Path:
@@ -94,7 +94,7 @@ def shoot(tmp_path: Path) -> Callable[..., Path]:
 
 
 def log_in(page: Page, url: str, user: str, password: str) -> None:
-    """As a person does, in Airflow's form."""
+    """Log in by Airflow's form, as a person does."""
     page.goto(f"{url}/")
     page.locator("input[name=username]").fill(user)
     page.locator("input[name=password]").fill(password)

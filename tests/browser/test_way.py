@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 
 BUCKET = "browser-test"
 RUN_TIME = 400_000
-"""Milliseconds for a run of 25 images, on a machine with other work too."""
+"""Time limit for a run of 25 images in milliseconds, on a machine that has other work too."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def airflow(tmp_path_factory):
 
 
 def trigger_25(page, airflow):
-    """From Airflow's own navigation to the run's live page."""
+    """Trigger a run of 25 images, starting from Airflow's own navigation, and end on its live page."""
     page.goto(f"{airflow.url}/plugin/physionet")
     frame = page.frame_locator("iframe")
     frame.get_by_role("link", name="Plan a run").first.click()

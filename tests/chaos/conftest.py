@@ -12,6 +12,6 @@ from tests.chaos.s3_proxy import S3Proxy
 
 @pytest.fixture(scope="module")
 def s3_proxy(s3_server: stack.S3Server) -> Iterator[S3Proxy]:
-    """In front of ``s3_server``, without a fault."""
+    """A proxy in front of ``s3_server``, without a fault."""
     with S3Proxy(s3_server.endpoint) as proxy:
         yield proxy

@@ -1,4 +1,4 @@
-"""The state seen from outside: files of the S3 server and of the look-alike, read without any of our own code."""
+"""The state as seen from outside: files of the S3 server and the look-alike, read without any of our own code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREFIX = "mimic-cxr-jpg/2.1.0"
 
 
 def stored(folder: Path) -> dict[str, str]:
-    """Path to SHA-256 of every object below the prefix's ``files/``, whatever its name; ``folder`` is the bucket's."""
+    """Path to SHA-256 of every object below the prefix's ``files/``; ``folder`` is that of the bucket."""
     return _sums(folder / PREFIX)
 
 
@@ -40,7 +40,7 @@ def report(folder: Path, run_id: str) -> dict[str, Any]:
 
 
 def wait_until(condition: Callable[[], object], timeout: float = 240) -> None:
-    """Return as soon as the condition holds; TimeoutError when it does not for so many seconds."""
+    """Return as soon as the condition holds; TimeoutError if it does not within ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

@@ -1,7 +1,7 @@
 """Injects S3 faults: a proxy on 127.0.0.1 in front of a real S3 server.
 
-Requests go on byte for byte, the Host header included, because SigV4 signs it: client and server then agree on the
-signature, though the client knows the proxy's address only.
+Requests are passed on byte for byte, including the Host header, because SigV4 signs it: client and server agree on the
+signature although the client knows only the proxy's address.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Kind(StrEnum):
     SLOW_DOWN = "slow down"
     """503 SlowDown."""
     RESET = "reset"
-    """RST to both sides when half of the body has reached the server."""
+    """RST to both sides once half of the body has reached the server."""
     FLIPPED = "flipped"
     """One bit of the body is another one when it reaches the server."""
     DENIED = "denied"
     """403 AccessDenied."""
     REFUSED = "refused"
-    """From this PUT on, nobody can connect for ``seconds``, and every open connection is reset."""
+    """From this PUT on, connections are refused for ``seconds``, and every open one is reset."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Fault:
     """One thing that goes wrong with PUTs.
 
     Attributes:
-        kind: What.
+        kind: The kind of fault.
         paths: Shell pattern of the URL's path, which begins with ``/<bucket>/``; ``*`` matches ``/``.
-        share: Share of these PUTs, chosen by a hash of the key and of how often it was PUT: the same ones every time.
-        after: PUTs of these paths that pass unharmed first.
-        seconds: Of REFUSED.
+        share: Share of these PUTs, chosen by a hash of the key and the number of its PUTs: the same ones every time.
+        after: PUTs of these paths that are served normally first.
+        seconds: How long REFUSED lasts.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class Fault:
     seconds: float = 0.0
 
     def strikes(self, path: str, attempt: int) -> bool:
-        key = path.split("/", 2)[2]  # a bucket's name is another one in each run
+        key = path.split("/", 2)[2]  # the bucket's name differs in each run
         digest = hashlib.sha256(f"{key}\n{attempt}".encode()).digest()
         return int.from_bytes(digest[:8], "big") < self.share * 2**64
 
@@ -74,7 +74,7 @@ class S3Proxy:
     Attributes:
         endpoint: ``http://127.0.0.1:<port>``.
         struck: How often each kind has happened.
-        refusal: Asked about every request; what it gives back is the answer (status, code, message). None = none is refused.
+        refusal: Called for every request; returns the answer (status, code, message), or None to pass it on. None = pass all on.
     """
 
     def __init__(self, upstream: str) -> None:
@@ -113,7 +113,7 @@ class S3Proxy:
         self.stop()
 
     def set(self, fault: Fault | None) -> None:
-        """Replace the fault that is in force; None = all is well."""
+        """Replace the fault in force; None = no fault."""
         with self._lock:
             self._fault, self._passed = fault, 0
             self._put.clear()
@@ -137,7 +137,7 @@ class S3Proxy:
         self.start()
 
     def fault_of(self, path: str) -> Fault | None:
-        """What this PUT meets."""
+        """The fault that happens to this PUT."""
         with self._lock:
             fault = self._fault
             if fault is None or not fnmatchcase(path, fault.paths):
@@ -174,7 +174,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), _Handler)
 
     def handle_error(self, *_: object) -> None:
-        """Quiet: a client that goes away, or is sent away, is what this is for."""
+        """Log nothing: broken connections are expected here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -223,7 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, body: bytes) -> None:
         self.upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
         for name, value in self.headers.items():
-            if name.lower() not in ("connection", "expect"):  # between two neighbours only, and signed by neither
+            if name.lower() not in ("connection", "expect"):  # hop-by-hop, and not signed
                 self.upstream.putheader(name, value)
         self.upstream.endheaders(body or None)
 
@@ -251,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 def flipped(body: bytes) -> bytes:
@@ -261,7 +261,7 @@ def flipped(body: bytes) -> bytes:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close with RST, as a machine does that has lost its memory of the connection; wakes whoever reads from it."""
+    """Close with RST, as a machine does after a restart; wakes threads that read from it."""
     try:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.shutdown(socket.SHUT_RD)

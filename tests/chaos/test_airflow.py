@@ -1,6 +1,6 @@
 """A whole Airflow, with processes killed and tasks cleared: runs succeed, and the bucket equals the selection.
 
-One stack for all tests here; each works in a bucket of its own, and ends by hashing the S3 server's files on disk.
+All tests share one stack; each has its own bucket, and ends by hashing the S3 server's files on disk.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MIRROR, AUDIT = "mimic_cxr_jpg", "mimic_cxr_audit"
 STREAM, VERIFY = "mirror_shard.stream", "verify"
 SLOW = Profile(round_trip=0.4)
-"""Slow enough that a kill lands in the middle of a shard."""
+"""Slow enough for a kill to hit in the middle of a shard."""
 
 SETTINGS = {
-    # What was lost in a crash is noticed within seconds rather than minutes, as a deployment may have it.
+    # Crashes are noticed within seconds instead of minutes, as a deployment may configure it.
     "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "30",
     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "60",
-    # Only what a test triggers runs, though un-pausing the audit would start its weekly run.
+    # Only what a test triggers runs; otherwise unpausing the audit would start its weekly run.
     "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": "False",
 }
 
 
 @dataclass
 class Stage:
-    """What a test plays on.
+    """What a test works with.
 
     Attributes:
         airflow: The running Airflow.
         physionet: Serves ``root``.
         root: A copy of the dataset, which tests may change.
-        proxy: In front of the S3 server.
-        bucket: This test's own.
-        folder: The bucket's, on disk.
+        proxy: The proxy in front of the S3 server.
+        bucket: The test's own bucket.
+        folder: The bucket's folder on disk.
     """
 
     airflow: stack.Airflow
@@ -73,7 +73,7 @@ class Stage:
         return [ti["try_number"] for ti in self._instances(run_id) if ti["task_id"] == task_id]
 
     def process_of(self, run_id: str, task_id: str) -> psutil.Process:
-        """The process in which the task's first instance runs."""
+        """The process that runs the task's first instance."""
         ours = [ti["id"] for ti in self._instances(run_id) if ti["task_id"] == task_id and ti["map_index"] < 1]
         for process in self.airflow.services["scheduler"].process.children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
@@ -82,7 +82,7 @@ class Stage:
         raise LookupError(f"no process is the task {task_id}")
 
     def fetched(self) -> list[str]:
-        """Images that PhysioNet was asked for since the last time."""
+        """Images that PhysioNet was asked for since the last call."""
         paths = [seen.path for seen in self.physionet.counters.seen if seen.method == "GET"]
         self.physionet.counters.reset()
         return [path.removeprefix(f"{PREFIX}/") for path in paths if path.endswith(".jpg")]
@@ -135,7 +135,7 @@ def kill_task(stage: Stage, run_id: str) -> None:
 
 
 def kill_scheduler(stage: Stage, run_id: str) -> None:
-    """With it die the tasks that it runs, as when a machine is switched off."""
+    """Kill the scheduler, and with it the tasks that it runs, as when a machine is switched off."""
     scheduler = stage.airflow.services["scheduler"]
     scheduler.process.kill()
     wait_until(lambda: not scheduler.running)
@@ -156,7 +156,7 @@ def test_a_kill_in_mid_shard_costs_time_and_nothing_else(stage: Stage, kill: Cal
     assert stage.ends(run_id) == "success"
     assert max(stage.tries(run_id, STREAM)) == 2
     assert stored(stage.folder) == published(stage.root)
-    # What was under way is fetched again, and nothing that was stored.
+    # Images that were under way are fetched again; stored ones are not.
     assert len(stage.fetched()) <= 60 + 8
     assert outside.report(stage.folder, run_id)["result"]["verified"] == 60
 
@@ -179,7 +179,7 @@ def test_clearing_one_mapped_task_of_a_green_run_fetches_nothing(stage: Stage) -
     assert len(set(stage.fetched())) == 24
     before = stored(stage.folder)
 
-    # What the UI sends for "Clear task": the one map index, and all that depends on it.
+    # What the UI sends for "Clear task": the one map index, and its downstream tasks.
     body = {"dry_run": False, "dag_run_id": run_id, "task_ids": [[STREAM, 1]], "only_failed": False}
     body |= {"include_downstream": True, "reset_dag_runs": True}
     stage.airflow.api.call("POST", f"dags/{MIRROR}/clearTaskInstances", body)
@@ -210,7 +210,7 @@ def test_a_new_version_of_one_file_is_said_and_fetched_and_nothing_else(stage: S
 
 
 def _publish_anew(version: Path, path: str) -> None:
-    """A new version of one image, with SHA256SUMS.txt brought up to date."""
+    """Publish a new version of one image, and update SHA256SUMS.txt."""
     image, sums = version / path, version / "SHA256SUMS.txt"
     old = sha256(image.read_bytes()).hexdigest()
     image.write_bytes(image.read_bytes() + b"\0")
@@ -221,7 +221,7 @@ def test_access_denied_half_way_turns_the_run_red_with_its_reason_and_the_next_o
     stage.proxy.set(Fault(Kind.DENIED, IMAGES, after=20))
     run_id = stage.trigger(select="all", shard_size=60)
     assert stage.ends(run_id) == "failed"
-    assert stage.tries(run_id, STREAM) == [1]  # retrying cannot help, so it is not tried
+    assert stage.tries(run_id, STREAM) == [1]  # a retry cannot help, so there is none
     assert "S3 refused access" in stage.log(run_id, STREAM, map_index=0)
     assert "40 of 60 selected images are not in the bucket" in stage.log(run_id, VERIFY)
     done = stored(stage.folder)

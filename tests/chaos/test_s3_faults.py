@@ -1,6 +1,6 @@
 """S3 faults while a selection is mirrored: the run ends complete and correct, or says why not and continues from there.
 
-The steps behind the tasks, against the look-alike and a real S3 process behind a proxy that spoils PUTs. Every test ends
+The steps behind the tasks, against the look-alike and a real S3 process behind a proxy that makes PUTs fail. Every test ends
 by hashing the S3 server's files on disk.
 """
 
@@ -50,7 +50,7 @@ def folder(s3_server: stack.S3Server, bucket: Bucket) -> Path:
 
 @dataclass
 class Mirror:
-    """What a run of the DAG does, task after task in this process."""
+    """A run of the DAG, task after task in this process."""
 
     physionet: Lookalike
     reader: tuple[str, str]
@@ -67,7 +67,7 @@ class Mirror:
         return verify.verify_run(request, self.bucket, run, params={}, started=begun)[0]
 
     def fetched(self) -> list[str]:
-        """Images that PhysioNet was asked for since the last time."""
+        """Images that PhysioNet was asked for since the last call."""
         paths = [seen.path for seen in self.physionet.counters.seen if seen.method == "GET"]
         self.physionet.counters.reset()
         return [path.removeprefix(f"{outside.PREFIX}/") for path in paths if path.endswith(".jpg")]
@@ -82,7 +82,7 @@ def mirror(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Mir
 
 
 def assert_fetched_once(mirror: Mirror) -> None:
-    """What was fetched is not fetched again because S3 is busy; on a slow machine the last ones are asked for twice."""
+    """Fetched images are not fetched again because S3 is busy; on a slow machine the last ones are requested twice."""
     assert len(mirror.fetched()) <= IMAGE_COUNT + 4
 
 
@@ -124,10 +124,10 @@ def test_access_denied_half_way_is_said_at_once_and_what_was_done_stays(
     s3_proxy.set(Fault(Kind.DENIED, IMAGES, after=20))
     with pytest.raises(BucketRefused, match=r"AccessDenied.*What is stored stays stored.*trigger the run again"):
         mirror.run("denied")
-    outside.wait_until(lambda: len(outside.stored(folder)) == 20)  # PUTs that were under way end by themselves
+    outside.wait_until(lambda: len(outside.stored(folder)) == 20)  # PUTs that were under way finish by themselves
     done = outside.stored(folder)
     assert done.items() <= outside.published(tiny_dataset).items()
-    assert len(mirror.fetched()) < IMAGE_COUNT // 2 + 10  # nothing more was asked of PhysioNet than was under way
+    assert len(mirror.fetched()) < IMAGE_COUNT // 2 + 10  # no more requests to PhysioNet than those under way
 
     (result,) = _results(folder, "denied")
     assert result["state"] == "failed"

@@ -1,4 +1,4 @@
-"""The alerts, by Prometheus itself (Debian's package ``prometheus``): each fires when it should, and not before."""
+"""The alerts, evaluated by Prometheus itself (Debian's package ``prometheus``): each fires when it should, not before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CORRUPT = 'airflow_physionet_images_failed{reason="corrupt"}'
 REFUSED = 'airflow_physionet_refused{reason="credentials_refused"}'
 ALIVE = {"airflow_scheduler_heartbeat": "0+12x240"}
 
-# What the counters say minute by minute (promtool's notation), and the minutes at which the alert is silent and fires.
+# The counters' values minute by minute (promtool's notation), and the minutes at which the alert is silent and fires.
 FIRING = {
     "MirrorStalled": [
         ("streams that store nothing", {POOL: "4x120", STORED: "0+100x30 3000x90"}, [29, 44], [62, 119]),

@@ -351,7 +351,7 @@ def test_nothing_of_this_is_a_secret():
 
 
 def test_compose_takes_the_file(tmp_path):
-    """By Compose itself where it is installed: the file against the specification, with every profile."""
+    """Validate the file with Compose itself if it is installed, with every profile."""
     import shutil
     import subprocess
 

@@ -1,6 +1,6 @@
-"""A person who answers under Required Actions: waits for the question, prints its page, and chooses.
+"""Plays the person who answers under Required Actions: waits for the question, prints its page, and chooses.
 
-Run as a process of its own with an Airflow environment: ``answer.py <dag_id> <task_id> Approve|Reject``. Speaks to
+Run as a process of its own with an Airflow environment: ``answer.py <dag_id> <task_id> Approve|Reject``. It calls
 Airflow's own REST API, without a server process.
 """
 

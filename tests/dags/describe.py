@@ -18,7 +18,7 @@ seconds = time.monotonic() - began
 
 
 def problem(dag: airflow.sdk.DAG, **values: object) -> str | None:
-    """What the form says to these values; None = it takes them."""
+    """The form's error for these values; None = it accepts them."""
     params = dag.params.__copy__()
     try:
         for name, value in values.items():

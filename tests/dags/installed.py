@@ -1,4 +1,4 @@
-"""Run as a process of its own with an Airflow environment: prints as JSON what Airflow knows of this project."""
+"""Run as a process of its own with an Airflow environment: prints as JSON what Airflow knows about this project."""
 
 import json
 import os

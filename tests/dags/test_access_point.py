@@ -1,4 +1,4 @@
-"""Whole runs from PhysioNet's access point, without any account for its website, in a real Airflow."""
+"""Whole runs from PhysioNet's access point in a real Airflow, without an account for PhysioNet's website."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def connection(aws: AccessPoint, key: str, **extra: Any) -> str:
 
 
 def run(home: Any, bucket: str, env: dict[str, str], **conf: Any) -> tuple[int, str]:
-    """Without the connection physionet_default."""
+    """Run the DAG without the connection physionet_default."""
     alone = {name: value for name, value in home.env.items() if name != "AIRFLOW_CONN_PHYSIONET_DEFAULT"}
     done = type(home)(home.path, alone).run(
         "dags", "test", "mimic_cxr_jpg", "-c", json.dumps({"bucket": bucket, **conf}), **env
@@ -120,7 +120,7 @@ PAGE = stack.ROOT / "docs" / "access-point.md"
 
 
 def commands_on_the_demo() -> list[list[str]]:
-    """The blocks of commands that the page gives for the demo, each without its first `source`, a command an entry."""
+    """The commands that the page gives for the demo, one list per block, without the leading `source`."""
     _, _, text = PAGE.read_text().partition("## On the demo")
     blocks = [block.replace("\\\n", " ") for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL)]
     return [[line for line in block.splitlines() if not line.startswith("source ")] for block in blocks]
@@ -135,7 +135,7 @@ def in_a_shell(command: str, env: dict[str, str]) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """SHA-256 by path of the images that lie in a folder."""
+    """SHA-256 by path of the images in a folder."""
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in folder.glob("files/**/*.jpg")
@@ -146,7 +146,7 @@ def digests(folder: Path) -> dict[str, str]:
 def test_the_pages_commands_bring_everything_by_copy_and_through_the_worker(
     airflow_home: Any, tiny_dataset: Path, s3_server: stack.S3Server, tmp_path: Path
 ) -> None:
-    """As the page writes them, but for the trigger: here the run is in the same terminal, without a scheduler."""
+    """As written on the page, except for the trigger: here the run is in the same process, without a scheduler."""
     s3_server.make_bucket("mimic-demo")
     with stack.access_point(tiny_dataset, s3_server, log=tmp_path / "access-point.log") as point:
         env = {**airflow_home.env, **point.variables(), "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(point.connection())}
@@ -164,7 +164,7 @@ def test_the_pages_commands_bring_everything_by_copy_and_through_the_worker(
 
 @pytest.mark.slow
 def test_the_pages_commands_bring_600_of_600_on_a_whole_airflow(tmp_path: Path) -> None:
-    """To the letter, on the demo's stack: its dataset, its scheduler, its page."""
+    """Exactly as written, on the demo's stack: its dataset, its scheduler, its page."""
     dataset = tmp_path / "physionet"
     synthetic.write(dataset, synthetic.cohort(600))
     with (

@@ -37,7 +37,7 @@ def fetched(physionet: Lookalike) -> list[str]:
 def running(
     tmp_path: Path, physionet: Lookalike, s3_server: stack.S3Server, reader: tuple[str, str], bucket_name: str
 ) -> Iterator[stack.Airflow]:
-    """An Airflow with a scheduler. The night that begins by itself, un-paused, goes to a bucket of its own."""
+    """An Airflow with a scheduler. The night that starts by itself after unpausing goes to its own bucket."""
     login, password = reader
     other = f"{bucket_name}-scheduled"
     s3_server.client().create_bucket(Bucket=other)
@@ -65,7 +65,7 @@ class Backfills:
         )
 
     def create(self, behaviour: str) -> dict[str, dict[str, Any]]:
-        """Create one as a user does, once the scheduler has closed the one before; all runs by day when they have ended."""
+        """Create a backfill once the scheduler has closed the one before; returns its runs by day when they have ended."""
         words = ["backfill", "create", "--dag-id", DAG, "--from-date", "2025-01-01", "--to-date", "2025-01-06"]
         words += ["--max-active-runs", "2", "--reprocess-behavior", behaviour, "--dag-run-conf", self._conf]
         deadline = time.monotonic() + 900
@@ -98,7 +98,7 @@ def test_five_nights_fill_everything_and_a_failed_one_is_repaired(
 ) -> None:
     version = tiny_dataset / PREFIX
     published = stored(version)
-    victim = sorted(published)[30]  # of the third night's twelve
+    victim = sorted(published)[30]  # one of the third night's twelve
     folder = s3_server.folder / bucket_name / PREFIX
     physionet.profile = Profile(round_trip=0.05)
     physionet.faults.add(Fault(Kind.STATUS, paths=f"*{victim}", status=404, attempts=None))
@@ -188,7 +188,7 @@ def test_a_missing_agreement_fails_its_own_dataset_and_leaves_the_other_alone(
         assert (bucket / LISTS / name).read_bytes() == (tiny_dataset / LISTS / name).read_bytes()
     assert (bucket / LISTS / "_mirror/manifest.parquet").exists()
     again = {path for path in physionet.counters.by_path if path.startswith(f"{PREFIX}/")}
-    assert again == {f"{PREFIX}/SHA256SUMS.txt"}  # the other one's tables were there
+    assert again == {f"{PREFIX}/SHA256SUMS.txt"}  # the tables of the other project were there
 
 
 def test_the_newer_lists_of_mimic_cxr_come_with_the_providers(

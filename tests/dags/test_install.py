@@ -1,4 +1,4 @@
-"""The ways into an Airflow that docs/deploy.md names: by folders, by wheel, by both; nothing else is installed there."""
+"""The ways of installing that docs/deploy.md names: folders, wheel, both; nothing else is installed there."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ LOOK = Path(__file__).with_name("installed.py")
 
 @pytest.fixture(scope="module")
 def airflow_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with every package of this one but ours."""
+    """Python of an environment with all packages of this one except ours."""
     return _environment(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
 def with_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Python of an environment with every package of this one, and our wheel."""
+    """Python of an environment with all packages of this one, and our wheel."""
     root = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "uv", "build", "--quiet", "--wheel", "--python", sys.executable]
     subprocess.run([*build, "--out-dir", root / "dist", stack.ROOT], check=True, timeout=240)
@@ -53,7 +53,7 @@ def _environment(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Way:
-    """How an Airflow is told of the project; in ``pythonpath``, ``{root}`` and ``{other}`` stand for folders."""
+    """How an Airflow finds the project; in ``pythonpath``, ``{root}`` and ``{other}`` stand for folders."""
 
     pythonpath: list[str]
     plugins: bool = True
@@ -78,7 +78,7 @@ def environment(way: Way, folder: Path, home: Path, connections: dict[str, Any])
     env = stack.airflow_environment(
         home, connections=connections, plugins=stack.ROOT / "plugins" if way.plugins else folder / "no-plugins"
     )
-    del env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS"]  # of the demo, which is not there
+    del env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS"]  # it names the demo's code, which is not installed there
     path = [entry.format(root=stack.ROOT, other=folder / "other") for entry in way.pythonpath]
     return env | {"PYTHONPATH": os.pathsep.join(path)}
 

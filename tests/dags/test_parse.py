@@ -103,7 +103,7 @@ def test_an_airflow_whose_bundle_is_the_repository_runs_nothing_but_the_dags(
     found = parse(stack.ROOT, tmp_path, migrated_home, [], AIRFLOW__CORE__DAG_IGNORE_FILE_SYNTAX=syntax)
     assert found["errors"] == {}
     assert set(found["dags"]) == {file.stem for file in (stack.ROOT / "dags").glob("*.py")}
-    # As the files were looked for: nothing else was run on the way, whether it holds a DAG or not.
+    # No other file was executed, whether it holds a DAG or not.
     assert set(found["files"]) == {str(file) for file in (stack.ROOT / "dags").glob("*.py")}
 
 

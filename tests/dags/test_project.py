@@ -1,4 +1,4 @@
-"""``physionet_project`` in a real Airflow: any project, by slug and version, from a real HTTP server into a real S3."""
+"""``physionet_project`` in a real Airflow: any project, by slug and version, from a real HTTP server to a real S3."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FILES = {
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small project that nobody has declared; its checksums are written with two blanks and a comment."""
+    """A small undeclared project; its SHA256SUMS.txt has two blanks per line and a comment."""
     root = tmp_path_factory.mktemp("projects")
     for path, data in FILES.items():
         file = root / NAME / path
@@ -67,7 +67,7 @@ def test_a_project_is_mirrored_whole_then_found_complete_and_repaired(
     code, log = run(airflow_home, "physionet_project", bucket_name, **conf)
     assert code == 0, log[-4000:]
     chosen = {p: d for p, d in FILES.items() if p.startswith(("hosp/", "waves/")) and not p.endswith("/s7.dat")}
-    assert stored(folder) == chosen | {"LICENSE.txt": FILES["LICENSE.txt"]}  # the licence always comes along
+    assert stored(folder) == chosen | {"LICENSE.txt": FILES["LICENSE.txt"]}  # the licence is always fetched
     assert "41 of 41 selected files verified (checksum)" in log
     assert "image" not in log.replace("failed_images", "").replace("mirror/images", "")
 
@@ -78,7 +78,7 @@ def test_a_project_is_mirrored_whole_then_found_complete_and_repaired(
     }
     assert pq.read_table(folder / "_mirror/manifest.parquet")["path"].to_pylist() == sorted(FILES, key=str.encode)
 
-    # The rest is fetched, what is there is not; a flipped byte is repaired.
+    # Only the rest is fetched; a flipped byte is repaired.
     victim = folder / "hosp/lab events+%20 50%.csv.gz"
     victim.write_bytes(b"x" * 7000)
     physionet.counters.reset()
@@ -105,7 +105,7 @@ def test_an_audit_names_what_differs_its_repair_and_a_cleanup_take_a_project(
     (folder / "icu/Überwachung.csv.gz").write_bytes(b"x" * 15_000)
     code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, project=NAME)
     assert code != 0
-    assert "1 wrong bytes of 4 files looked at" in log  # the licence lies there too
+    assert "1 wrong bytes of 4 files looked at" in log  # the licence is there too
     assert f"Trigger this audit with repair=true, or physionet_project{'.'}" in log
     with closing(s3_server.client()) as client:
         bucket = Bucket.open(s3_server.session(), bucket_name, NAME, endpoint_url=client.meta.endpoint_url)

@@ -22,7 +22,7 @@ from werkzeug.serving import make_server
 from demo import stack
 
 ACCOUNT = "123456789012"
-"""The account that moto plays."""
+"""The account of moto."""
 BUCKET = "a-lab-of-ours"
 PREFIX = "mimic-cxr-jpg/2.1.0"
 POLICIES = stack.ROOT / "deploy/iam"
@@ -30,7 +30,7 @@ POLICIES = stack.ROOT / "deploy/iam"
 
 @dataclass
 class EnforcedS3:
-    """Moto's S3 and IAM on loopback, and what was asked of the bucket."""
+    """Moto's S3 and IAM on loopback, with a record of the requests to the bucket."""
 
     endpoint: str = ""
     seen: list[dict[str, Any]] = field(default_factory=list)
@@ -68,7 +68,7 @@ class EnforcedS3:
         return self._moto(environ, answered)
 
     def enforce(self, on: bool = True) -> None:
-        """Let IAM decide from now on, and look at every request; or let everybody do everything."""
+        """Enforce IAM from now on and record every request; or allow everything."""
         if on:
             self.seen.clear()
         count = "0" if on else "inf"
@@ -84,7 +84,7 @@ class EnforcedS3:
         )
 
     def all_keys(self) -> set[str]:
-        """Keys of the bucket, versions and delete markers included. Needs ``enforce(False)``."""
+        """Keys of the bucket, including those of versions and delete markers. Needs ``enforce(False)``."""
         listed = self.client("s3").list_object_versions(Bucket=BUCKET)
         return {entry["Key"] for kind in ("Versions", "DeleteMarkers") for entry in listed.get(kind, ())}
 
@@ -93,7 +93,7 @@ AS_AWS_NAMES_THEM = {
     "HEAD": {"DEFAULT": "ListBucket"},
     "GET": {"publicAccessBlock": "GetBucketPublicAccessBlock", "ownershipControls": "GetBucketOwnershipControls"},
 }
-"""Rights that moto calls otherwise or does not know (source: AWS's Service Authorization Reference, Amazon S3)."""
+"""Rights that moto names differently or does not know (source: AWS's Service Authorization Reference, Amazon S3)."""
 
 
 @pytest.fixture
@@ -111,13 +111,13 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[EnforcedS3]:
 
 
 def role(s3: EnforcedS3, *policies: str) -> dict[str, str]:
-    """The environment of a worker that has these policies of deploy/iam, for our bucket, and nothing else."""
+    """The environment of a worker with these policies of deploy/iam for our bucket, and no other rights."""
     iam = s3.client("iam")
     iam.create_user(UserName="worker")
     for policy in policies:
         text = (POLICIES / policy).read_text().replace("my-lab-mimic", BUCKET)
         iam.put_user_policy(UserName="worker", PolicyName=policy.removesuffix(".json"), PolicyDocument=text)
-    # Of DeleteObjects moto asks once, for the bucket; AWS asks for each object, and so does `deletions`.
+    # For DeleteObjects, moto checks one right for the bucket; AWS checks each object, and so does `deletions`.
     of_bucket = {"Effect": "Allow", "Action": "s3:DeleteObject", "Resource": f"arn:aws:s3:::{BUCKET}"}
     moto = json.dumps({"Version": "2012-10-17", "Statement": [of_bucket]})
     iam.put_user_policy(UserName="worker", PolicyName="moto", PolicyDocument=moto)
@@ -132,7 +132,7 @@ def role(s3: EnforcedS3, *policies: str) -> dict[str, str]:
 
 
 def deletions(s3: EnforcedS3) -> Iterator[tuple[str, str]]:
-    """The right, and the ARN, that each object of each DeleteObjects request took."""
+    """The right and the ARN that AWS checks for each object of each DeleteObjects request."""
     for asked in s3.seen:
         if "delete" in asked["query"]:
             found = xmltodict.parse(asked["body"], force_list=("Object",))["Delete"]["Object"]
@@ -203,7 +203,7 @@ def test_the_policies_reach_nothing_beyond_their_prefixes(airflow_home: Any, s3:
 
     code, log = run(airflow_home, worker, "mimic_cxr_cleanup", what="prefix", dry_run=True)
     assert code != 0
-    assert "s3:GetBucketVersioning" in log  # cleanup.json is a policy of its own
+    assert "s3:GetBucketVersioning" in log  # it is in a separate policy, cleanup.json
 
     s3.enforce(False)
     assert s3.all_keys() == {"of-somebody-else/kept.txt"}

@@ -20,7 +20,7 @@ PREFIX = "mimic-cxr-jpg/2.1.0"
 
 @pytest.fixture
 def folder(s3_server: stack.S3Server, bucket_name: str) -> Path:
-    """Where the objects below the prefix lie as files."""
+    """The folder with the objects below the prefix."""
     return Path(s3_server.folder) / bucket_name / PREFIX
 
 
@@ -35,7 +35,7 @@ def rows(home: Any, query: str) -> list[tuple[Any, ...]]:
 
 
 def states(home: Any, dag_id: str) -> dict[str, list[str]]:
-    """Task id to the states of its instances in the newest run."""
+    """Task id to the states of its instances in the latest run."""
     found: dict[str, list[str]] = {}
     for task, state in rows(
         home,
@@ -51,7 +51,7 @@ def images(folder: Path) -> dict[str, bytes]:
 
 
 def fetched(physionet: Lookalike) -> list[str]:
-    """Images that were asked for with GET since the counters were reset (a handshake is a HEAD)."""
+    """Images requested with GET since the counters were reset (a handshake is a HEAD)."""
     return [seen.path for seen in physionet.counters.seen if seen.method == "GET" and seen.path.endswith(".jpg")]
 
 
@@ -131,7 +131,7 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, level="content", repair=True)
     assert code != 0
     assert states(airflow_home, "mimic_cxr_audit") == {"audit": ["success"], "repair": ["failed"], "judge": ["failed"]}
-    assert log.count("The repair was not triggered, because mimic_cxr_jpg is paused.") >= 2  # repair, and judge
+    assert log.count("The repair was not triggered, because mimic_cxr_jpg is paused.") >= 2  # by repair and by judge
     assert "was triggered, which" not in log
 
     airflow_home.run("dags", "unpause", "mimic_cxr_jpg", "-y")
@@ -149,7 +149,7 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     assert (repair["select"], repair["verify"]) == ("all", "content")
     assert (repair["connections"], repair["approve_above_gb"]) == (5, 7), "as in the run before"
 
-    # Its tasks once more, while the repair has not ended: they trigger no second one, and say so.
+    # Run its tasks again before the repair has ended: they trigger no second one, and say so.
     ((audit,),) = rows(
         airflow_home, "select run_id from dag_run where dag_id = 'mimic_cxr_audit' order by id desc limit 1"
     )

@@ -34,7 +34,7 @@ LATER = timedelta(hours=9)
 
 @dataclass
 class Night:
-    """What came of one run."""
+    """The outcome of one run."""
 
     verdict: Verdict
     report: dict[str, Any]
@@ -54,7 +54,7 @@ def bucket(
     physionet: Lookalike,
     reader: tuple[str, str],
 ) -> Bucket:
-    """A bucket with the tables and the manifest in it."""
+    """A bucket with the tables and the manifest."""
     found = Bucket.open(boto_session, bucket_name, MIMIC_CXR_JPG.name, endpoint_url=s3_server.endpoint)
     with PhysioNetOf(physionet, reader) as source:
         fetch_metadata.fetch_metadata(source, found, MIMIC_CXR_JPG)
@@ -62,7 +62,7 @@ def bucket(
 
 
 class PhysioNetOf:
-    """A client that is closed."""
+    """A client, closed at the end of the block."""
 
     def __init__(self, server: Lookalike, reader: tuple[str, str]) -> None:
         self.client = PhysioNet(server.url, *reader, connections=4)
@@ -76,7 +76,7 @@ class PhysioNetOf:
 
 @pytest.fixture
 def night(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Callable[..., Night]:
-    """One run over a part, as the DAG's tasks make it."""
+    """Runs the steps of the DAG's tasks over one part."""
 
     def run(part: int, run_id: str | None = None, *, started: datetime | None = None, **params: Any) -> Night:
         given = {"bucket": bucket.name, "prefix": bucket.prefix, "select": "all", "slices": PARTS, "shard_size": 4}
@@ -181,7 +181,7 @@ def test_when_the_time_is_up_the_rest_is_left_and_the_next_night_takes_it_along(
 def test_images_under_way_are_finished_when_the_time_is_up(
     night: Callable[..., Night], bucket: Bucket, physionet: Lookalike, published: dict[str, bytes]
 ) -> None:
-    # Its first image stalls until well after the time is up; all that is under way then is finished, nothing begun.
+    # Its first image stalls until well after the time is up; images under way are then finished, and none is begun.
     physionet.faults.add(Fault(Kind.STALL, paths="*.jpg", seconds=3, attempts=1))
     hours = 1.5 / 3600
     drained = night(0, stop_after=f"{hours:.6f}", shard_size=12)
@@ -205,7 +205,7 @@ def test_what_is_left_over_stays_on_the_list_until_it_is_there(
     assert night(2, started=over, stop_after="8").verdict.passed
     assert night(3, started=over, stop_after="8").verdict.passed
     assert left(bucket) == list(published)[24:48]
-    filtered = night(0, groups=["p10"])  # looks at other images: theirs stay on the list
+    filtered = night(0, groups=["p10"])  # selects other images, so the list stays as it is
     assert filtered.verdict.passed
     remaining = left(bucket)
     assert set(remaining) <= set(list(published)[24:48])
@@ -317,7 +317,7 @@ def test_estimates_learn_from_earlier_runs_of_the_same_source(night: Callable[..
 
 
 def test_a_shard_says_how_many_connections_it_was_allowed(night: Callable[..., Night], bucket: Bucket) -> None:
-    """Without that, a run of one last shard would pass for one that PhysioNet held back."""
+    """Otherwise, a run with one last shard would look as if PhysioNet had held it back."""
     night(0, "one")
     results = [json.loads(bucket.read(entry.path)) for entry in bucket.list(RunLayout("one").results)]
     assert {result["allowed"] for result in results} == {4}

@@ -1,4 +1,4 @@
-"""The one comparison of files with the bucket, on a server that lists in any order, and its share in a run."""
+"""The comparison of files with the bucket, on a server that lists in any order, and its part in a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.integration.unordered_s3 import UnorderedS3, by_bytes, by_folder, by_
 
 ORDERS = [pytest.param(order, id=order.__name__) for order in (by_bytes, by_hash, by_folder)]
 EVERY = [None, 1, 5, 1000]
-"""Files of the dataset for each one that is wanted; None = that is not known."""
+"""Files of the dataset per wanted one; None = not known."""
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_whatever_is_there_is_found_in_any_order_of_the_listing(server: Unordere
         )
         missing = {problem.path for problem in found.problems}
         if server.order is by_folder and not there.issuperset(wanted):
-            # Nearly byte order: of many that are absent, one that is there may be taken for absent and fetched again.
+            # Nearly byte order: among many absent files, a present one may count as absent and be fetched again.
             assert missing >= set(wanted) - there
         else:
             assert missing == set(wanted) - there
@@ -95,7 +95,7 @@ def test_its_cost_is_bounded_in_any_order(server: UnorderedS3, every: int | None
     found = compare(wanted, bucket, Comparison("count"), span=None if every is None else every * len(wanted))
     assert {file.path for file in found.ok} == {f.path for f in wanted if bucket.key(f.path) in server.objects}
     if every == 1000:
-        assert server.asked["HEAD"] <= len(wanted)  # so sparse that each is asked for
+        assert server.asked["HEAD"] <= len(wanted)  # so sparse that each gets a HEAD
     elif server.order is by_bytes:
         assert (server.asked["LIST"] <= 4, server.asked["HEAD"] <= 24) == (True, True)
     else:  # a LIST costs as much as 12.5 HEADs
@@ -108,7 +108,7 @@ class TestDirectoryBucket:
         plain = bucket_of(server)
 
         class Directory(Bucket):
-            """S3's directory buckets refuse StartAfter. Their sessions are botocore's affair, so the name alone is tried."""
+            """S3's directory buckets refuse StartAfter. Botocore handles their sessions, so only the name is tested here."""
 
             def list(self, under: str = "", *, start_after: str | None = None, last: str | None = None) -> Any:
                 assert start_after is last is None
@@ -130,7 +130,7 @@ class TestDirectoryBucket:
 
 @dataclass
 class Mirror:
-    """A bucket that another tool filled, and what it takes to run against it."""
+    """A bucket that another tool filled, and the means to run against it."""
 
     bucket: Bucket
     source: Callable[[], PhysioNet]
@@ -141,13 +141,13 @@ class Mirror:
         return Download(self.source(), MIMIC_CXR_JPG, self.bucket)
 
     def find_and_stream(self, **params: Any) -> tuple[list[mirror_shard.Missing], Verdict]:
-        """A whole run without Airflow: what each shard was missing, and the verdict."""
+        """Make a whole run without Airflow; returns what each shard was missing, and the verdict."""
         wish = Request.from_params(
             {"bucket": self.bucket.name, "prefix": self.bucket.prefix, "select": "all", "shard_size": 20, **params}
         )
         fetch_metadata.fetch_metadata(self.source(), self.bucket, MIMIC_CXR_JPG)
         shards = plan.make_plan(wish, self.bucket, self.run, streams=2, params={}).shards
-        with ThreadPoolExecutor(3) as pool:  # as Airflow runs them: side by side
+        with ThreadPoolExecutor(3) as pool:  # in parallel, as Airflow runs them
             found = list(
                 pool.map(lambda s: mirror_shard.find_missing(s, wish, self.bucket, self.run, started=STARTED), shards)
             )
@@ -179,7 +179,7 @@ def test_a_bucket_that_another_tool_filled_is_proven_by_its_shards(mirror: Mirro
     found, verdict = mirror.find_and_stream()
     assert verdict.passed
     assert sum(missing.read_back for missing in found) == len(mirror.files) > 40
-    assert (verdict.remembered, verdict.read_back) == (len(mirror.files), 0)  # verify asks for none of it again
+    assert (verdict.remembered, verdict.read_back) == (len(mirror.files), 0)  # verify needs no further request for them
 
 
 @pytest.mark.parametrize("level", ["checksum", "content"])
@@ -192,13 +192,13 @@ def test_one_run_heals_what_is_there_with_other_bytes_and_no_checksum(mirror: Mi
     found, verdict = mirror.find_and_stream(verify=level)
     assert sorted(image.path for missing in found for image in missing.images) == victims
     assert (verdict.passed, verdict.verified) == (True, len(paths))
-    assert verdict.read_back == (2 if level == "content" else 0)  # all else was read back in this very run
+    assert verdict.read_back == (2 if level == "content" else 0)  # the others were read back in this same run
     assert all(mirror.bucket.read(path) == data for path, data in mirror.files.items())
 
 
 @pytest.mark.parametrize("storage_class", ["GLACIER", "DEEP_ARCHIVE"])
 def test_an_archived_object_without_a_checksum_is_brought_again(mirror: Mirror, storage_class: str) -> None:
-    """Nothing can prove it, as it cannot be read back; with a checksum it would need no reading."""
+    """It cannot be read back, so it cannot be verified; with a checksum it would not have to be read."""
     proven, unproven = list(mirror.files)[3], list(mirror.files)[30]
     for path, more in ((proven, {"ChecksumAlgorithm": "SHA256"}), (unproven, {})):
         mirror.bucket.client.put_object(
@@ -297,7 +297,7 @@ def test_an_audit_names_what_is_lost_or_strange_and_changes_nothing(mirror: Mirr
     assert {entry.path: entry for entry in mirror.bucket.list("files/")} == before
     mirror.bucket.write(INDEX, b"damaged" * 100)
     assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == [lost]
-    mirror.bucket.delete([INDEX])  # what is nowhere known to have been there is not missed
+    mirror.bucket.delete([INDEX])  # objects that no record mentions are not missed
     assert [p.path for p in audit.audit(mirror.bucket, "count", audit.Share(1, 1)).problems] == []
 
 

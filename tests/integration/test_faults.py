@@ -84,7 +84,7 @@ class Outcome:
 
 @pytest.fixture
 def mirror(root, physionet, boto_session, s3_server, bucket_name, images):
-    """Runs a transfer of ``images``; checks that what is stored is right, and that what is not stored is named."""
+    """Runs a transfer of ``images``; checks that stored images are right and all others are reported as failed."""
 
     def run(
         some: list[File] = images,
@@ -149,7 +149,7 @@ STRIKES_AND_GOES = {
     ),
     "429": (Fault(Kind.STATUS, status=429), "throttled"),
     "429 twice, with Retry-After": (Fault(Kind.STATUS, status=429, retry_after=1, attempts=2), "throttled"),
-    # Twice: a request that a kept connection loses is sent again on a new one, and that is no failure yet.
+    # Twice, because a request lost on a kept connection is first repeated on a new one without counting as a failure.
     "reset before the answer": (Fault(Kind.RESET_BEFORE, attempts=2), "source unavailable"),
     "reset in mid-body": (Fault(Kind.RESET_IN_BODY), "truncated"),
     "body shorter than Content-Length": (Fault(Kind.SHORT_BODY), "truncated"),
@@ -186,7 +186,7 @@ def test_a_fault_that_strikes_every_image_once(kind, mirror, physionet, images):
 
 
 def _arrivals(physionet: Lookalike) -> list[float]:
-    """Grows by the time of each request."""
+    """A list to which the time of each request is appended."""
     arrivals: list[float] = []
     asked = physionet.counters.asked
 
@@ -200,7 +200,7 @@ def _arrivals(physionet: Lookalike) -> list[float]:
 
 @pytest.mark.parametrize("as_date", [False, True])
 def test_retry_after_makes_everybody_pause(as_date, mirror, physionet, images):
-    """No request reaches the server between the refusal and the time it named, whichever thread was refused."""
+    """Whichever thread is refused, no request reaches the server between the refusal and the time that it named."""
     few = _small(images)[:60]
     arrivals = _arrivals(physionet)
     physionet.faults.set(
@@ -218,7 +218,7 @@ def test_retry_after_makes_everybody_pause(as_date, mirror, physionet, images):
 def test_an_image_above_1_mib_is_resumed(kind, mirror, physionet, images):
     at = (
         14 * 65_536 / LARGE + 1e-4
-    )  # just behind what is looked at together, so that nearly nothing counts towards the speed
+    )  # just after the files that are compared together, so that nearly nothing counts towards the speed
     physionet.faults.set(Fault(kind, paths="*.jpg", seconds=0.1 if kind is Kind.TRICKLE else 20, at=at))
     outcome = mirror(_large(images), source_options={"read_timeout": 2.0})
     assert outcome.error is None
@@ -232,7 +232,7 @@ def test_an_image_above_1_mib_is_resumed(kind, mirror, physionet, images):
 
 
 def test_a_resume_waits_without_a_slot(mirror, physionet, images):
-    """The one connection serves others meanwhile."""
+    """Meanwhile, the one connection serves others."""
     large, *others = [_large(images)[0], *_small(images)[:10]]
     physionet.faults.set(Fault(Kind.SHORT_BODY, paths=f"*/{large.path}", at=0.9))
     outcome = mirror([large, *others], connections=1)
@@ -256,7 +256,7 @@ def test_a_refused_resume_makes_everybody_pause(mirror, physionet, images):
     assert max(later - earlier for earlier, later in pairwise(arrivals)) >= 2.8
 
 
-# -- an image that cannot be had is named -------------------------------------------------------------------------------
+# -- an image that cannot be fetched is reported ------------------------------------------------------------------------
 
 STAYS = {
     "404": (Fault(Kind.STATUS, status=404, attempts=None), "not found"),
@@ -290,7 +290,7 @@ def test_an_image_that_cannot_be_had_is_named_after_three_tries(name, alone, mir
 
 
 def _down_and_back(mirror, physionet, images, seconds: float) -> None:
-    """Each image loses at most the attempt that was under way: two flipped bytes each leave no try to spare."""
+    """Each image loses at most the attempt under way: after two flipped bytes each, there is no try to spare."""
     physionet.faults.set(
         Fault(Kind.DOWN, after=30, seconds=seconds), Fault(Kind.FLIPPED_BYTE, paths="*.jpg", share=0.3, attempts=2)
     )
@@ -366,13 +366,13 @@ def test_an_outage_in_any_form_names_no_image_and_is_asked_about_rarely(name, mi
     assert outcome.error is None
     assert outcome.seconds >= lasts
     assert not outcome.tally.failed
-    # The handshake, what was under way, and then two a second (three here, where the back-off is a fifth of the real one).
+    # The handshake, the requests under way, and then two a second (three here, as the back-off is a fifth of the real one).
     assert asked_meanwhile[0] <= 2 + 8 + 3 * lasts
     assert physionet.counters.peak_connections <= 8, "probes have their slot too"
 
 
 def test_refusals_above_a_limit_never_cost_an_image(mirror, physionet, images):
-    """A share of plain 503s for ever, without Retry-After, as nginx's limit_conn sends them."""
+    """A constant share of plain 503s without Retry-After, as nginx's limit_conn sends them."""
     few = _small(images)[:30]
     physionet.faults.set(Fault(Kind.STATUS, status=503, attempts=8, paths=f"*/{few[3].path}"))
     outcome = mirror(few)
@@ -424,7 +424,7 @@ def test_the_session_expires_every_50_requests(mirror, physionet, images):
 
 
 def test_the_server_forgets_the_session(mirror, physionet, images):
-    """It checks the password again and hands out a new session: that one is used, or each request would cost a check."""
+    """It checks the password again and gives a new session, which is then used; otherwise each request would cost a check."""
     physionet.faults.set(Fault(Kind.SESSIONS_LOST, after=30))
     outcome = mirror(images, connections=4)
     assert outcome.error is None
@@ -435,7 +435,7 @@ def test_the_password_is_changed_in_mid_run(mirror, physionet, images):
     physionet.faults.set(Fault(Kind.PASSWORD_CHANGED, after=40))
     outcome = mirror(images)
     assert isinstance(outcome.error, CredentialsRefused)
-    connections = 8  # whose requests under way have their password checked by the server, as their session is void
+    connections = 8  # the requests under way have lost their session, so each costs a password check
     assert physionet.counters.password_checks <= 1 + connections + 1, "one handshake is refused; nobody guesses on"
     assert outcome.source.stats.handshakes == 2
     assert 0 < outcome.tally.stored < len(images)
@@ -457,12 +457,12 @@ def test_a_thousand_requests_cost_two_password_checks_at_most(mirror, physionet,
     assert physionet.counters.password_checks == 1
 
 
-# -- what is said about it ----------------------------------------------------------------------------------------------
+# -- log and messages ---------------------------------------------------------------------------------------------------
 
 
 def test_no_secret_is_said(mirror, physionet, images, caplog):
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("botocore").setLevel(logging.INFO)  # whose own secrets are another matter
+    logging.getLogger("botocore").setLevel(logging.INFO)  # its debug log holds secrets of its own
     said: list[str] = []
     for n, fault in enumerate(
         (

@@ -1,4 +1,4 @@
-"""The training index says of each image what PhysioNet's tables say; an older one learns it without a verification."""
+"""The training index has the values of PhysioNet's tables; an older index gets them without a verification."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_old_index_learns_what_the_tables_say(
     fetch_metadata(source, bucket, MIMIC_CXR_JPG)
     whole = manifest.read(io.BytesIO(bucket.read(MANIFEST))).dropna(subset="dicom_id")  # the images
     ok = [Verified(path, 5, "", sha256) for path, sha256 in zip(whole["path"], whole["sha256"], strict=True)]
-    # As the version before left it: a manifest of format 1 and an index from it.
+    # The state that the version before left: a manifest of format 1 and an index made from it.
     out = io.BytesIO()
     old = pq.read_table(io.BytesIO(bucket.read(MANIFEST))).select([*manifest.COLUMNS, *LABELS])
     pq.write_table(old.replace_schema_metadata({"physionet_mirror.format": "1"}), out)

@@ -24,7 +24,7 @@ LOGIN = {"login": "reader", "password": "correct horse"}
 
 
 class Memory:
-    """A destination that costs nothing."""
+    """A destination that takes no time."""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -56,7 +56,7 @@ def images(tmp_path: Path) -> list[File]:
 
 @pytest.mark.parametrize("refuse_with", [429, 503, None], ids=["429", "503", "hang"])
 def test_it_finds_what_the_server_gives_and_stays_there(tmp_path, images, refuse_with):
-    """One-sided: a busy machine makes everything slower, but causes no refusals and gives no slots back for good."""
+    """The bounds are one-sided: a busy machine makes everything slower, but causes no refusals and no lasting reduction."""
     profile = Profile(round_trip=0.02, rate=RATE, connections=CAPACITY, refuse_with=refuse_with)
     users = {LOGIN["login"]: User(LOGIN["password"])}
     changes: list[tuple[int, int, str]] = []
@@ -66,14 +66,14 @@ def test_it_finds_what_the_server_gives_and_stays_there(tmp_path, images, refuse
         pace = Pace(24, received=lambda: source.stats.received, on_change=lambda *change: changes.append(change))
         bucket = Memory()
         transfer = Transfer(images, mover=Download(source, MIMIC_CXR_JPG, bucket), pace=pace, stop=stop)
-        # Those in the queue of the server that lets hang, where it serves them later.
+        # Requests in the queue of the server that lets them hang, if it serves them later.
         waiting = 0 if refuse_with else profile.waiting
 
         def has_found_it() -> bool:
             return CAPACITY - 1 <= pace.held <= CAPACITY + 1 + waiting
 
         def stop_later() -> None:
-            """After 15 s; where the machine is so busy that nothing is settled by then, up to three times as much."""
+            """Stop after 15 s, or up to three times as long if the pace has not settled because the machine is busy."""
             stop.wait(15)
             while not has_found_it() and time.monotonic() < began + 45 and not stop.wait(0.2):
                 pass

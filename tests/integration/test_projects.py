@@ -1,4 +1,4 @@
-"""Any path of any project: the right key and the right URL, over real HTTP into a real S3; and a handful of named files."""
+"""Any path of any project gets the right key and URL, over real HTTP to a real S3; and files fetched by name."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ _NAMES = st.text(
 @example(["*"])
 @example(["*0", "a/*"])
 def test_any_path_is_fetched_and_stored_as_it_is(site: tuple[Path, Lookalike], bucket_of, paths: list[str]) -> None:
-    # No path may be another one's folder, and none is the mirror's own.
+    # No path may be another one's folder, and none may be one of the mirror's own.
     paths = [
         p for p in paths if not any(q != p and q.startswith(p + "/") for q in paths) and not p.startswith("_mirror/")
     ]
@@ -152,7 +152,7 @@ def test_named_files_come_once_proven_and_each_project_has_its_own_agreement(
             fetch_files(source, bucket, signed, ["nothing.txt"])
         with pytest.raises(AccessRefused, match=r"physionet\.org/content/unsigned/1.0/"):
             fetch_files(source, bucket_of("unsigned/1.0"), unsigned, wanted)
-        # What was brought so is taken over by a run.
+        # A run then accepts the files fetched this way.
         mirror(source, bucket, signed)
         assert bucket.read("other.txt") == b"o"
 

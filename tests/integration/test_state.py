@@ -1,6 +1,6 @@
-"""Our own files in the bucket: damaged, contended, not deletable, of other DAGs and of earlier versions.
+"""Our own files in the bucket: damaged, written by several tasks, not deletable, from other DAGs and earlier versions.
 
-Against the look-alike and a real S3 process, where need be behind a proxy that refuses.
+Tests run against the look-alike and a real S3 process, if necessary behind a proxy that refuses requests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def bucket(boto_session: boto3.Session, proxy: S3Proxy, bucket_name: str) -> Buc
 
 @pytest.fixture
 def go(physionet: Lookalike, reader: tuple[str, str], bucket: Bucket) -> Callable[..., Verdict]:
-    """One run, task after task, over a part of the images (None = all)."""
+    """Makes one run, task after task, over a part of the images (None = all)."""
 
     def source() -> PhysioNet:
         return PhysioNet(physionet.url, *reader, connections=4)
@@ -119,8 +119,8 @@ def test_a_damaged_small_file_costs_no_run_and_is_named_once(
         verdict = go(RunLayout("manual__2026-11-02T02:00:00+00:00"), 0)
     assert verdict.passed
     named = [record for record in caplog.records if bucket.uri(path) in record.getMessage()]
-    assert len(named) <= 2  # the task that plans and the one that verifies read it, each once
-    silent = how == "emptied" and path in (SUMS_SEEN, LEFT, FIRST.report_json)  # what was discarded looks like this
+    assert len(named) <= 2  # the plan and verify tasks each read it once
+    silent = how == "emptied" and path in (SUMS_SEEN, LEFT, FIRST.report_json)  # discarded files look like this
     harmless = how.startswith("a byte") and path in (
         INDEX,
         SUMS_SEEN,
@@ -187,7 +187,7 @@ def test_a_damaged_plan_is_said_and_not_retried(go: Callable[..., Verdict], buck
         list(cleanup.list_deletions(bucket, "run", FIRST.run_id))
 
 
-# -- the index, written by several -------------------------------------------------------------------------------------
+# -- the index, written by several tasks -------------------------------------------------------------------------------
 
 
 def some_images(count: int) -> list[File]:
@@ -211,7 +211,7 @@ def indexed(bucket: Bucket) -> list[str]:
 
 
 def conditional_puts(refuse: int, answer: tuple[int, str, str], meanwhile: Callable[[], Any] = lambda: None) -> Any:
-    """Refuses the first so many PUTs of the index that have a condition; something happens just before the first."""
+    """Refuse the first ``refuse`` conditional PUTs of the index; call ``meanwhile`` just before the first."""
     seen: list[str] = []
 
     def refusal(method: str, address: str, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
@@ -231,10 +231,10 @@ def conditional_puts(refuse: int, answer: tuple[int, str, str], meanwhile: Calla
 
 @pytest.fixture
 def conditional(bucket_name: str) -> Iterator[tuple[Bucket, Bucket, S3Proxy]]:
-    """Two ways to one bucket of an S3 that knows If-Match, the first one through a proxy."""
+    """One bucket of an S3 that supports If-Match, opened twice; the first goes through a proxy."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
-    name = f"{bucket_name}-c"  # moto's memory is that of all its servers in this process
+    name = f"{bucket_name}-c"  # all moto servers in this process share their buckets
     try:
         upstream = "http://{}:{}".format(*server.get_host_and_port())
         session = boto3.Session("testing", "testing-secret", region_name="us-east-1")
@@ -326,7 +326,7 @@ def test_a_condition_that_is_refused_for_another_reason_is_no_reason_to_do_witho
 
 
 def deletes(answer: tuple[int, str, str], *, single: bool) -> Any:
-    """Refuses DeleteObjects, and with ``single`` DeleteObject too."""
+    """Refuse DeleteObjects, and with ``single`` also DeleteObject."""
 
     def refusal(method: str, address: str, _: Mapping[str, str]) -> tuple[int, str, str] | None:
         many = method == "POST" and address.endswith("?delete")
@@ -339,7 +339,7 @@ def test_a_role_that_may_not_delete_gets_a_green_run_with_its_report(
     proxy: S3Proxy, go: Callable[..., Verdict], bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.refusal = deletes((403, "AccessDenied", "Access Denied"), single=True)
-    bucket.write_text(FIRST.failed_images, "files/p10/a.jpg\tnot found\n")  # of an earlier attempt of the same run
+    bucket.write_text(FIRST.failed_images, "files/p10/a.jpg\tnot found\n")  # from an earlier attempt at the same run
     bucket.write_json(FIRST.result(7), {"shard": 7, "stored": 1000, "state": "done"})
     bucket.write(LEFT, shards.encode(IMAGES[:2]))
     assert go(FIRST, 0).passed
@@ -347,7 +347,7 @@ def test_a_role_that_may_not_delete_gets_a_green_run_with_its_report(
     assert bucket.read(FIRST.failed_images) == b""
     assert (
         json.loads(bucket.read(FIRST.report_json))["transfer"]["images"] < 1000
-    )  # what the earlier attempt said is void
+    )  # the earlier attempt's list no longer holds
     assert go(RunLayout("again"), 0).passed
     assert "could not be deleted" in caplog.text
 
@@ -435,7 +435,9 @@ def test_folders_of_earlier_versions_are_found(bucket: Bucket) -> None:
         for run in ("scheduled__1", "manual__1")
     }
     assert root[BACKFILL, "scheduled__1"] == "scheduled__1"
-    assert root[BACKFILL, "manual__1"] == f"{BACKFILL}@manual__1"  # the folder with that id alone is the main DAG's
+    assert (
+        root[BACKFILL, "manual__1"] == f"{BACKFILL}@manual__1"
+    )  # the folder named by the id alone belongs to the main DAG
     assert root["mimic_cxr_audit", "scheduled__1"] == "audit__scheduled__1"
     assert root["mimic_cxr_cleanup", "manual__1"] == "cleanup__manual__1"
     assert root["mimic_cxr_jpg", "scheduled__1"] == "scheduled__1"
@@ -458,7 +460,7 @@ def test_an_emptied_bucket_is_planned_as_everything(go: Callable[..., Verdict], 
 
     assert planned() == 0
     images = [entry.path for entry in bucket.list("files/")]
-    bucket.write(images[0], b"")  # an empty object is none
+    bucket.write(images[0], b"")  # an empty object does not count
     bucket.delete(images[1:4])
     assert planned() == 4
     assert planned(groups=["p10"]) == 4 - sum(not path.startswith("files/p10/") for path in images[:4])
@@ -502,7 +504,7 @@ def days(reports: list[RunReport]) -> list[int]:
 
 
 def test_audits_and_reruns_hide_no_report_from_the_estimate(bucket: Bucket) -> None:
-    for day in range(1, 6):  # backfill: the id is that of the night it stands for, so the newest sorts first
+    for day in range(1, 6):  # a backfill's run ids are those of the nights, so the newest run sorts first
         bucket.write_json(RunLayout(f"backfill__2025-01-{30 - day:02}", BACKFILL).report_json, a_report(day))
     for week in range(15):
         bucket.write_json(f"_mirror/runs/audit__scheduled__{week:02}/audit.json", {})
@@ -604,7 +606,7 @@ def test_a_file_list_that_is_too_large_is_not_read(bucket: Bucket, monkeypatch: 
 
 @pytest.fixture
 def own_version(tiny_dataset: Path, tmp_path: Path) -> Path:
-    """A copy of the dataset that a test may change."""
+    """A copy of the dataset, which a test may change."""
     version = tmp_path / "physionet" / MIMIC_CXR_JPG.name
     shutil.copytree(tiny_dataset / MIMIC_CXR_JPG.name, version)
     return version

@@ -57,7 +57,7 @@ def keys(bucket: Bucket) -> list[str]:
 
 
 def sum_again(version: Path, *names: str) -> None:
-    """Let SHA256SUMS.txt vouch for files that were changed."""
+    """Update SHA256SUMS.txt for changed files."""
     lines = dict(reversed(line.split(" ", 1)) for line in (version / SUMS).read_text().splitlines())
     lines |= {name: hashlib.sha256((version / name).read_bytes()).hexdigest() for name in names}
     (version / SUMS).write_text("".join(f"{lines[path]} {path}\n" for path in sorted(lines)))
@@ -144,7 +144,7 @@ def test_metadata_is_fetched_once_and_the_manifest_follows_a_change(
     assert "1 images replaced, 0 added, 0 withdrawn" in caplog.text
     assert (kept.changed, kept.notes) == (False, changed.notes)
     plan = plan_of(bucket, request(bucket, sample_size=4))
-    assert any("1 images replaced, 0 added, 0 withdrawn" in note for note in plan.notes)  # and so the report
+    assert any("1 images replaced, 0 added, 0 withdrawn" in note for note in plan.notes)  # and therefore in the report
 
 
 # -- plan, stream, verify ----------------------------------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_a_shard_is_drained_when_told_to_stop(physionet: Lookalike, reader: tupl
     rest = mirror_shard.stream_shard(
         shard, wish, mover, bucket, RUN, connections=4, stop=mirror_shard.Stop(), try_number=2
     )
-    assert rest.todo == rest.stored == shard.images  # of both tries together
+    assert rest.todo == rest.stored == shard.images  # over both tries
     assert rest.try_number == 2
 
 
@@ -256,7 +256,7 @@ def test_a_runs_images_go_and_all_else_stays(physionet: Lookalike, reader: tuple
     cleanup.delete_listed(bucket, RUN)
     after = set(keys(bucket))
     assert before - after == ours
-    assert cleanup.delete_listed(bucket, RUN)["deleted"] == len(ours)  # once more does no harm
+    assert cleanup.delete_listed(bucket, RUN)["deleted"] == len(ours)  # repeating it is harmless
 
 
 def test_old_versions_and_delete_markers_go_too() -> None:
@@ -288,7 +288,7 @@ def test_old_versions_and_delete_markers_go_too() -> None:
 def test_a_damaged_manifest_or_index_does_not_end_a_clean_up(
     physionet: Lookalike, reader: tuple[str, str], bucket: Bucket, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The list of the audit follows the deletion wherever it can be read, and nothing else is needed for that."""
+    """The index is updated for the deletion if it can be read, and no other file is needed for that."""
     fetch_metadata.fetch_metadata(client_of(physionet, reader), bucket, MIMIC_CXR_JPG)
     made = plan_of(bucket, request(bucket, select="sample", sample_size=3))
     images = shards.read(bucket, made.shards[0])
@@ -310,7 +310,7 @@ def test_a_damaged_manifest_or_index_does_not_end_a_clean_up(
 @pytest.mark.parametrize("lock", [{"legal hold": True}, {"retention": "GOVERNANCE"}], ids=str)
 @pytest.mark.parametrize("one_by_one", [False, True])
 def test_a_locked_version_is_no_missing_right(lock: dict[str, Any], one_by_one: bool) -> None:
-    """S3 refuses both with AccessDenied; moto says no more than that."""
+    """S3 refuses both with AccessDenied, and moto gives no further detail."""
     moto = pytest.importorskip("moto")
     with moto.mock_aws():
         session = boto3.Session("testing", "testing-secret", region_name="us-east-1")
@@ -334,7 +334,7 @@ def test_a_locked_version_is_no_missing_right(lock: dict[str, Any], one_by_one: 
     assert [entry["Key"] for entry in left["Versions"]] == ["mine/files/b.jpg"], "the others are deleted"
 
 
-# -- the repair that an audit asks for ---------------------------------------------------------------------------------
+# -- the repair after an audit -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

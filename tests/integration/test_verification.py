@@ -64,7 +64,7 @@ def rclone(folder):
 
 @pytest.fixture
 def on_disk(tmp_path):
-    """A bucket, and the folder in which its objects lie as files."""
+    """A bucket, and the folder with its objects as files."""
     with rclone(tmp_path) as both:
         yield both
 
@@ -86,14 +86,14 @@ def make_bucket(moto, name):
 
 @pytest.fixture(params=["moto", "strict"])
 def bucket(request):
-    """A bucket of a server that keeps checksums as S3 does: only where they were sent."""
+    """A bucket of a server that keeps checksums as S3 does: only if they were sent."""
     moto = request.param == "moto"
     endpoint = request.getfixturevalue("moto") if moto else request.getfixturevalue("strict_s3").endpoint
     return make_bucket(endpoint, f"test-{uuid4()}")
 
 
 KEEP = 6
-"""HEADs of the memory's own files: each of a dataset's three groups is looked at twice when it is written."""
+"""HEADs of the cache's own files: writing each of a dataset's three groups takes two."""
 
 
 def kinds(verdict):
@@ -286,7 +286,7 @@ class TestMemory:
             def now(cls, tz=None):
                 return datetime.now(tz) + timedelta(minutes=minutes)
 
-        with monkeypatch.context() as patch:  # the worker of the audit before
+        with monkeypatch.context() as patch:  # the worker of the previous audit
             patch.setattr("physionet_mirror.verified_cache.datetime", Clock)
             assert verify(wanted(files), bucket, "content", run="before").passed
         victim = list(files)[4]
@@ -295,7 +295,7 @@ class TestMemory:
         os.utime(folder / victim, ns=(old.st_atime_ns, old.st_mtime_ns))  # size and ETag as before
         verdict = verify(wanted(files), bucket, "content", run="after")
         assert (verdict.read_back, [p.path for p in verdict.problems]) == (10, [victim])
-        assert [p.path for p in verify(wanted(files), bucket, "checksum").problems] == [victim]  # and it is remembered
+        assert [p.path for p in verify(wanted(files), bucket, "checksum").problems] == [victim]  # and the cache knows
 
     def test_asked_anew_nothing_is_believed_but_what_this_run_found(self, on_disk):
         bucket, _ = on_disk
@@ -355,7 +355,7 @@ class TestMemory:
 
 class TestWithoutChecksum:
     def put_plain(self, bucket, files):
-        """As another tool would: without a SHA-256, and with settings of its own."""
+        """Store as another tool would: without a SHA-256, and with its own settings."""
         for path, data in files.items():
             bucket.client.put_object(Bucket=bucket.name, Key=bucket.key(path), Body=data, **self.AS_STORED)
 
@@ -384,7 +384,7 @@ class TestWithoutChecksum:
             stored = bucket.client.head_object(Bucket=bucket.name, Key=bucket.key(path))
             assert {name: stored[name] for name in self.AS_STORED} == self.AS_STORED
         bucket.delete([verified(group) for group in ("p10", "p11", "p12")])
-        assert verify(wanted(files), bucket, anew=anew).read_back == 12  # a lost memory costs requests
+        assert verify(wanted(files), bucket, anew=anew).read_back == 12  # a lost cache costs requests
 
     def test_wrong_bytes_are_found(self, bucket):
         files = dataset(5)
@@ -393,7 +393,7 @@ class TestWithoutChecksum:
         for _ in range(2):
             verdict = verify(wanted(files), bucket)
             assert [(p.path, p.reason) for p in verdict.problems] == [(victim, "wrong bytes")]
-        assert verdict.read_back == 1  # what is remembered as wrong may have been repaired
+        assert verdict.read_back == 1  # an object that the cache calls wrong may have been repaired
 
     def test_what_was_wrong_and_is_repaired_with_the_same_etag_is_read(self, on_disk):
         bucket, folder = on_disk
@@ -431,7 +431,7 @@ class TestWithoutChecksum:
 
 @pytest.fixture(scope="module")
 def crowded(moto):
-    """A bucket with 2,500 images of ten groups, and these images."""
+    """A bucket with 2,500 images in ten groups, and the images."""
     bucket, files = make_bucket(moto, "crowded"), dataset(2500, groups=10)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda path: store(bucket, {path: files[path]}), files))
@@ -495,7 +495,7 @@ class TestIndex:
 
         def the_other_one_writes_just_now(path):
             found = head(path)
-            if path == INDEX and (asked.append(path) or len(asked) == 2):  # the last look before the PUT
+            if path == INDEX and (asked.append(path) or len(asked) == 2):  # the last HEAD before the PUT
                 ends(wanted(files)[5:20])
             return found
 

@@ -1,4 +1,4 @@
-"""An S3-like server that lists keys in an order of its own, as those of Storj and of S3's directory buckets do."""
+"""An S3-like server that does not list keys in byte order, like Storj and S3's directory buckets."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from xml.sax.saxutils import escape
 
 
 def by_bytes(key: str) -> Any:
-    """As Amazon's S3 lists."""
+    """The order of Amazon's S3."""
     return key.encode()
 
 
 def by_hash(key: str) -> Any:
-    """As Storj lists: each part of the key is encrypted, and the encrypted ones are in order."""
+    """The order of Storj: each part of the key is encrypted, and the encrypted parts are sorted."""
     return [hashlib.sha256(part.encode()).digest() for part in key.split("/")]
 
 
 def by_folder(key: str) -> Any:
-    """As a server lists that walks the folders of a disk: ``a/b`` before ``a-b``."""
+    """The order of a server that walks the folders of a disk: ``a/b`` before ``a-b``."""
     return [part.encode() for part in key.split("/")]
 
 
@@ -32,8 +32,8 @@ class UnorderedS3:
     """LIST, HEAD, GET and PUT of one bucket; ``objects`` holds bytes by key, ``asked`` counts requests by kind.
 
     Args:
-        order: What the keys are sorted by. StartAfter skips whatever does not sort behind it.
-        page: Keys a LIST.
+        order: Sort key. StartAfter skips all keys that do not sort after it.
+        page: Keys per LIST.
     """
 
     def __init__(self, order: Callable[[str], Any] = by_bytes, page: int = 1000) -> None:
@@ -44,7 +44,7 @@ class UnorderedS3:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            wbufsize = -1  # one packet an answer
+            wbufsize = -1  # one packet per answer
             disable_nagle_algorithm = True
 
             def answer(self) -> None:
@@ -77,7 +77,7 @@ class UnorderedS3:
     def handle(
         self, method: str, key: str, query: Mapping[str, list[str]], body: bytes
     ) -> tuple[int, Mapping[str, Any], bytes]:
-        """Status, headers and body of an answer."""
+        """Status, headers and body of the answer."""
         self.asked["LIST" if method == "GET" and not key else method] += 1
         if method == "PUT":
             self.objects[key] = body

@@ -22,7 +22,7 @@ STATE = ROOT / ".state" / "strict-s3"
 
 
 def install() -> Path:
-    """The server's Python; makes its environment where there is none yet. Safe to call from many processes."""
+    """The server's Python; creates its environment if there is none. Safe to call from many processes."""
     wanted = hashlib.sha256((HERE / "requirements.txt").read_bytes() + sys.version.encode()).hexdigest()
     environment, ready = STATE / "venv", STATE / "ready"
     python = environment / "bin" / "python"
@@ -47,7 +47,7 @@ def _run(*command: str | Path) -> None:
 
 @contextmanager
 def strict_s3_server(folder: Path) -> Iterator[S3Server]:
-    """It runs on a free port of 127.0.0.1 until the block ends; ``folder`` takes its log and its temporary files."""
+    """Run it on a free port of 127.0.0.1 until the block ends; ``folder`` holds its log and its temporary files."""
     python = install()
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
     env = plain_environment() | {"TMPDIR": str(folder / "tmp"), "HOME": str(folder), "PYTHONPATH": ""}

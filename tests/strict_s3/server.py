@@ -1,4 +1,4 @@
-"""Serves LocalStack's S3 on 127.0.0.1, and prints where. Runs in an environment of its own (see __init__.py)."""
+"""Serves LocalStack's S3 on 127.0.0.1, and prints its address. Runs in an environment of its own (see __init__.py)."""
 
 import argparse
 import logging
@@ -20,12 +20,12 @@ parser.add_argument("cache", help="a folder that keeps LocalStack's index of AWS
 parser.add_argument("--prepare", action="store_true", help="make that index, and end")
 options = parser.parse_args()
 
-# Without this index every start reads all of AWS's API descriptions: 4.4 s and 480 MB in place of 2 s and 140 MB.
+# Without this index every start reads all of AWS's API descriptions: 4.4 s and 480 MB instead of 2 s and 140 MB.
 config.dirs.cache = options.cache
 Path(options.cache).mkdir(parents=True, exist_ok=True)
 get_service_catalog()
 if not options.prepare:
-    provider.DEFAULT_S3_TMP_DIR = tempfile.mkdtemp()  # in TMPDIR; else all servers share one folder below /tmp
+    provider.DEFAULT_S3_TMP_DIR = tempfile.mkdtemp()  # in TMPDIR; otherwise all servers share one folder below /tmp
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     WSGIRequestHandler.protocol_version = "HTTP/1.1"
     server = make_server("127.0.0.1", 0, WsgiGateway(LocalstackAwsGateway()), threaded=True)

@@ -1,4 +1,4 @@
-"""A made-up manifest, verdict and results of shards, and the report on them in a bucket in memory."""
+"""A made-up manifest, verdict and shard results, and their report in a bucket in memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN = RunLayout("manual__2026-03-01T22:00:00+00:00")
 
 
 class FakeBucket:
-    """Objects in a dictionary, with as much of Bucket as the report uses."""
+    """Objects in a dictionary, with the part of Bucket that the report uses."""
 
     def __init__(self, prefix="mimic-cxr-jpg/2.1.0"):
         self.name, self.prefix, self.objects = "lab-bucket", prefix, {}
@@ -73,7 +73,7 @@ class FakeBucket:
 
 
 class OneFile:
-    """A bucket that holds these bytes wherever it is asked."""
+    """A bucket that returns these bytes for every path."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -1,4 +1,4 @@
-"""The pages name tests and files that are there, and their lines can be read in a diff."""
+"""The tests and files that the pages name exist, and the pages' lines are short enough for a diff."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tests() -> set[str]:
 
 
 def table(page: Path) -> list[list[str]]:
-    """The cells of the page's rows, without heads and rules."""
+    """The cells of the page's table rows, without header and rule rows."""
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
@@ -54,14 +54,14 @@ def test_every_link_to_a_file_leads_somewhere(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the page's headings."""
+    """The anchors that GitHub generates for the page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_lines_are_short_enough_for_a_diff(page):
-    """But for rows of tables and code, which have no place to break."""
+    """Except rows of tables and code, which cannot be broken."""
     long, code = [], False
     for number, line in enumerate(page.read_text().splitlines(), 1):
         code ^= line.lstrip().startswith("```")

@@ -71,7 +71,7 @@ def test_what_one_run_says_is_no_range() -> None:
 
 
 def task(after: float, seconds: int, connections: int, allowed: int) -> ShardResult:
-    """``seconds`` at 0.65 MB/s a connection."""
+    """A task of ``seconds`` at 0.65 MB/s a connection."""
     a_second = connections * 650_000
     return ShardResult(
         shard=0,
@@ -86,7 +86,7 @@ def task(after: float, seconds: int, connections: int, allowed: int) -> ShardRes
 
 
 def a_run(*tasks: ShardResult, connections: int = 8) -> RunReport:
-    """As a run reports it."""
+    """The report of a run with these tasks."""
     return RunReport(transfer=transfer(tasks), params={"connections": connections})
 
 

@@ -1,4 +1,4 @@
-"""Globs: what each wildcard matches, beside Python's own translation where there is one."""
+"""Globs: what each wildcard matches, compared with Python's own translation where there is one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_wildcards_are_pythons(pattern: str, path: str) -> None:
     import glob
 
     theirs = glob.translate(pattern, recursive=True, include_hidden=True, seps="/")
-    if not re.search(r"\*{3,}|[^/]\*\*|\*\*[^/]", pattern):  # there ** is * within a name
+    if not re.search(r"\*{3,}|[^/]\*\*|\*\*[^/]", pattern):  # within a name, ** means *
         assert bool(re.fullmatch(theirs, path)) == bool(re.fullmatch(globs.to_regex(pattern), path))
 
 

@@ -1,4 +1,4 @@
-"""The training index holds what is verified, over all runs."""
+"""The training index holds the verified images of all runs."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class TestIndex:
 
 
 def old_manifest(manifest: bytes) -> bytes:
-    """The same without some of its columns."""
+    """The manifest without the columns that earlier versions lacked."""
     out = io.BytesIO()
     pq.write_table(pq.read_table(io.BytesIO(manifest)).drop_columns(["Edema", "split"]), out)
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Where each file lies below the prefix: a run has a folder of its own, whatever its id."""
+"""The path of each file below the prefix: a run has its own folder, whatever its id."""
 
 from __future__ import annotations
 

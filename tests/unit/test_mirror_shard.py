@@ -1,4 +1,4 @@
-"""How many files of a shard are under way at once."""
+"""The number of a shard's files under way at once."""
 
 from __future__ import annotations
 

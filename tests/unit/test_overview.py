@@ -1,4 +1,4 @@
-"""Overview and cohort count what manifest and index say, and read neither again while it is unchanged."""
+"""Overview and cohort count the rows of manifest and index, and read neither again while it is unchanged."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_a_filter_that_matches_nothing_says_so(bucket, table):
 
 
 def test_copies_inside_s3_are_estimated_as_a_run_would_plan_them(bucket):
-    """The page and the plan estimate by one function: a copy costs 0.3 s, whatever PhysioNet's website gives."""
+    """Page and plan use the same function: a copy takes 0.3 s, whatever the speed of PhysioNet's website."""
     modes = ("download", "copy")
     known = overview.load(bucket)
     over_http, inside = (overview.preview(known, ask(select="all"), mode=mode, streams=4) for mode in modes)

@@ -1,4 +1,4 @@
-"""Whatever lies in a bucket as manifest or index, the process that serves the page stays within its memory limit."""
+"""Whatever file is in a bucket as manifest or index, the process that serves the page stays within its memory limit."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def wide_footer(path):
 
 
 def honest_bomb(path):
-    """A gigabyte of the same letter in one column, which the footer admits."""
+    """A gigabyte of the same letter in one column, correctly stated in the footer."""
     columns = {name: pa.array(["x"] * 50) for name in manifest.COLUMNS} | {"path": pa.array(["A" * MB] * 50)}
     table = pa.concat_tables([pa.table(columns)] * 20)
     return written(table, path, compression="zstd", use_dictionary=False, row_group_size=50)
 
 
 def quiet_bomb(path):
-    """One text of a megabyte, named by 100,000 rows: 100 GB, of which the footer counts one megabyte."""
+    """One text of a megabyte, referenced by 100,000 rows: 100 GB, of which the footer states one megabyte."""
     text = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 100_000), pa.array(["A" * MB]))
     short = pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), 100_000), pa.array(["x"]))
     columns = dict.fromkeys(manifest.COLUMNS, short) | {"path": text}
@@ -81,7 +81,7 @@ print(json.dumps({
 
 
 def measured(first, index, out):
-    """What is said of these files, and the megabytes that the caller grew by and that the child held at most."""
+    """The message about these files, the caller's growth in MB, and the child's peak memory in MB."""
     command = [sys.executable, "-c", _MEASURE, str(first), str(index or ""), str(out)]
     return json.loads(subprocess.run(command, capture_output=True, check=True, timeout=200).stdout)
 

@@ -1,4 +1,4 @@
-"""The pace finds a server's capacity, holds it, and backs off when asked to; on a simulated server and clock."""
+"""The pace finds a server's capacity, stays there, and backs off when asked to; on a simulated server and clock."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ REFUSING: tuple[Literal["refuse", "hang"], ...] = ("refuse", "hang")
 class World:
     """A server that serves ``capacity`` requests at ``rate`` bytes/s each, and refuses further ones or lets them hang.
 
-    Time is simulated. 429 and 503 are one thing here: an answer that refuses, perhaps with ``wait`` as Retry-After.
-    ``total_rate`` is the most for all requests together; every speed varies by ``varies`` (standard deviation, over about
-    20 s). ``stragglers`` is the share of downloads at a tenth of the speed, ``slow`` of those answered after 1 to 8 s only.
+    Time is simulated. 429 and 503 are the same here: an answer that refuses, perhaps with ``wait`` as Retry-After.
+    ``total_rate`` is the limit for all requests together; every speed varies by ``varies`` (standard deviation, over about
+    20 s). ``stragglers`` is the share of downloads at a tenth of the speed, ``slow`` that of those answered only after 1 to 8 s.
     """
 
     limit: int
@@ -43,13 +43,13 @@ class World:
     stragglers: float = 0.0
     slow: float = 0.0
     wait: float | None = None
-    work: int = 10**9  # requests to be made
+    work: int = 10**9  # requests still to be made
     seed: int = 0
     step: float = 0.05
     start: dict[str, Any] = field(default_factory=dict)
     now: float = 0.0
     received: float = 0.0
-    used: float = 0.0  # seconds of requests that the server has let in
+    used: float = 0.0  # seconds of requests that the server has accepted
     slot_seconds: float = 0.0
     refused: int = 0
     asked: list[tuple[float, int, Slot, bool]] = field(default_factory=list)  # when the answer comes, whether it serves
@@ -84,7 +84,7 @@ class World:
         return self
 
     def hour(self) -> tuple[float, int]:
-        """Share of the capacity that is used, and refusals, in the next hour."""
+        """Share of the capacity used and number of refusals in the next hour."""
         used, refused = self.used, self.refused
         self.run(3600)
         return (self.used - used) / 3600 / min(self.capacity, self.limit), self.refused - refused
@@ -188,7 +188,7 @@ def test_for_any_server_the_slots_stay_in_bounds_and_most_of_it_is_used(capacity
     assert world.used - before >= 0.85 * 60 * min(capacity, limit)
 
 
-# -- staying there --------------------------------------------------------------------------------------------------
+# -- staying at the capacity ------------------------------------------------------------------------------------------
 
 
 TROUBLE: dict[str, tuple[int, dict[str, float]]] = {
@@ -199,7 +199,7 @@ TROUBLE: dict[str, tuple[int, dict[str, float]]] = {
     "Retry-After": (24, {"wait": 2.0}),
     "far above": (64, {"varies": 0.2}),
 }
-"""The most that is asked for, and what makes the server hard to read."""
+"""The limit, and the properties that make the server hard to measure."""
 
 SETTLED = [
     pytest.param(
@@ -261,7 +261,7 @@ def test_it_does_not_drift_upwards_where_more_brings_nothing(fills, varies):
 
 
 def test_slots_sink_to_where_the_rate_is_the_same():
-    """As many as another day needed; now five carry the same."""
+    """It starts with the number that another day needed; now five have the same throughput."""
     for seed in range(3):
         start = {"start": 24, "too_many": 25}
         world = World(limit=24, total_rate=5 * RATE, varies=0.2, seed=seed, start=start, step=0.1).run(900)
@@ -298,7 +298,7 @@ def test_it_follows_within_minutes_when_there_is_less_and_when_there_is_more(lim
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_server_that_refuses_now_and_then_is_used_all_the_same(seed):
-    """Not because of too much; one in a thousand, at any number."""
+    """One request in a thousand is refused, at any number of slots."""
     world = World(limit=24, capacity=16, beyond="refuse", seed=seed).run(60)
     used = world.used
     for _ in range(20):
@@ -380,7 +380,7 @@ def test_after_congestion_the_slots_come_back_in_steps():
 
 
 def test_one_slow_answer_is_no_refusal():
-    """A probe's request that takes five seconds to be answered is waited for; that it is served is what counts."""
+    """The pace waits for a probe's request that is answered after five seconds, and counts it as served."""
     world = World(limit=24, capacity=8, beyond="refuse", start={"start": 8, "too_many": 9}).run(19)
     world.capacity = 9
     while world.pace.slots < 9:
@@ -417,7 +417,7 @@ def test_the_time_of_a_pause_is_not_taken_for_slowness():
 
 
 def test_downloads_that_hang_do_not_keep_others_from_their_slots():
-    """Eight run, five of them without an answer. Once one has timed out, those that are served keep their slots."""
+    """Eight run, five of them without an answer. Once one has timed out, those being served keep their slots."""
     pace, now, _ = _pace(limit=16, start=8)
     with ExitStack() as stack:
         slots = _hold(pace, 8, stack)
@@ -445,7 +445,7 @@ def test_a_reason_is_given_for_each_change():
 @given(seed=st.integers(0, 10**6), low=st.integers(2, 200), worth=st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_a_comparison_sees_through_noise(seed, low, worth):
-    """Half as many again, a scatter of 11 % (a link that varies by 20 %): at least 9 of 10 are decided rightly."""
+    """1.5 times as many slots and a scatter of 11 % (a link that varies by 20 %): at least 9 of 10 decisions are right."""
     numbers, right = random.Random(seed), 0
     for _ in range(20):
         comparison, verdict = Comparison(low, low * 3 // 2, share=0.4), None
@@ -509,7 +509,7 @@ def test_it_settles_near_what_an_object_store_takes(latency, limit):
 
 
 def test_a_slot_costs_microseconds_however_many_run(monkeypatch):
-    """Counted in looks at the running requests, as wall-clock time says little on a busy machine."""
+    """Measured in checks of the running requests, because wall-clock time means little on a busy machine."""
     now = [0.0]
     pace = Pace(2000, start=1000, received=lambda: 0, clock=lambda: now[0])
     slots = [pace._acquire(lambda: False) for _ in range(1000)]
@@ -558,11 +558,11 @@ def test_real_threads_never_exceed_the_slots(monkeypatch):
     assert inside[0] == len(pace._running) == 0
 
 
-# -- what the next shard is told ------------------------------------------------------------------------------------
+# -- what the next shard starts with --------------------------------------------------------------------------------
 
 
 def read(stored: str) -> PaceMemory | None:
-    """As the next shard reads ``pace.json``."""
+    """``pace.json`` as the next shard reads it."""
     try:
         return PaceMemory.from_json(json.loads(stored))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The live page's numbers come from what the shards publish, and a file that did not change is not read twice."""
+"""The live page's numbers come from the shards' files, and a file that has not changed is not read again."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_refused_plan_leaves_its_shards_skipped_and_not_there():
         (Tasks("success", "success"), "done", "done"),
         (Tasks("success", "success"), "drained", "stopped"),
         (Tasks("success", "up_for_retry"), "failed", "retrying"),
-        (Tasks("success", "failed"), "running", "failed"),  # killed: it could not say so itself
+        (Tasks("success", "failed"), "running", "failed"),  # killed, so it could not publish that itself
         (None, "running", "running"),
     ],
 )
@@ -170,7 +170,7 @@ def test_numbers_stay_within_the_selection_whatever_is_published(published, task
 
 
 class Files:
-    """A bucket that counts what is asked of it."""
+    """A bucket that counts its requests."""
 
     def __init__(self):
         self.content, self.reads, self.lists = {}, [], 0

@@ -1,4 +1,4 @@
-"""Damaged documents of ours are read as far as they go, or count as absent."""
+"""Our documents are read as far as possible if damaged, or count as absent."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_any_json_is_a_record_or_damaged(kind: Any, document: Any) -> None:
 
 
 def test_a_document_of_any_size_is_read_within_bounds(caplog: pytest.LogCaptureFixture) -> None:
-    """Somebody else's file under one of our names: it must not fill the memory of a worker or of the API server."""
+    """A foreign file under one of our names must not fill the memory of a worker or of the API server."""
     huge = OneFile(b'{"shard": 1, "x": "' + b" " * records.MOST_BYTES + b'"}')
     assert records.load(huge, "x.json", ShardResult) is None  # type: ignore[arg-type]
     assert "more than 64 MB" in caplog.text
@@ -140,7 +140,7 @@ def test_a_second_try_adds_up() -> None:
     assert (both.started, both.seconds, both.state, both.try_number) == (RESULT.started, 340.0, "done", 2)
     assert [failure.reason for failure in both.known_failures] == ["not found", "corrupt"]
     assert both.untried == 300 - 198 - 1
-    assert use([both]).connection_seconds == 60 * 4 + 40 * 6  # the minutes between them are none
+    assert use([both]).connection_seconds == 60 * 4 + 40 * 6  # the minutes between them do not count
     assert both.after(None) == both
     assert second.after(ShardResult(0, name="another cut", images=9, stored=9)) == second
 
@@ -179,7 +179,7 @@ def test_a_damaged_list_of_leftovers_keeps_its_other_lines(data: st.DataObject) 
 
 
 def test_the_first_result_files_are_understood() -> None:
-    """Without ``allowed``, ``failed_before`` and ``handshakes``."""
+    """They lack ``allowed``, ``failed_before`` and ``handshakes``."""
     old = {
         "shard": 2,
         "name": "p10, 9 images",
@@ -206,7 +206,7 @@ def test_the_first_result_files_are_understood() -> None:
 
 
 def test_the_first_plans_are_understood() -> None:
-    """Without ``dag_id``, ``way``, the shards' ``sha256`` and the estimate's second time."""
+    """They lack ``dag_id``, ``way``, the shards' ``sha256`` and the estimate's second time."""
     shard = {name: value for name, value in SHARD.to_json().items() if name != "sha256"}
     old = {
         "schema": "physionet-mirror/plan/1",

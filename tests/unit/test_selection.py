@@ -50,7 +50,7 @@ def cohort(patients: int = 60) -> pd.DataFrame:
 
 
 EXPECTED_RANKS = (1_705_450_840_950_988_451, 3_652_740_884_073_616_837)
-"""Of ``02aa804e`` and 10000032 with seed 42."""
+"""The ranks of ``02aa804e`` and 10000032 with seed 42."""
 
 MANIFEST = cohort()
 ALL = Selection(select="all")
@@ -97,7 +97,7 @@ def test_studies_and_patients_stay_together(size: int, by: str, seed: int) -> No
 
 
 def test_a_sample_is_the_same_on_any_machine() -> None:
-    # Written down: whoever changes these numbers changes every sample that was ever drawn.
+    # Fixed values: changing these numbers would change every sample ever drawn.
     assert rank(["02aa804e", 10000032], 42).tolist() == list(EXPECTED_RANKS)
 
 
@@ -231,7 +231,7 @@ def test_a_dataset_without_views_says_so(name: str) -> None:
 
 
 def views(*names: str) -> set[str]:
-    """The ViewPosition codes of what the names choose, "" for none."""
+    """The ViewPosition codes of the views that the names select, "" for a view without code."""
     draw = np.random.default_rng(3)
     codes = draw.choice(["AP", "PA", "LATERAL", "LL", "LAO", "AP LLD", None], len(MANIFEST))
     manifest = MANIFEST.assign(view=pd.array(codes, dtype="string[pyarrow]"))

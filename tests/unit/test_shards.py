@@ -1,4 +1,4 @@
-"""Shards: contiguous, disjoint, complete; and their files, of which no damage goes unnoticed."""
+"""Shards are contiguous, disjoint and complete, and no damage to their files goes unnoticed."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -176,7 +176,7 @@ def test_a_damaged_shard_file_is_refused(data: bytes) -> None:
 
 
 class OneFile:
-    """As much of Bucket as `read` uses."""
+    """The part of Bucket that `read` uses."""
 
     def __init__(self, data: bytes | None) -> None:
         self.data = data

@@ -1,4 +1,4 @@
-"""Sizes before the download, and shards that are cut by them."""
+"""Sizes known before the download, and shards cut by them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROJECT = Dataset("tiny", "1.0")
 
 
 class Site:
-    """A website whose files have these sizes."""
+    """A website with files of these sizes."""
 
     def __init__(self, files: dict[str, int], stated: int | None = None) -> None:
         self.files, self.stated, self.asked = files, stated, 0
@@ -48,7 +48,7 @@ def test_of_more_a_seeded_sample_gives_a_range_that_holds_the_truth() -> None:
         guess, least, most = sizes.ask(site, PROJECT, list(files), connections=8, seed=seed).total(list(files))
         assert least < guess < most
         held += least <= sum(files.values()) <= most
-    assert held >= 42  # of 50; a range holds in 95 of 100
+    assert held >= 42  # of 50; a range is right in 95 of 100 cases
     assert site.asked == 50 * sizes.SAMPLE
     once, again = (sizes.ask(site, PROJECT, list(files), connections=8, seed=42) for _ in range(2))
     assert once == again

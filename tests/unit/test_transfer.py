@@ -100,7 +100,7 @@ class Source:
 
 
 class Bucket:
-    """Keeps what it is given and notes each change, as S3 does: atomically."""
+    """Stores objects atomically, as S3 does, and records each change."""
 
     def __init__(self, meet: Callable[[str], None] = lambda _: None) -> None:
         self.meet = meet
@@ -145,7 +145,7 @@ def make(some: list[File], source: Source, bucket: Bucket, *, connections: int =
 def fails(
     error: Callable[[], MirrorError], times: int | None, only: Iterable[str] | None = None
 ) -> Callable[[str], None]:
-    """Raise at the first so many attempts of each path (None = at all of them)."""
+    """Raise at the first ``attempts`` attempts of each path (None = at all of them)."""
     met: Counter[str] = Counter()
 
     def meet(path: str) -> None:
@@ -201,19 +201,19 @@ def test_a_slow_bucket_does_not_hold_the_connections_back():
 
 
 def test_as_many_files_are_stored_at_once_as_that_takes():
-    """A file takes 50 times as long to be stored as to be fetched: the connections do not wait for that."""
+    """Storing a file takes 50 times as long as fetching it, and the connections do not wait for that."""
     busy = Busy(seconds=0.1)
     transfer = make(images(300), Source(lambda _: time.sleep(0.002)), Bucket(busy), connections=2)
     transfer.run()
     assert busy.most > 20
-    assert transfer.tally.seconds < 300 * 0.1 / (2 + 2) / 2  # with two further threads it would be 7.5 s
+    assert transfer.tally.seconds < 300 * 0.1 / (2 + 2) / 2  # with only two more threads it would take 7.5 s
 
 
 def test_files_on_their_way_to_the_bucket_fill_no_memory(monkeypatch):
     monkeypatch.setattr(module, "HELD", 3 * len(content(images(1)[0].path)))
     busy = Busy(seconds=0.02)
     make(images(100), Source(), Bucket(busy), connections=4).run()
-    assert busy.most <= 3 + 1 + 4  # the fifth is not begun, but those that have a slot go on
+    assert busy.most <= 3 + 1 + 4  # the fifth is not begun, but those with a slot continue
 
 
 def test_less_is_stored_at_once_when_s3_asks_for_less(monkeypatch):
@@ -222,10 +222,10 @@ def test_less_is_stored_at_once_when_s3_asks_for_less(monkeypatch):
     busy = Busy(seconds=0.02, most=8)
     tally = make(images(400), Source(), Bucket(busy), connections=4, patience=60.0).run()
     assert tally.stored == 400
-    assert tally.faults["destination unavailable"] < 200  # each would be refused again and again
+    assert tally.faults["destination unavailable"] < 200  # otherwise each would be refused again and again
 
 
-# -- whose fault it is ----------------------------------------------------------------------------------------------
+# -- classifying failures -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [NotFound, Truncated, Corrupt, NotTheFile, SourceUnavailable])
@@ -315,7 +315,7 @@ def test_bad_images_at_the_head_do_not_hide_that_the_server_is_well(connections)
 
 
 def test_an_outage_costs_no_try():
-    """Each image has spent two of its three tries when the server goes away and comes back."""
+    """Each image has used two of its three tries when the server goes down and comes back."""
     down, up_again = 0.5, [0.0]
     began = time.monotonic()
     own = fails(lambda: Corrupt("x"), 2)
@@ -460,11 +460,11 @@ def test_a_stop_does_not_wait_for_a_publication_that_hangs(monkeypatch):
 
 
 class Terminated(BaseException):
-    """As a signal handler raises it."""
+    """An exception as a signal handler raises it."""
 
 
 def test_an_exception_in_the_main_thread_ends_within_seconds(monkeypatch):
-    """As SIGTERM in Airflow: even with all downloads hanging."""
+    """As on SIGTERM in Airflow, even while all downloads hang."""
     release, published = threading.Event(), []
     transfer = make(images(50), Source(lambda _: release.wait(60)), Bucket(), publish=published.append)
     watched = transfer._is_over
@@ -483,7 +483,7 @@ def test_an_exception_in_the_main_thread_ends_within_seconds(monkeypatch):
     release.set()
 
 
-# -- what is said ---------------------------------------------------------------------------------------------------
+# -- log ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_last_publication_is_the_result():

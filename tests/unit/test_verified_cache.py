@@ -1,4 +1,4 @@
-"""The cache of verified objects may be lost or damaged at any time; it must never claim what is not true."""
+"""The cache of verified objects may be lost or damaged at any time; it must never give a wrong answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = "files/p10/p10000032/s50414267/02aa804e-bde0afdd-112c0b34-7bc16630-4e384
 
 
 class FakeBucket:
-    """As much of Bucket as the memory uses."""
+    """The part of Bucket that the cache uses."""
 
     def __init__(self):
         self.objects = {}
@@ -54,7 +54,7 @@ def bucket():
 
 
 def remembered(bucket, *entries, at=NOW):
-    """What a fresh Memory knows after these (path, size, etag, sha256, level) were recorded and saved."""
+    """The entries of a new Memory after these (path, size, etag, sha256, level) were recorded and saved."""
     memory = Memory()
     for path, size, etag, sha256, level in entries:
         memory.record(path, size, etag, sha256, level=level, at=at)
@@ -110,7 +110,7 @@ def test_an_attempt_is_its_runs_retries_and_nothing_else():
     names = {
         attempt_of(RunLayout(run), started)
         for run in ("weekly-1", "weekly-2")
-        for started in (NOW, NOW + timedelta(microseconds=1))  # clearing a run starts it anew
+        for started in (NOW, NOW + timedelta(microseconds=1))  # clearing a run begins another attempt
     }
     assert len(names) == 4
     assert attempt_of(RunLayout("weekly-1"), NOW.astimezone(timezone(timedelta(hours=2)))) in names

@@ -1,4 +1,4 @@
-"""One HTTP path: framing, kept connections, broken servers, proxies, TLS. The servers are sockets that say what is written."""
+"""Our HTTP client: framing, kept connections, broken servers, proxies, TLS. The servers are scripted sockets."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def serving(talk: Talk, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
 
 
 def read_request(connection: socket.socket) -> bytes | None:
-    """One request, its body included; None where the client has closed."""
+    """One request with its body; None if the client has closed."""
     head = b""
     while b"\r\n\r\n" not in head:
         received = connection.recv(65536)
@@ -152,7 +152,7 @@ def test_a_kept_connection_that_closes_as_the_request_arrives_is_replaced_once()
         read_request(connection)
         connection.sendall(OK)
         if number == 0:
-            read_request(connection)  # and no answer
+            read_request(connection)  # and send no answer
             return
         while read_request(connection) is not None:
             connection.sendall(OK)
@@ -300,7 +300,7 @@ def test_a_connect_that_hangs_is_told_apart() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]
         held = []
-        for _ in range(3):  # fill the queue of connections that nobody accepts
+        for _ in range(3):  # fill the queue of connections that are never accepted
             one = socket.socket()
             one.setblocking(False)
             one.connect_ex(("127.0.0.1", port))
@@ -348,7 +348,7 @@ def test_a_large_body_arrives_as_it_was() -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate of 127.0.0.1, with its key."""
+    """A self-signed certificate for 127.0.0.1, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -386,7 +386,7 @@ def test_tls_is_verified(server_tls: ssl.SSLContext, client_tls: ssl.SSLContext)
 
 
 def proxy_to(port: int, seen: list[bytes], reply: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n") -> Talk:
-    """A proxy that opens a tunnel to a port of loopback, or answers with ``reply`` where that is no 200."""
+    """A proxy that opens a tunnel to a port of loopback, or only sends ``reply`` if that is not a 200."""
 
     def talk(connection: socket.socket, _: int) -> None:
         request = read_request(connection)

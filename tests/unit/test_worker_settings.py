@@ -1,4 +1,4 @@
-"""Settings of the worker: which proxy stands between, and whom TLS trusts."""
+"""Settings of the worker: which proxy is used, and which certificates TLS trusts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_loopback_is_never_asked_through_a_proxy(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("scheme", ["https", "socks5", "socks5h", "socks4"])
 def test_another_kind_of_proxy_is_said_not_to_be_supported(monkeypatch: pytest.MonkeyPatch, scheme: str) -> None:
-    """At once and for good: nothing of it passes by itself."""
+    """It fails at once and is not retried, because it cannot mend itself."""
     monkeypatch.setenv("https_proxy", f"{scheme}://me:hush@proxy.example:1080")
     source = PhysioNet(URL, "reader", "a password")
     with pytest.raises(InputError, match=r"https_proxy names a proxy that is not an http:// one") as refused:

@@ -1,4 +1,4 @@
-"""The demo's access point refuses and gives what PhysioNet's does; asked by boto3, in front of a real S3 server."""
+"""The demo's access point serves and refuses what PhysioNet's does; tested with boto3, in front of a real S3 server."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from demo.lookalike import Fault, Kind, Lookalike, Profile, User, as_users_repor
 
 PROJECT = "mimic-cxr-jpg/2.1.0"
 IMAGE = f"{PROJECT}/files/p10/image.jpg"
-BYTES = bytes(range(256)) * 400  # 102,400 bytes, each of which tells its place
+BYTES = bytes(range(256)) * 400  # 102,400 bytes whose values tell their position
 BIG, BIG_SIZE = f"{PROJECT}/files/p10/big.dcm", 1_300_000
 AGENT = "Wget/1.21 (test/1; +https://example.org)"
 USERS = {
@@ -84,7 +84,7 @@ class Client:
         return Answer(answer.status, answer.headers, answer.read())
 
     def shake_hands(self) -> Client:
-        """As facts say: one request without credentials for ``testcookie``, one with them for ``sessionid``."""
+        """As PhysioNet requires: one request without credentials for ``testcookie``, one with them for ``sessionid``."""
         without = {k: v for k, v in self.headers.items() if k != "Authorization"}
         self.headers, mine = without, self.headers
         self.cookies = ""
@@ -234,7 +234,7 @@ class TestFiles:
 
 
 class TestForeignClients:
-    """Clients that nobody here wrote."""
+    """Third-party clients."""
 
     def test_gnu_wget_gets_its_files_by_its_own_handshake(self, physionet, tmp_path):
         wget = shutil.which("wget") or pytest.skip("GNU wget is not installed (apt-get install wget)")
@@ -461,7 +461,7 @@ class TestPace:
             first, *rest = (end - begin for begin, end in pairwise(times))
             fresh.append(first)
             kept.extend(rest)
-        # Never sooner; how much later is the machine's business.
+        # Never sooner; how much later depends on the machine.
         assert min(fresh) >= 0.12
         assert min(kept) >= 0.06
 
@@ -512,7 +512,7 @@ class TestPace:
 
         gone, last = connected[0], connected[-1]
         if gone is not last:
-            gone.close()  # gave up waiting: takes no slot
+            gone.close()  # it gave up, so it must not take a slot
         served[0].http.close()
         assert select.select([last], [], [], 2)[0], "served once a slot is free"
         assert last.recv(100).startswith(b"HTTP/1.1 401")

@@ -1,4 +1,4 @@
-"""The embedded stack leaves no process behind, however its owner ends."""
+"""The embedded stack leaves no process behind, no matter how its owner ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from demo import sqlite
 from demo.stack import ROOT, Service, StackError, plain_environment
 
-# A service with a child that has left its session and would outlive it.
+# A service with a child in a session of its own, which would outlive it.
 RUNAWAY = "import subprocess, time; print(subprocess.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)"
 OWNER = """
 import signal, sys, time
@@ -78,7 +78,7 @@ def test_a_service_that_dies_early_says_why(tmp_path: Path) -> None:
 
 
 def _write_in_a_savepoint(connection: sqlite3.Connection, until: float) -> int:
-    """Transactions like those in which Airflow creates a backfill's runs: a SAVEPOINT, a read, a write."""
+    """Run transactions like those by which Airflow creates a backfill's runs: a SAVEPOINT, a read, a write."""
     done = 0
     cursor = connection.cursor()
     while time.monotonic() < until:
@@ -107,7 +107,7 @@ def test_two_who_write_to_sqlite_wait_for_each_other(tmp_path, patient):
 
     with ThreadPoolExecutor(2) as pool:
         writers = [pool.submit(write) for _ in range(2)]
-        if not patient:  # what happens without it
+        if not patient:  # shows what happens without `demo.sqlite`
             with pytest.raises(sqlite3.OperationalError, match="locked"):
                 _ = [writer.result() for writer in writers]
             return

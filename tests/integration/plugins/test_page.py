@@ -56,7 +56,7 @@ def ask(server, session, headers=None, view="/plan/result", **form):
     return session.post(f"{server.url}/physionet{view}", data=form, headers=HTML | (headers or {}))
 
 
-# -- who ---------------------------------------------------------------------------------------------------------------
+# -- access ------------------------------------------------------------------------------------------------------------
 
 
 def test_nobody_sees_anything_without_a_login(server):
@@ -318,12 +318,12 @@ def test_tabs_do_not_stand_on_other_peoples_dags(server):
     assert [view["destination"] for view in views] == ["nav"]
 
 
-# -- what somebody else wrote ------------------------------------------------------------------------------------------
+# -- files that are not ours -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def spoil(server):
-    """Put something else in the place of a file of ours for the length of a test."""
+    """Replace one of our files during a test."""
     client = server.s3.session().client("s3", endpoint_url=server.s3.endpoint)
     before = {}
 
@@ -341,7 +341,7 @@ def spoil(server):
 
 
 def most_memory(server):
-    """Megabytes that the API server has ever held, without the children that are over."""
+    """Peak memory of the API server in MB, without children that have ended."""
     import psutil
 
     process = psutil.Process(server.service._leash.pid)
@@ -357,7 +357,7 @@ def test_a_manifest_of_somebody_else_is_said_to_be_unreadable_and_hides_nothing(
     assert "The bucket cannot be read now" in text
     assert "builds the manifest again" in text
     assert "other-bucket" in text
-    assert f"of-{prefix}" in text  # its last run is there
+    assert f"of-{prefix}" in text  # its last run is shown
     assert most_memory(server) - before < 100
     assert ask(server, viewer, bucket=BUCKET, prefix=prefix, sample_size="25").status_code == 200
 

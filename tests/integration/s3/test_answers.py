@@ -1,4 +1,4 @@
-"""GET and COPY without boto3, and what each kind of reply to a signed request leads to."""
+"""GET and COPY without boto3, and the handling of each kind of reply to a signed request."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refusal(code: str, message: str = "S3's own words.") -> bytes:
 
 @dataclass
 class Answer:
-    """``cut``: bytes of the body that are announced and never sent."""
+    """A scripted answer; ``cut`` bytes of its body are announced but never sent."""
 
     status: int
     body: bytes = b""
@@ -42,7 +42,7 @@ class Answer:
 
 
 class Scripted(ThreadingHTTPServer):
-    """Gives ``script`` away, one for each request, and then 200 to all; ``asked`` holds method, boto3 or not, headers, bytes."""
+    """Answers from ``script``, one per request, and then 200 to all; ``asked`` holds method, boto3 or not, headers, bytes."""
 
     daemon_threads = True
 
@@ -102,7 +102,7 @@ def scripted() -> Iterator[Scripted]:
 
 @pytest.fixture
 def bucket(scripted: Scripted) -> Bucket:
-    """One whose address and region are known."""
+    """A bucket whose address and region are known."""
     session = boto3.Session("AKIAEXAMPLE", "s3cret", region_name="eu-west-1")
     opened = Bucket.open(session, "mine", "p", endpoint_url=scripted.url)
     assert opened.head("first")
@@ -163,7 +163,7 @@ def test_an_access_points_arn_is_named_as_boto3_names_it(scripted: Scripted, buc
 def test_a_buffer_goes_to_put_as_it_lies(scripted: Scripted, bucket: Bucket) -> None:
     held = bytearray(b"before" + DATA + b"behind")
     bucket.put("x", memoryview(held)[6:-6], content_type="image/jpeg", sha256=DIGEST)
-    scripted.script.append(Answer(500))  # and where boto3 must ask again
+    scripted.script.append(Answer(500))  # and when boto3 repeats the request
     bucket.put("x", memoryview(held)[6:-6], content_type="image/jpeg", sha256=DIGEST)
     assert [(boto, body) for _, boto, _, body in scripted.asked] == [(False, DATA), (False, DATA), (True, DATA)]
 
@@ -235,7 +235,7 @@ def test_only_what_the_object_fills_of_a_buffer_is_given(bucket: Bucket) -> None
 def test_an_object_larger_than_its_buffer_is_refused(scripted: Scripted, bucket: Bucket) -> None:
     with pytest.raises(DestinationError, match="larger than the 100 bytes"):
         bucket.get_into("x", bytearray(100))
-    assert get(bucket) == DATA  # and nothing of it is taken for the next one
+    assert get(bucket) == DATA  # and no byte of it is read as the next answer
     assert scripted.by_boto3 == [False, False]
 
 
@@ -250,7 +250,7 @@ def test_a_body_that_breaks_off_is_no_object(
 
 
 def test_boto3s_bodies_are_read_in_the_same_way(scripted: Scripted) -> None:
-    """The first request of a bucket, and all where boto3 must do it."""
+    """The first request to a bucket, and all requests if only boto3 can make them."""
     for cut in (0, 1):
         session = boto3.Session("AKIAEXAMPLE", "s3cret", region_name="eu-west-1")
         fresh = Bucket.open(session, "mine", "p", endpoint_url=scripted.url)

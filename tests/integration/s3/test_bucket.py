@@ -38,7 +38,7 @@ def bucket(server, bucket_name) -> Bucket:
 
 
 def bytes_of(bucket: Bucket, path: str) -> bytes:
-    """What S3 gives to somebody else."""
+    """The object as another client reads it."""
     return bucket.client.get_object(Bucket=bucket.name, Key=f"{bucket.prefix}/{path}".lstrip("/"))["Body"].read()
 
 
@@ -160,7 +160,7 @@ def test_an_upload_that_breaks_leaves_the_old_object(bucket):
 
 
 def test_a_stream_is_read_only_as_far_as_parts_are_stored(bucket):
-    """Bounded memory: at most two parts are read ahead of what S3 has taken."""
+    """Memory is bounded: at most two parts are read ahead of what S3 has accepted."""
     read = [0]
 
     def chunks() -> Iterator[bytes]:
@@ -197,7 +197,7 @@ def test_deleting(bucket):
 
 @pytest.fixture
 def strict(strict_s3, bucket_name) -> Bucket:
-    """A bucket of a server that compares checksums and keeps conditions."""
+    """A bucket of a server that checks checksums and honours conditions."""
     strict_s3.make_bucket(bucket_name)
     return Bucket.open(strict_s3.session(), bucket_name, "a/prefix", endpoint_url=strict_s3.endpoint)
 

@@ -1,4 +1,4 @@
-"""Refusals by S3 and invalid settings are reported at once, for what they are, and without secrets."""
+"""Refusals by S3 and invalid settings are reported at once, correctly, and without secrets."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ONCE = Config(retries={"mode": "standard", "max_attempts": 1})
 
 
 class Answering(ThreadingHTTPServer):
-    """Answers every request alike, as S3, STS or a proxy does: ``status``, ``headers`` and, except to HEAD, ``body``."""
+    """Gives every request the same answer, as S3, STS or a proxy: ``status``, ``headers`` and, except to HEAD, ``body``."""
 
     daemon_threads = True
 
@@ -85,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with suppress(BrokenPipeError):  # a client whose time was over
+        with suppress(BrokenPipeError):  # the client has timed out
             self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
@@ -237,7 +237,7 @@ def test_a_locked_object_is_no_missing_right(server, bucket):
         bucket.delete(["x"])
 
 
-# -- what a setting keeps from being asked ---------------------------------------------------------------------------
+# -- settings that make requests impossible --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -395,7 +395,7 @@ def test_a_setting_of_the_connection_that_cannot_be_used(connected, extra, words
 
 
 def test_a_region_that_does_not_exist(connected, monkeypatch):
-    """The name of its endpoint is not known to any DNS; so is every name while the network is away."""
+    """Its endpoint's name is unknown to DNS, as is every name while the network is down."""
 
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
@@ -452,7 +452,7 @@ def test_config_kwargs_stand_above_ours(connected, server):
     ],
 )
 def test_every_write_asks_for_the_encryption(connected, server, extra, sent):
-    """As a bucket wants it whose policy denies writes without that header."""
+    """As required by a bucket whose policy denies writes without that header."""
     s3 = connected(**KEYS, extra={"endpoint_url": server.url, **extra})
     server.headers = {"ETag": '"a"', "Last-Modified": "Wed, 01 Jan 2020 00:00:00 GMT"}
     for _ in range(2):  # with boto3, then directly
@@ -491,7 +491,7 @@ class File:
 
 
 def test_an_audit_names_archived_objects_and_judges_the_others():
-    """Moto refuses to read what lies in GLACIER, as S3 does."""
+    """Moto refuses to read objects in GLACIER, as S3 does."""
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     try:

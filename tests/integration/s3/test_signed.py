@@ -33,10 +33,10 @@ DIGEST = hashlib.sha256(DATA).hexdigest()
 class Scripted(ThreadingHTTPServer):
     """Answers 200 to every HEAD and PUT, and 400 to a PUT whose bytes do not hash to its checksum, as S3 does.
 
-    ``script`` holds what it does otherwise, for one request each: a status; 0 to close the connection without an answer;
-    -1 to answer and then close the connection without a word; -2 to refuse (403) and hang up before the body has come;
-    100 to say so first; -3 to answer late. ``answers`` are more headers; with ``prefers_boto3`` others are refused, and
-    ``together`` keeps them waiting until so many are there.
+    ``script`` overrides that, one entry per request: a status; 0 to close the connection without an answer;
+    -1 to answer and then close the connection; -2 to refuse (403) and close before the body has arrived;
+    100 to send 100 Continue first; -3 to answer late. ``answers`` are further headers; with ``prefers_boto3`` only boto3 is
+    served, and ``together`` is the number of requests that are held back until all of them have arrived.
     ``asked`` holds the headers of each request, ``by_boto3`` whether boto3 sent it, ``objects`` what was stored by path.
     """
 
@@ -184,7 +184,7 @@ def test_a_put_says_all_that_boto3_says(scripted, to_scripted):
     assert scripted.by_boto3 == [True, False]
     assert scripted.objects == {"/my-bucket/p/x": DATA}
     by_boto3, direct = scripted.asked
-    unsaid = "x-amz-date", "x-amz-sdk-checksum-algorithm"  # a clock; a word to servers that take several checksums
+    unsaid = "x-amz-date", "x-amz-sdk-checksum-algorithm"  # a clock; a hint to servers that accept several checksums
     said = {
         name: value
         for name, value in by_boto3.items()
@@ -272,7 +272,7 @@ def test_a_word_beforehand_is_no_answer(scripted, to_scripted, ask):
 
 
 def test_headers_are_split_at_line_ends_only(scripted, to_scripted):
-    """As http.client splits them: what an object's metadata holds must not pass for a header of S3's."""
+    """As http.client does: an object's metadata must not be read as a header of S3's."""
     bucket = to_scripted()
     forged = b64encode(bytes(32)).decode()
     scripted.answers = {"x-amz-meta-who": f"\xc5\x85x-amz-checksum-sha256: {forged}\x0bx-amz-checksum-type: COMPOSITE"}
@@ -282,7 +282,7 @@ def test_headers_are_split_at_line_ends_only(scripted, to_scripted):
 
 
 def test_an_interrupted_request_leaves_no_answer_behind(scripted, to_scripted):
-    """A time-out of Airflow's comes as an exception out of a signal, between a request and its answer."""
+    """Airflow's time-out raises an exception from a signal handler, between a request and its answer."""
     bucket = to_scripted()
     bucket.head("x")
     scripted.script = [-3]
@@ -312,14 +312,14 @@ def test_what_boto3_sent_is_not_kept(scripted, to_scripted):
     data = os.urandom(100)
     bucket.put("x", data, content_type="image/jpeg")
     assert scripted.by_boto3 == [True]
-    assert sys.getrefcount(data) == 2  # this function's, and the call's own
+    assert sys.getrefcount(data) == 2  # that of this function, and that of the call itself
 
 
 def test_a_refusal_before_the_bytes_have_come(scripted, to_scripted):
     bucket = to_scripted()
     put(bucket)
     scripted.script = [-2, -2]
-    data = bytes(20 << 20)  # more than the sockets hold
+    data = bytes(20 << 20)  # more than the socket buffers hold
     with pytest.raises(BucketRefused):
         bucket.put("x", data, content_type="image/jpeg")
     assert scripted.objects == {"/my-bucket/p/x": DATA}
@@ -361,7 +361,7 @@ def test_behind_a_proxy_boto3_goes_on_alone(scripted, monkeypatch):
     assert scripted.by_boto3 == [True, True]
 
 
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # which is what verify=False asks for
+@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # verify=False causes it
 def test_tls_is_checked_as_boto3_checks_it(tmp_path: Path, monkeypatch):
     certificate, key = generate_adhoc_ssl_pair("localhost")
     ca = tmp_path / "ca.pem"

@@ -46,7 +46,7 @@ def moto() -> Iterator[str]:
 
 @pytest.fixture(params=["moto", "strict"])
 def endpoint(request: pytest.FixtureRequest) -> str:
-    """Of a server that computes a copy's checksum, as S3 does."""
+    """Endpoint of a server that computes a copy's checksum, as S3 does."""
     return request.getfixturevalue("moto") if request.param == "moto" else request.getfixturevalue("strict_s3").endpoint
 
 
@@ -125,7 +125,7 @@ def test_a_copy_that_does_not_hash_is_taken_away_and_named(endpoint: str, bucket
     session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket_name)
     origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
-    origin.put(SUMS, b"sums", content_type="text/plain")  # without which nobody is served there
+    origin.put(SUMS, b"sums", content_type="text/plain")  # every lookup there needs it
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
     wanted = [File("files/a.jpg", hashlib.sha256(b"whole").hexdigest()), File("files/b.jpg", "0" * 64)]
     transfer = copy(wanted, copier(origin, bucket))
@@ -190,7 +190,7 @@ def test_a_wrong_copy_takes_nothing_away_that_an_overlapping_run_has_stored(
 
     monkeypatch.setattr(Bucket, "copy_from", overlapped)
     try:
-        bring(two)  # a server without checksums of copies: it is the other run's object that is read, and is right
+        bring(two)  # a server without checksums of copies: the other run's object is read back, and is right
     except Corrupt as error:
         assert "replaced meanwhile" in str(error)  # noqa: PT017
     assert everything(bucket) == {"files/a.jpg": b"whole"}
@@ -199,7 +199,7 @@ def test_a_wrong_copy_takes_nothing_away_that_an_overlapping_run_has_stored(
 def test_an_object_that_appears_just_now_is_treated_as_one_that_stood_there(
     two: tuple[Bucket, Bucket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a condition that the store knows; the store's answer is played, as neither server here gives it."""
+    """With a condition that the store supports; its answer is simulated, since neither server here gives it."""
     origin, bucket = two
     origin.put("files/a.jpg", b"damaged", content_type="image/jpeg")
     copy_object = bucket.client.copy_object
@@ -235,7 +235,7 @@ def test_a_role_that_may_not_delete_still_gets_its_answer(
 
 @pytest.mark.parametrize("lists", [True, False])
 def test_an_absent_file_costs_that_file_only(two: tuple[Bucket, Bucket], lists: bool) -> None:
-    """Who may not list is told 403 of what is not there."""
+    """A client without the right to list gets 403 for absent objects."""
     origin, _ = two
     origin.put(SUMS, b"sums", content_type="text/plain")
     head = origin.head
@@ -250,7 +250,7 @@ def test_an_absent_file_costs_that_file_only(two: tuple[Bucket, Bucket], lists: 
     with pytest.raises(NotFound, match=r"files/a\.jpg does not exist"):
         bring(two)
     origin.delete([SUMS])
-    with pytest.raises(NotFound if lists else AccessRefused):  # nothing is open to us
+    with pytest.raises(NotFound if lists else AccessRefused):  # we may read nothing
         bring(two)
 
 
@@ -272,7 +272,7 @@ def test_an_object_above_the_limit_of_one_copy_goes_in_parts(endpoint: str, buck
     session.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket_name)
     origin = Bucket.open(session, bucket_name, NAME, endpoint_url=endpoint)
     bucket = Bucket.open(session, bucket_name, "mine", endpoint_url=endpoint)
-    data = bytes(range(256)) * 40_000  # 10 MB: two parts of boto3's own transfer
+    data = bytes(range(256)) * 40_000  # 10 MB: two parts in boto3's own transfer
     origin.upload("big.bin", [data], part_size=32 << 20)
     monkeypatch.setattr("physionet_mirror.s3.bucket._ONE_COPY", 1 << 20)
     copied = copier(origin, bucket).fetch(File("big.bin", hashlib.sha256(data).hexdigest()), ALONE)

@@ -1,4 +1,4 @@
-"""PhysioNet's client against the look-alike: the handshake, who gets the password, resuming, and any dataset."""
+"""PhysioNet's client against the look-alike: the handshake, which hosts get the password, resuming, and any dataset."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_a_redirect_within_physionet_keeps_them(source, physionet, tiny_dataset)
 
 
 def test_a_redirect_to_the_same_site_without_www_is_followed_once(physionet, reader, tiny_dataset, monkeypatch, caplog):
-    """Its password is kept, and later requests go to the right address at once."""
+    """The password is sent there, and later requests go to the right address at once."""
     resolve = socket.getaddrinfo
     monkeypatch.setattr(
         socket,
@@ -238,7 +238,7 @@ def test_a_redirect_in_a_circle_ends(source, physionet):
 
 
 def test_no_other_credentials_are_added(physionet, reader, tmp_path, monkeypatch):
-    """Neither ~/.netrc nor the environment's proxies speak for the user."""
+    """Neither ~/.netrc nor the environment's proxies add any."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login other password other-password\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -259,7 +259,9 @@ def test_an_http_proxy_is_asked_with_the_whole_address(reader, elsewhere, monkey
     monkeypatch.delenv("NO_PROXY", raising=False)
     source = PhysioNet("http://physionet.invalid", *reader, allow_http=True)
     with pytest.raises(SourceError):
-        source.check_access(MIMIC_CXR_JPG)  # the stand-in for a proxy knows no HEAD, but was reached
+        source.check_access(
+            MIMIC_CXR_JPG
+        )  # the server that stands in for a proxy does not support HEAD, but it was reached
 
 
 # -- a file that breaks off -----------------------------------------------------------------------------------------
@@ -290,7 +292,7 @@ def test_it_is_resumed_several_times(one_large, reader):
 
 
 class Waits:
-    """The turn of a transfer that says how long a resume is to wait, and does not wait."""
+    """A transfer's turn that records how long a resume should wait, and does not wait."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, str]] = []
@@ -318,7 +320,7 @@ def test_a_file_that_always_breaks_is_resumed_a_few_times_ever_later(one_large, 
 
 
 def test_a_server_that_is_too_busy_for_a_resume_is_left_alone(one_large, reader):
-    """Whoever began the download decides then, with what the server asked for."""
+    """The caller of the download then decides, and gets the wait that the server asked for."""
     server, _, path, digest = one_large
     server.faults.set(
         Fault(Kind.SHORT_BODY, paths="*/large.bin"),
@@ -338,7 +340,7 @@ def test_one_that_changed_meanwhile_is_not_stitched_together(one_large, reader):
     source = PhysioNet(server.url, *reader, read_timeout=1)
     chunks = iter(source.open(MIMIC_CXR_JPG, path, digest))
     next(chunks)
-    os.utime(file, (1, 1))  # another version, as its ETag says
+    os.utime(file, (1, 1))  # makes it another version, by its ETag
     with pytest.raises(Truncated, match="changed at PhysioNet"):
         list(chunks)
     assert fetched(source, path, digest) == file.read_bytes()
@@ -448,7 +450,9 @@ def test_a_big_file_streams_in_bounded_memory_through_interruptions(big, reader,
 
 def test_resumes_that_bring_something_do_not_count_against_a_big_file(big, reader):
     root, digest = big
-    faults = [Fault(Kind.SHORT_BODY, paths="*/archive.zip", at=0.2, attempts=9)]  # more than may be in vain in a row
+    faults = [
+        Fault(Kind.SHORT_BODY, paths="*/archive.zip", at=0.2, attempts=9)
+    ]  # more than the allowed failures in a row
     with Lookalike(root, users={reader[0]: User(reader[1])}, check_seconds=0, faults=faults) as server:
         source, waits, found = PhysioNet(server.url, *reader, read_timeout=2), Waits(), hashlib.sha256()
         for chunk in source.open(MIMIC_CXR_JPG, "archive.zip", digest, waits):
@@ -528,7 +532,7 @@ def test_a_big_image_goes_through_the_same_transfer(big, reader, s3_server, buck
 
 
 def test_mimic_cxr_goes_through_the_same_engine(source, tiny_dataset, boto_session, s3_server, bucket_name):
-    """Tables, and DICOM files on request: nothing but the declaration differs."""
+    """Tables, and DICOM files on request: only the declaration differs."""
     bucket = Bucket.open(boto_session, bucket_name, MIMIC_CXR.name, endpoint_url=s3_server.endpoint)
     published = {
         str(file.relative_to(tiny_dataset / MIMIC_CXR.name)): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -571,4 +575,4 @@ DOIS = {
     "mimic-cxr/2.0.0": "10.13026/C2JT1Q",
 }
 STATED = {"mimic-cxr-jpg": 570.3, "mimic-cxr": 4.7 * 1024}
-"""What PhysioNet's pages state, in its GB of 2**30 bytes."""
+"""The sizes on PhysioNet's pages, which are in units of 2**30 bytes."""

@@ -1,4 +1,4 @@
-"""Every way that a file takes from PhysioNet's access point, and every refusal on it, over the wire."""
+"""Both ways from PhysioNet's access point, and every refusal, over the wire."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def aws(tiny_dataset: Path, s3_server: stack.S3Server) -> Iterator[Aws]:
         ROLE: Identity("worker", "secret-2", "role"),
         ROOT: Identity("", "secret-3", "root"),
         STRANGER: Identity("stranger", "secret-4", granted=False),
-        # The user of that name whom PhysioNet has verified is in the other account.
+        # PhysioNet has verified the user of that name in the other account.
         ELSEWHERE: Identity("reader", "secret-5", granted=False, account="444455556666"),
     }
     upstream = (s3_server.endpoint, s3_server.access_key, s3_server.secret_key)
@@ -83,7 +83,7 @@ def test_one_identity_in_one_region_copies(aws: Aws, destination: Any, files: li
     bucket = destination()
     way = choose(at(aws), {"aws_default": bucket})
     assert (way.mode, way.keys, way.source) == ("copy", "aws_default", "s3")
-    assert list(bucket.list()) == []  # the trial is tidied up
+    assert list(bucket.list()) == []  # the trial leaves nothing behind
 
     aws.counts.clear()
     tally = moved(ServerSideCopy(at(aws), bucket, conditional=True), files).run()
@@ -91,7 +91,7 @@ def test_one_identity_in_one_region_copies(aws: Aws, destination: Any, files: li
     assert tally.bytes == sum(file.bytes or 0 for file in files)
     asked = {operation for operation, _ in aws.counts}
     assert aws.counts["COPY", 200] == len(files)
-    assert not asked & {"LIST", "HEAD", "GET"}  # of the access point nothing else is asked
+    assert not asked & {"LIST", "HEAD", "GET"}  # the access point gets no other requests
 
 
 def test_a_role_at_the_destination_goes_through_the_worker(aws: Aws, destination: Any, files: list[File]) -> None:
@@ -212,7 +212,7 @@ def test_a_slowdown_storm_blames_nobody(aws: Aws, destination: Any, files: list[
 
 @pytest.mark.parametrize("mode", ["copy", "through"])
 def test_an_overlapping_runs_object_is_kept(aws: Aws, destination: Any, files: list[File], mode: str) -> None:
-    """A download of the same file has stored it, and the access point's is damaged."""
+    """A download has stored the same file, and the access point's copy is damaged."""
     bucket = destination()
     whole = (aws.datasets / NAME / files[0].path).read_bytes()
     bucket.put(files[0].path, whole, content_type="image/jpeg")

@@ -1,4 +1,4 @@
-"""Reports are split by their headings, however these are spelt; an archive that is not one of reports is refused."""
+"""Reports are split by their headings in any spelling; an archive without reports is refused."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class TestTrainingPage:
 
     @pytest.fixture
     def names(self, tmp_path, capsys):
-        """What the page's first block defines, run on an index of 200 images."""
+        """The names that the page's first block defines, run on an index of 200 images."""
         bucket = FakeBucket()
         rows, manifest = make_manifest(200)
         index.update(bucket, make_verdict(rows), io.BytesIO(manifest))

@@ -1,4 +1,4 @@
-"""The base URL that a connection's fields give."""
+"""The base URL from a connection's fields."""
 
 from __future__ import annotations
 

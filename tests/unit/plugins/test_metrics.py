@@ -27,7 +27,7 @@ class Recorder:
 
 @pytest.fixture
 def send_to(monkeypatch):
-    """A function that sets what makes Airflow's stats logger."""
+    """A function that replaces the factory of Airflow's stats logger."""
     if compat.AIRFLOW < (3, 3):
         yield lambda factory: monkeypatch.setattr(compat, "stats", factory)
         return

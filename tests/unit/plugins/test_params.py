@@ -54,7 +54,7 @@ def test_choices_are_those_that_request_takes():
 
 
 def described() -> dict[str, dict[str, str]]:
-    """docs/params.md: for each DAG (a heading), each param's default as it is written there."""
+    """The defaults in docs/params.md, by DAG (a heading) and param, as written there."""
     found: dict[str, dict[str, str]] = {}
     dag = ""
     for line in (DOCS / "params.md").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""Each error class says whether a retry can help, and every Airflow version obeys."""
+"""Each error class says whether a retry can help, and every Airflow version follows that."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_special_case_decides_before_the_general_one():
 
 @pytest.mark.parametrize("error", TREE)
 def test_a_permanent_error_fails_at_once_without_any_retry_policy(error):
-    """AirflowFailException is what Airflows know that have no retry policies."""
+    """By AirflowFailException, which works in Airflow versions without retry policies too."""
 
     @engine_errors()
     def work():

@@ -1,4 +1,4 @@
-"""The report says what the verification found and what the stream tasks published, and nothing else."""
+"""The report contains what the verification found and what the stream tasks published, and nothing else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TestFacts:
                 assert json.loads(bucket.read(RUN.report_json)) == facts
 
     def test_schema_names_every_field(self):
-        """Nothing is in the report that its documentation does not know."""
+        """Every field of the report is in its documentation."""
 
         def check(value, schema, where):
             if isinstance(value, dict) and "properties" in schema:

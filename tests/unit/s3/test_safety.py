@@ -1,4 +1,4 @@
-"""Restricted data goes only into private buckets; a setting that cannot be read is reported and stops nothing."""
+"""Restricted data goes only into private buckets; a setting that cannot be read is reported but does not stop a run."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def s3(endpoint):
 
 @pytest.fixture
 def make(endpoint, s3):
-    """Makes a bucket as AWS makes them (closed, ACLs off) unless told otherwise, and opens it for the engine."""
+    """Makes a bucket with AWS's defaults (closed, ACLs off) unless told otherwise, and opens it for the engine."""
 
     def make(*, block=CLOSED, ownership="BucketOwnerEnforced", keys=("root-key", "root-secret"), **options) -> Bucket:
         name = f"lab-{uuid.uuid4().hex[:12]}"
@@ -176,7 +176,7 @@ def test_public_by_acl(s3, make, group, who):
 
 @pytest.mark.parametrize("ownership", ["ObjectWriter", "BucketOwnerPreferred", None])
 def test_public_by_missing_block(s3, make, ownership):
-    """With ACLs on, any object may carry a public one, and nobody can look at them all."""
+    """With ACLs on, any object may have a public one, and checking all objects is not feasible."""
     assert_refused(s3, make(block=None, ownership=ownership), "ACLs are on and no public access block")
 
 
@@ -213,7 +213,7 @@ def test_an_account_that_cannot_be_seen_excuses_nothing(s3, make):
 
 
 class Session:
-    """Answers of STS and S3 Control as Amazon gives them: what account hosts are called rules out a local server."""
+    """Answers of STS and S3 Control as Amazon gives them; the account's host names rule out a local server."""
 
     def __init__(self, block=None, refusal=None):
         self.asked = []
@@ -249,7 +249,7 @@ def test_a_known_owner_is_not_asked_for(make):
 
 
 def test_another_account_s_block_does_not_count(make):
-    """The keys are of one account, the bucket of another: S3 then answers 403 to the expected owner."""
+    """The keys and the bucket belong to different accounts: S3 then answers 403 to the expected owner."""
     bucket, session = make(), Session(CLOSED)
     forbid(bucket, "head_bucket")
     with pytest.raises(CannotLook):
@@ -266,12 +266,12 @@ def test_an_account_that_may_not_be_looked_at(make):
         account_block(make(), Session(refusal="AccessDenied"), OWNER)
 
 
-# -- not allowed to look -----------------------------------------------------------------------------------------------
+# -- no right to read the settings -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def role(endpoint):
-    """Keys of a user with just these rights; from then on S3 enforces rights, until the test ends."""
+    """Keys of a user with just these rights; S3 then enforces rights until the test ends."""
     iam = boto3.client(
         "iam",
         endpoint_url=endpoint,
@@ -301,11 +301,11 @@ def enforce(endpoint):
 
 
 LOOKS = ("PublicAccessBlock", "BucketPolicyStatus", "BucketOwnershipControls", "BucketAcl")
-"""What the check asks S3 for; each is a permission of its own."""
+"""The settings that the check reads; each needs its own permission."""
 
 
 def forbid(bucket, *looks, code="AccessDenied", status=403):
-    """Refuse these questions as S3 does; moto answers them to anybody."""
+    """Refuse to return these settings, as S3 does; moto returns them to anyone."""
 
     def refuse(request, **_):
         body = f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()
@@ -341,7 +341,9 @@ def test_what_may_be_seen_counts_although_the_block_may_not(s3, make, opened):
 
 
 def test_a_busy_s3_is_asked_again_later_and_nothing_is_written(s3, make):
-    bucket = make(config=Config(retries={"mode": "standard", "total_max_attempts": 2}))  # boto3's own take 13 s
+    bucket = make(
+        config=Config(retries={"mode": "standard", "total_max_attempts": 2})
+    )  # boto3's default retries take 13 s
     forbid(bucket, "PublicAccessBlock", code="SlowDown", status=400)
     with pytest.raises(DestinationUnavailable):
         check(bucket)
@@ -361,7 +363,7 @@ def test_no_right_to_delete_is_only_noted(endpoint, make, role):
     assert "s3:DeleteObject" in " ".join(check(bucket).notes)
 
 
-# -- there, and whose --------------------------------------------------------------------------------------------------
+# -- existence and owner -----------------------------------------------------------------------------------------------
 
 
 def test_no_such_bucket(endpoint):
@@ -371,7 +373,7 @@ def test_no_such_bucket(endpoint):
 
 
 def test_an_s3_that_knows_no_such_settings(tmp_path):
-    """rclone answers such questions with a listing, as if nothing had been asked."""
+    """rclone answers such requests with a listing, ignoring the query."""
     from demo.stack import s3_server
 
     with s3_server(tmp_path / "s3") as server:

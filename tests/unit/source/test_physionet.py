@@ -140,7 +140,7 @@ def understood(value: str | None) -> float | None:
         ("", None),
         ("soon", None),
         ("-3", None),
-        ("\xb2", None),  # a superscript two, which str.isdigit takes for a number
+        ("\xb2", None),  # a superscript two, which str.isdigit accepts
         ("9" * 400, LONGEST_WAIT),
         ("Thu, 01 Jan 1970 00:00:00 GMT", 0.0),
         ("Thu, 01 Jan 9999 00:00:00 GMT", LONGEST_WAIT),

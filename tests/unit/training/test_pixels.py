@@ -1,4 +1,4 @@
-"""Small copies: true to the originals, of the right shape, and nothing made of what is no image."""
+"""Small copies are true to the originals and of the right shape; files that are not images give none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the readers of the page share."""
+"""The cache that the readers of the page share."""
 
 from __future__ import annotations
 

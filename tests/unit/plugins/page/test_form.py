@@ -1,4 +1,4 @@
-"""The plan page's form accepts and refuses what the run does, in the same words, and truncates nothing."""
+"""The plan page's form accepts and refuses the same values as a run, with the same messages, and truncates nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live page describes a run correctly: also audits, paused DAGs, refused plans, and reports that are not ours."""
+"""The live page describes a run correctly: including audits, paused DAGs, refused plans, and reports that are not ours."""
 
 from __future__ import annotations
 
