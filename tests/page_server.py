@@ -32,6 +32,8 @@ BOMB, DAMAGED, NO_INDEX = "a-bomb", "damaged-manifest", "damaged-index"
 """Prefixes where one of our files was replaced by somebody else's; each had one run."""
 PROJECT = "a-project/1.0"
 """A project without radiographs, mirrored below its own name."""
+NIGHTS = 250
+"""Nightly runs since the one to that project."""
 USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}
 """Role by user name; a user without a role may log in but read nothing."""
 
@@ -300,6 +302,10 @@ def seed() -> None:
             ("mimic_cxr_jpg", DONE, "success", conf, 49.0),
             ("mimic_cxr_jpg", LIVE, "running", conf, 3.5),
             ("mimic_cxr_audit", ELSEWHERE, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0),
+            *(
+                ("mimic_cxr_jpg_backfill", f"night-{night}", "success", conf, 50.0 + night / 100)
+                for night in range(NIGHTS)
+            ),
             *(
                 ("mimic_cxr_audit", f"of-{prefix}", "success", {"bucket": BUCKET, "prefix": prefix}, 70.0)
                 for prefix in (BOMB, DAMAGED, NO_INDEX)

@@ -1,18 +1,20 @@
-"""What of the dataset is in the bucket, and what a run would select: the manifest with what the index says of it.
+"""What of a project is in the bucket, and what a run would select: the manifest with what the index says of it.
 
-Both files are read once, in a process of its own (see overview_tables.py), and again only when an ETag has changed; no
-image is asked for. A catalog of all 377,110 images of MIMIC-CXR-JPG takes about 150 MB while it is in use.
+Both files are read once, in a process of its own (see overview_tables.py), and again only when an ETag has changed; no file
+of the project is asked for. An overview is a few numbers; a catalog of all 377,110 images of MIMIC-CXR-JPG takes about
+150 MB while it is in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -35,7 +37,10 @@ if TYPE_CHECKING:
 NOT_GIVEN = "not given"
 """What a missing view or split is called."""
 
-_MOST_GROUPS = 1000  # whose times are looked at; the dataset has ten
+OTHERS = "all others"
+"""What the groups beyond those counted one by one are called."""
+
+_MOST_GROUPS = 1000  # whose times are looked at; MIMIC-CXR-JPG has ten
 
 
 @dataclass(frozen=True)
@@ -68,39 +73,61 @@ class Catalog:
         return float(self.sizes.sum() / count) if count >= 100 else None
 
 
-def load(bucket: Bucket, known: Catalog | None = None) -> Catalog | None:
+def load(bucket: Bucket, known: Catalog | None = None, kind: Literal["images", "files"] = "images") -> Catalog | None:
     """The bucket's catalog: two HEADs, and two GETs where something has changed since ``known``; None = no manifest yet.
+
+    Args:
+        bucket: Whose manifest and index.
+        known: What this returned before, for the same kind.
+        kind: ``files``: every file by its path, of any project; ``images``: radiographs with what the tables say of them.
 
     Raises:
         MetadataError: The manifest cannot be read, or is larger than any of ours.
         DestinationError: S3 cannot be asked.
     """
-    stored, indexed = bucket.head(MANIFEST), bucket.head(INDEX)
-    if stored is None:
+    etags = _etags(bucket)
+    if etags is None or (known is not None and known.etags == etags):
+        return None if etags is None else known
+    try:
+        with _fetched(bucket, etags) as (here, index, etags, trouble):
+            out = here.with_name("joined")
+            trouble = trouble or _index_trouble(overview_tables.join(here, index, out, kind))
+            frame = manifest.read(out)
+    except FileNotFoundError:
         return None
-    etags = (stored.etag, indexed.etag if indexed else "")
-    if known is not None and known.etags == etags:
-        return known
-    with TemporaryDirectory(prefix="physionet-") as folder:
-        out, here, index = (Path(folder) / name for name in ("joined", "manifest", "index"))
-        try:
-            _fetch(bucket, MANIFEST, here)
-        except FileNotFoundError:
-            return None
-        trouble = ""
-        try:
-            if indexed:
-                _fetch(bucket, INDEX, index)
-        except FileNotFoundError:
-            etags, indexed = (stored.etag, ""), None
-        except MetadataError as error:
-            trouble, indexed = str(error), None
-        why = overview_tables.join(here, index if indexed else None, out)
-        if why:
-            trouble = f"{INDEX} cannot be read: {why}. No image is affected; the next run that verifies writes it anew."
-        frame = manifest.read(out)
     sizes = frame.pop(overview_tables.VERIFIED).to_numpy(dtype=np.int64)
     return Catalog(frame, sizes, sizes > 0, etags, trouble)
+
+
+def _etags(bucket: Bucket) -> tuple[str, str] | None:
+    """ETags of manifest and index; None = there is no manifest."""
+    stored, indexed = bucket.head(MANIFEST), bucket.head(INDEX)
+    return None if stored is None else (stored.etag, indexed.etag if indexed else "")
+
+
+@contextmanager
+def _fetched(bucket: Bucket, etags: tuple[str, str]) -> Iterator[tuple[Path, Path | None, tuple[str, str], str]]:
+    """Manifest and index as files, the ETags that count, and why the index does not.
+
+    Raises:
+        FileNotFoundError: The manifest was deleted meanwhile.
+    """
+    with TemporaryDirectory(prefix="physionet-") as folder:
+        here, index = Path(folder) / "manifest", Path(folder) / "index"
+        _fetch(bucket, MANIFEST, here)
+        trouble = ""
+        try:
+            if etags[1]:
+                _fetch(bucket, INDEX, index)
+        except FileNotFoundError:
+            etags = (etags[0], "")
+        except MetadataError as error:
+            trouble = str(error)
+        yield here, index if etags[1] and not trouble else None, etags, trouble
+
+
+def _index_trouble(why: str) -> str:
+    return why and f"{INDEX} cannot be read: {why}. No file is affected; the next run that verifies writes it anew."
 
 
 def _fetch(bucket: Bucket, path: str, file: Path) -> None:
@@ -127,7 +154,7 @@ def without_index(catalog: Catalog) -> Catalog:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the dataset: how many images it has, how many of them are in the bucket and verified, their bytes."""
+    """A part of a project: how many images or files it has, how many of them are in the bucket and verified, their bytes."""
 
     name: str
     images: int
@@ -137,21 +164,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Overview:
-    """How much of the dataset is in the bucket.
+    """How much of a project is in the bucket.
 
     Attributes:
+        dataset: ``slug/version``; empty = the manifest names none.
+        has_images: Whether radiographs are counted; else files.
         whole: All of it.
-        groups, splits: By patient group and by split.
+        groups, splits: By patient group and by split; of a project without radiographs, by folder.
         cells: By group, then split (in the order of ``splits``).
         last_verified: When the memory of verified objects was last written to, in all and by group.
+        etags: Of manifest and index when they were read.
+        trouble: Why the index does not count; empty where it does, and where there is none.
     """
 
+    dataset: str
+    has_images: bool
     whole: Part
     groups: Sequence[Part]
     splits: Sequence[Part]
     cells: Mapping[str, Sequence[Part]]
     last_verified: datetime | None
     group_verified: Mapping[str, datetime]
+    etags: tuple[str, str]
+    trouble: str = ""
 
     @property
     def complete(self) -> list[Part]:
@@ -159,58 +194,54 @@ class Overview:
         return [group for group in self.groups if group.verified == group.images]
 
 
-def overview(catalog: Catalog, bucket: Bucket) -> Overview:
-    """Count the catalog; one LIST for the times of verification.
+def overview(bucket: Bucket, known: Overview | None = None) -> Overview | None:
+    """What is in the bucket: two HEADs, one LIST for the times of verification, and two GETs where something has changed
+    since ``known``; None = no manifest yet.
 
     Raises:
+        MetadataError: The manifest cannot be read, or is larger than any of ours.
         DestinationError: S3 cannot be asked.
     """
+    etags = _etags(bucket)
+    if etags is None:
+        return None
     folder = f"{MIRROR}verified/"
     listed = islice(bucket.list(folder), _MOST_GROUPS)
     times = {e.path.removeprefix(folder).partition(".")[0]: e.last_modified for e in listed}
-    group, groups = _codes(catalog.frame["group"])
-    if catalog.has_images:
-        split, splits = _codes(catalog.frame["split"], ("train", "validate", "test"))
-    else:
-        split, splits = np.zeros(len(catalog.frame), dtype=np.intp), [NOT_GIVEN]
-    cells: dict[str, list[Part]] = {}
-    code = group * len(splits) + split
-    counts = _counts(code, len(groups) * len(splits), catalog)
-    for number, name in enumerate(groups):
-        row = counts[:, number * len(splits) : (number + 1) * len(splits)]
-        cells[name] = [_part(other, row[:, n]) for n, other in enumerate(splits)]
-    by_group, by_split = _counts(group, len(groups), catalog), _counts(split, len(splits), catalog)
+    last = max(times.values(), default=None)
+    if known is not None and known.etags == etags:
+        return replace(known, last_verified=last, group_verified=times)
+    try:
+        with _fetched(bucket, etags) as (here, index, etags, trouble):
+            tally = overview_tables.count(here, index)
+    except FileNotFoundError:
+        return None
+    groups = _names({group for group, *_ in tally.rows}, OTHERS)
+    splits = _names({split for _, split, *_ in tally.rows}, NOT_GIVEN, ("train", "validate", "test"))
+    of = {(group or OTHERS, split or NOT_GIVEN): numbers for group, split, *numbers in tally.rows}
+
+    def part(name: str, among: Iterable[tuple[str, str]]) -> Part:
+        found = [of[key] for key in among if key in of]
+        return Part(name, *(sum(numbers[n] for numbers in found) for n in range(3)))
+
     return Overview(
-        whole=_part("", by_group.sum(axis=1)),
-        groups=[_part(name, by_group[:, n]) for n, name in enumerate(groups)],
-        splits=[_part(name, by_split[:, n]) for n, name in enumerate(splits)],
-        cells=cells,
-        last_verified=max(times.values(), default=None),
+        dataset=tally.dataset,
+        has_images=tally.images,
+        whole=part("", of),
+        groups=[part(group, ((group, split) for split in splits)) for group in groups],
+        splits=[part(split, ((group, split) for group in groups)) for split in splits],
+        cells={group: [part(split, [(group, split)]) for split in splits] for group in groups},
+        last_verified=last,
         group_verified=times,
+        etags=etags,
+        trouble=trouble or _index_trouble(tally.trouble),
     )
 
 
-def _codes(column: pd.Series, first: Sequence[str] = ()) -> tuple[np.ndarray[Any, np.dtype[np.intp]], list[str]]:
-    """Each row's value as a number, and the values: ``first`` in its order, then others, sorted."""
-    filled = column.astype("string").fillna(NOT_GIVEN)
-    found = set(filled.unique().tolist())
-    names = [name for name in first if name in found] + sorted(found - set(first))
-    numbers = {name: n for n, name in enumerate(names)}
-    return filled.map(numbers).to_numpy(dtype=np.intp), names
-
-
-def _counts(code: np.ndarray[Any, np.dtype[np.intp]], size: int, catalog: Catalog) -> np.ndarray[Any, Any]:
-    return np.stack(
-        [
-            np.bincount(code, minlength=size),
-            np.bincount(code[catalog.verified], minlength=size),
-            np.bincount(code, weights=catalog.sizes, minlength=size),
-        ]
-    )
-
-
-def _part(name: str, counts: np.ndarray[Any, Any]) -> Part:
-    return Part(name, int(counts[0]), int(counts[1]), int(counts[2]))
+def _names(found: set[str | None], otherwise: str, first: Sequence[str] = ()) -> list[str]:
+    """Names in order: ``first``, then others, then what stands for None."""
+    named = sorted(name for name in found if name is not None and name not in (*first, otherwise))
+    return [name for name in first if name in found] + named + [otherwise] * bool({None, otherwise} & found)
 
 
 # -- a selection -------------------------------------------------------------------------------------------------------

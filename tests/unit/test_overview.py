@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import BytesIO
+from itertools import product
 from types import SimpleNamespace
 
 import pandas as pd
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from physionet_mirror import manifest, overview
-from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
+from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG, project
 from physionet_mirror.errors import InputError
 from physionet_mirror.layout import INDEX, MANIFEST, verified
 from physionet_mirror.request import Request
@@ -88,12 +89,13 @@ def ask(**params):
     return Request.from_params({"bucket": "lab-bucket", **params})
 
 
-def test_a_bucket_without_manifest_has_no_catalog():
+def test_a_bucket_without_manifest_has_no_catalog_and_no_overview():
     assert overview.load(Files()) is None
+    assert overview.overview(Files()) is None
 
 
 def test_without_index_nothing_is_there(bucket):
-    seen = overview.overview(overview.load(bucket), bucket)
+    seen = overview.overview(bucket)
     assert (seen.whole.images, seen.whole.verified, seen.whole.bytes) == (COUNT, 0, 0)
     assert seen.last_verified is None
 
@@ -102,7 +104,7 @@ def test_groups_splits_and_cells_count_what_the_index_has(bucket, table):
     there = table[table["group"].eq("p10") | table["split"].eq("test")]
     bucket.content[INDEX] = index_of(there)
     bucket.content[verified("p10")] = b"x"
-    seen = overview.overview(overview.load(bucket), bucket)
+    seen = overview.overview(bucket)
     assert (seen.whole.verified, seen.whole.bytes) == (len(there), 1000 * len(there))
     assert {part.name: (part.images, part.verified) for part in seen.groups} == {
         name: (len(rows), int(rows.index.isin(there.index).sum())) for name, rows in table.groupby("group")
@@ -127,6 +129,62 @@ def test_what_did_not_change_is_not_read_again(bucket, table):
     assert int(second.verified.sum()) == 20
 
 
+def test_an_overview_is_counted_again_only_where_something_changed_and_its_times_are_always_new(bucket, table):
+    bucket.content[INDEX] = index_of(table[:10])
+    first = overview.overview(bucket)
+    bucket.requests.clear()
+    bucket.content[verified("p11")] = b"x"
+    again = overview.overview(bucket, first)
+    assert again == replace(first, last_verified=again.last_verified, group_verified=again.group_verified)
+    assert (first.last_verified, set(again.group_verified)) == (None, {"p11"})
+    assert [kind for kind, _ in bucket.requests] == ["HEAD", "HEAD", "LIST"]
+    bucket.content[INDEX] = index_of(table[:20])
+    assert overview.overview(bucket, again).whole.verified == 20
+
+
+def any_files(files, paths, there=0):
+    """The bucket of a project without radiographs, of which the first ``there`` files are verified."""
+    frame = pd.DataFrame({"path": paths, "sha256": [f"{n:064x}" for n in range(len(paths))]})
+    out = BytesIO()
+    manifest.write(frame, out, dataset=project("a-project/1.0"), sums_sha256="0" * 64)
+    files.content[MANIFEST] = out.getvalue()
+    files.content[INDEX] = index_of(frame[:there])
+    return files
+
+
+def test_any_project_is_counted_by_folder():
+    seen = overview.overview(any_files(Files(), ["a/1", "a/b/2", "c/3", "licence"], there=3))
+    assert (seen.dataset, seen.has_images) == ("a-project/1.0", False)
+    assert (seen.whole.images, seen.whole.verified, seen.whole.bytes) == (4, 3, 3000)
+    assert [(part.name, part.images, part.verified) for part in seen.groups] == [
+        ("a", 2, 2),
+        ("c", 1, 1),
+        ("other", 1, 0),
+    ]
+    assert [part.name for part in seen.complete] == ["a", "c"]
+
+
+def test_beyond_200_folders_the_rest_are_counted_together():
+    names = sorted("".join(pair) for pair in product("abcdefghijklmnopqrst", repeat=2))
+    seen = overview.overview(any_files(Files(), [f"{name}/x" for name in names], there=400))
+    assert [part.name for part in seen.groups] == [*names[:200], overview.OTHERS]
+    assert (seen.groups[-1].images, seen.groups[-1].verified, seen.whole.images) == (200, 200, 400)
+
+
+def test_a_project_of_radiographs_is_counted_by_its_images_alone_and_planned_by_every_file(bucket, table):
+    more = pd.concat([table, pd.DataFrame({"path": ["LICENSE.txt"], "sha256": ["a" * 64]})], ignore_index=True)
+    more = more.astype(dict.fromkeys(("subject_id", "study_id"), "Int32"))
+    out = BytesIO()
+    manifest.write(more, out, dataset=MIMIC_CXR_JPG, sums_sha256="0" * 64)
+    bucket.content[MANIFEST] = out.getvalue()
+    seen = overview.overview(bucket)
+    assert (seen.dataset, seen.has_images, seen.whole.images) == (MIMIC_CXR_JPG.name, True, COUNT)
+    assert len(overview.load(bucket).frame) == COUNT
+    files = overview.load(bucket, kind="files")
+    assert len(files.frame) == COUNT + 1
+    assert not files.has_images
+
+
 def test_an_index_with_images_that_the_manifest_lacks_is_no_trouble(bucket, table):
     bucket.content[INDEX] = index_of(table.assign(path="files/p10/another.jpg"))
     assert int(overview.load(bucket).verified.sum()) == 0
@@ -135,7 +193,7 @@ def test_an_index_with_images_that_the_manifest_lacks_is_no_trouble(bucket, tabl
 def test_an_image_that_physionet_has_replaced_is_not_verified(bucket, table):
     before = table.assign(sha256=table["sha256"].where(table.index >= 4, "f" * 64))
     bucket.content[INDEX] = index_of(before)
-    seen = overview.overview(overview.load(bucket), bucket)
+    seen = overview.overview(bucket)
     assert (seen.whole.verified, seen.whole.bytes) == (COUNT - 4, 1000 * (COUNT - 4))
 
 

@@ -14,7 +14,7 @@ import pytest
 from physionet_mirror import manifest, overview_tables
 from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
 from physionet_mirror.errors import MetadataError
-from physionet_mirror.overview_tables import VERIFIED, join
+from physionet_mirror.overview_tables import VERIFIED, count, join
 from tests.unit.test_overview import frame
 
 MB = 1 << 20
@@ -142,6 +142,11 @@ def test_a_size_that_no_image_has_is_not_believed(tmp_path):
     index = written(pa.table({**columns, "bytes": sizes}), tmp_path / "index")
     assert join(ours(tmp_path / "manifest"), index, tmp_path / "out") == ""
     assert manifest.read(tmp_path / "out")[VERIFIED].tolist() == [0, 0, 0, 0] + [7] * (len(table) - 4)
+
+
+def test_a_group_with_an_endless_name_is_not_counted(tmp_path):
+    with pytest.raises(MetadataError, match="a name of more than 200 characters"):
+        count(ours(tmp_path / "manifest", group=pa.array(["x" * 1000] * 300)), None)
 
 
 def test_one_that_takes_too_long_is_given_up(tmp_path, monkeypatch):

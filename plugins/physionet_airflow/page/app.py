@@ -28,7 +28,7 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from physionet_airflow.bucket import expected_mode, open_bucket
-from physionet_airflow.page import form, runs, show
+from physionet_airflow.page import form, mirrors, runs, show
 from physionet_airflow.page.access import (
     READ_RUN,
     DagId,
@@ -40,7 +40,7 @@ from physionet_airflow.page.access import (
     params_of,
 )
 from physionet_airflow.page.cache import RefreshingCache
-from physionet_airflow.page.runs import MAIN_DAG, Mirror, Run, RunTasks
+from physionet_airflow.page.runs import MAIN_DAG, Mirror, Place, Run, RunTasks
 from physionet_airflow.run import streams
 from physionet_mirror import overview, records
 from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
@@ -104,7 +104,7 @@ _buckets: RefreshingCache[Bucket] = RefreshingCache(seconds=300, most=16)
 _watches: RefreshingCache[Watch] = RefreshingCache(seconds=3600, most=16)
 _looks: RefreshingCache[tuple[RunTasks, Progress]] = RefreshingCache(seconds=2, most=64)
 _catalogs: RefreshingCache[overview.Catalog | MirrorError | bool] = RefreshingCache(seconds=20, most=2)
-_overviews: RefreshingCache[tuple[overview.Catalog, overview.Overview]] = RefreshingCache(seconds=20, most=8)
+_places: RefreshingCache[Sequence[Place]] = RefreshingCache(seconds=5, most=32)
 _modes: RefreshingCache[Mode] = RefreshingCache(seconds=20, most=64)
 _cohorts: RefreshingCache[overview.Preview] = RefreshingCache(seconds=600, most=64)
 _reports: RefreshingCache[records.RunReport | bool] = RefreshingCache(seconds=60, most=200)
@@ -361,11 +361,13 @@ def _catalog_of(mirror: Mirror) -> overview.Catalog | None:
     return found if isinstance(found, overview.Catalog) else None
 
 
-def _places(session: SessionDep, dags: Sequence[str]) -> tuple[list[Run], list[Mirror]]:
-    """The latest runs of these DAGs, and the mirrors that they write to by their params or defaults."""
-    defaults = {dag_id: defaults_of(session, dag_id) for dag_id in dags}
-    latest = runs.latest_runs(session, defaults)
-    return latest, runs.mirrors_of(latest, defaults.values())
+def _places_of(session: SessionDep, dags: Sequence[str]) -> Sequence[Place]:
+    """The mirrors that these DAGs' runs ever went to, or go to by default; cached for some seconds."""
+    return _places.get(tuple(dags), lambda _: runs.places(session, _defaults(session, dags)))
+
+
+def _defaults(session: SessionDep, dags: Sequence[str]) -> dict[str, dict[str, object]]:
+    return {dag_id: defaults_of(session, dag_id) for dag_id in dags}
 
 
 def _report_of(run: Run) -> records.RunReport | None:
@@ -388,33 +390,27 @@ def _report_of(run: Run) -> records.RunReport | None:
 
 
 def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str, Any]:
-    latest, mirrors = _places(session, dags)
-    mirror = next((m for m in mirrors if m.uri == wanted), mirrors[0] if mirrors else None)
+    places = _places_of(session, dags)
+    seen = mirrors.look([place.mirror for place in places], _kept_bucket)
+    # A project that a run fetches beside its own is named by its params; it is there only once it has a manifest.
+    places = [place for place in places if place.given or place.latest is None or seen[place.mirror].overview]
+    place = next((p for p in places if p.mirror.uri == wanted), places[0] if places else None)
     shown: dict[str, Any] = {
-        "mirrors": mirrors,
-        "mirror": mirror,
+        "mirrors": [(p, seen[p.mirror]) for p in places],
+        "mirror": place and place.mirror,
         "overview": None,
         "runs": [],
         "trouble": "",
-        "note": "",
     }
-    if mirror is None:
+    if place is None:
         return shown
-    here = [run for run in latest if run.mirror == mirror][:_LATEST]
+    here = runs.runs_of(session, place, _defaults(session, dags), _LATEST)
     try:
+        shown["overview"] = mirrors.overview_of(place.mirror, _kept_bucket)
         shown["runs"] = [(run, show.result_of(_report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here]
-        found = _catalog_of(mirror)
-        if found is not None:
-            bucket = _kept_bucket(mirror)
-
-            def count(old: tuple[overview.Catalog, overview.Overview] | None) -> Any:
-                return old if old and old[0] is found else (found, overview.overview(found, bucket))
-
-            shown["overview"] = _overviews.get(mirror, count)[1]
-            shown["note"] = found.trouble
     except MirrorError as error:
         shown["trouble"] = str(error)
-        shown["runs"] = shown["runs"] or [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
+        shown["runs"] = [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
     return shown
 
 
@@ -431,17 +427,19 @@ def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[
     }
     if filled.request is None:
         return shown
-    latest, mirrors = _places(session, dags)
+    places = _places_of(session, dags)
     asked = Mirror(filled.request.bucket, filled.request.prefix)
     # The manifest is the same in every mirror; what is already stored is known only for the one asked for. One that
     # cannot be read does not hide the others.
     troubles: list[str] = []
-    for mirror in sorted(mirrors, key=lambda m: m != asked):
+    for place in sorted(places, key=lambda p: p.mirror != asked):
+        mirror = place.mirror
         try:
             found = _catalog_of(mirror)
             if found is None or not found.has_images:
                 continue
-            shown["cohort"] = _cohort(found, mirror, asked, filled, [run for run in latest if run.mirror == mirror])
+            earlier = runs.runs_of(session, place, _defaults(session, dags), _LATEST)
+            shown["cohort"] = _cohort(found, mirror, asked, filled, earlier)
             shown["source"] = mirror
             if found.trouble and mirror == asked:
                 troubles.append(found.trouble)
@@ -467,7 +465,7 @@ def _cohort(
     wanted = filled.request
     assert wanted is not None
     bucket = _kept_bucket(mirror)
-    reports = [report for run in earlier[:_LATEST] if (report := _report_of(run))]
+    reports = [report for run in earlier if (report := _report_of(run))]
     mode = _modes.get((mirror, wanted.source), lambda _: expected_mode(wanted.source, wanted.dataset, bucket))
 
     def count(_: Any) -> overview.Preview:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from airflow.models.dag import DagModel, DagTag
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
-from sqlalchemy import select
+from sqlalchemy import and_, func, or_, select
 
 from physionet_mirror.dataset import project
 from physionet_mirror.errors import InputError
@@ -30,8 +30,15 @@ MAIN_DAG = "mimic_cxr_jpg"
 GROUP = "mirror_shard"
 """The mapped task group of the shards, {missing → stream}."""
 
-_SEEN = 200
-"""Latest runs that are searched for the buckets they wrote to."""
+PROJECT_DAG = "physionet_project"
+"""The DAG that mirrors any project; the plan page triggers it, too."""
+
+MOST_PLACES = 500
+"""Places that are known of, those of the latest runs first."""
+
+_WHERE = ("bucket", "prefix", "project")
+_BESIDE = ("cxr_project", "hosp_project", "ed_project")
+"""Params that name a project which a run mirrors beside that of its prefix, below the project's own name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,21 @@ class Mirror:
             return cls(checked_bucket(params.get("bucket")), checked_prefix(prefix))
         except InputError:
             return None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A mirror, and the runs that went to it.
+
+    Attributes:
+        given: For each DAG whose runs went there, what their conf says of it: DAG id, then the params of `_WHERE`, None
+            where it says nothing.
+        latest: When the latest of them was due; None = a DAG's default, to which no run went.
+    """
+
+    mirror: Mirror
+    given: Sequence[tuple[str, str | None, str | None, str | None]] = ()
+    latest: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -130,12 +152,63 @@ def find_run(session: Session, dag_id: str, run_id: str, defaults: Mapping[str, 
     return _run(found, defaults) if found else None
 
 
-def latest_runs(session: Session, defaults: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-    """The latest runs of these DAGs (by id: their params' defaults), the newest first."""
-    rows = session.execute(
-        _runs().where(DagRun.dag_id.in_(defaults)).order_by(DagRun.run_after.desc(), DagRun.id.desc()).limit(_SEEN)
-    )
+def places(session: Session, defaults: Mapping[str, Mapping[str, Any]]) -> list[Place]:
+    """The mirrors that runs of these DAGs ever went to, the latest first, then those of the DAGs' defaults.
+
+    One query, which reads no run's conf but asks the database for the few params that say where it went, each combination
+    once: a mirror is not forgotten because other runs came after, however many.
+
+    Args:
+        session: Airflow's database.
+        defaults: By id of the DAG, its params' defaults.
+    """
+    named = [_given(name).label(name) for name in (*_WHERE, *_BESIDE)]
+    each = select(DagRun.dag_id, *named, DagRun.run_after).where(DagRun.dag_id.in_(defaults)).subquery()
+    keys, latest = [each.c.dag_id, *(each.c[name.key] for name in named)], func.max(each.c.run_after)
+    rows = session.execute(select(*keys, latest).group_by(*keys).order_by(latest.desc()).limit(MOST_PLACES))
+    found: dict[Mirror, Place] = {}
+    beside: list[Place] = []
+    for dag_id, bucket, prefix, project_, *others, at in rows:
+        params = {**defaults[dag_id], **_said(zip(_WHERE, (bucket, prefix, project_), strict=True))}
+        mirror = Mirror.of(params)
+        if mirror is None:
+            continue
+        before = found.get(mirror, Place(mirror, latest=at))
+        found[mirror] = replace(before, given=[*before.given, (dag_id, bucket, prefix, project_)])
+        also = {**{name: params.get(name) for name in _BESIDE}, **_said(zip(_BESIDE, others, strict=True))}
+        beside += [
+            Place(more, latest=at)
+            for name in also.values()
+            if name and (more := Mirror.of({"bucket": mirror.bucket, "project": name}))
+        ]
+    beside += [Place(mirror) for params in defaults.values() if (mirror := Mirror.of(params))]
+    for place in beside:
+        found.setdefault(place.mirror, place)
+    return list(found.values())
+
+
+def runs_of(session: Session, place: Place, defaults: Mapping[str, Mapping[str, Any]], most: int) -> list[Run]:
+    """The latest runs that went to a place, the newest first; ``defaults`` as in `places`."""
+    if not place.given:
+        return []
+    here = [
+        and_(
+            DagRun.dag_id == dag_id,
+            *(_given(name).is_not_distinct_from(value) for name, value in zip(_WHERE, values, strict=True)),
+        )
+        for dag_id, *values in place.given
+    ]
+    rows = session.execute(_runs().where(or_(*here)).order_by(DagRun.run_after.desc(), DagRun.id.desc()).limit(most))
     return [_run(row, defaults[row.dag_id]) for row in rows]
+
+
+def _given(name: str) -> Any:
+    """A param in a run's conf, as text; null where the conf has none."""
+    return DagRun.conf[name].as_string()
+
+
+def _said(params: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    return {name: value for name, value in params if value is not None}
 
 
 def tasks_of(session: Session, run: Run) -> RunTasks:
@@ -190,9 +263,3 @@ def _run(row: Any, defaults: Mapping[str, Any]) -> Run:
         ended=row.end_date,
         paused=bool(row.is_paused),
     )
-
-
-def mirrors_of(runs: Sequence[Run], defaults: Iterable[Mapping[str, Any]]) -> list[Mirror]:
-    """Where these runs wrote to, the latest first, then the mirrors of the DAGs' defaults; without duplicates."""
-    named = [run.mirror for run in runs] + [Mirror.of(params) for params in defaults]
-    return list(dict.fromkeys(mirror for mirror in named if mirror))

@@ -33,6 +33,8 @@
     return chart;
   }
 
+  const noun = (place) => place.dataset.noun ?? "images";
+
   const rowsOf = (place) =>
     [...document.getElementById(place.dataset.table).querySelectorAll("tbody tr")].map((row) => ({
       label: row.dataset.label,
@@ -55,12 +57,12 @@
           x: axis({ beginAtZero: true, ticks: { precision: 0, maxTicksLimit: 5 } }),
           y: axis({ grid: { display: false }, ticks: { color: colour("ink"), autoSkip: false } }),
         },
-        plugins: { tooltip: { callbacks: { label: (item) => ` ${count.format(item.raw)} images` } } },
+        plugins: { tooltip: { callbacks: { label: (item) => ` ${count.format(item.raw)} ${noun(place)}` } } },
       },
     }));
   }
 
-  // How much of each patient group is there, as a share.
+  // How much of each patient group or folder is there, as a share.
   function groups(place) {
     const rows = rowsOf(place);
     draw(place, 180, () => ({
@@ -80,7 +82,7 @@
         plugins: {
           tooltip: {
             filter: (item) => item.datasetIndex === 0,
-            callbacks: { label: (item) => ` ${count.format(rows[item.dataIndex].part)} of ${count.format(rows[item.dataIndex].whole)} images` },
+            callbacks: { label: (item) => ` ${count.format(rows[item.dataIndex].part)} of ${count.format(rows[item.dataIndex].whole)} ${noun(place)}` },
           },
         },
       },

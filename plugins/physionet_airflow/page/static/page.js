@@ -1,4 +1,4 @@
-// Links that leave the page, and a select that submits its form.
+// Links that leave the page.
 (() => {
   const framed = parent !== self;
 
@@ -22,7 +22,4 @@
     event.preventDefault();
     leave(link.href, link.target === "_top" ? "_self" : "_blank");
   });
-
-  for (const select of document.querySelectorAll("select[data-submit]"))
-    select.addEventListener("change", () => select.form.submit());
 })();
