@@ -37,6 +37,8 @@ class Kind(StrEnum):
     """From the share ``at`` of the body on, one byte every ``seconds``."""
     LONG_BODY = "long body"
     """A few bytes more than the file has, included in Content-Length."""
+    NO_RANGES = "no ranges"
+    """The whole file with 200, whatever part of it is asked for."""
     FLIPPED_BYTE = "flipped byte"
     """The byte at the share ``at`` of the file has its bits inverted."""
 

@@ -54,7 +54,8 @@ class Reply:
             "Content-Disposition": "inline",
             "Vary": "Cookie",
         }
-        status, start, end = _range(self.request.headers, stat.st_size, headers)
+        asked = {} if kind is Kind.NO_RANGES else self.request.headers
+        status, start, end = _range(asked, stat.st_size, headers)
         if status == 416:
             return await self.page(416, "Requested Range Not Satisfiable", headers)
         headers |= {"Content-Length": str(end - start + len(extra)), **self._keep_alive}

@@ -6,6 +6,7 @@ _mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at
 _mirror/index.parquet                 the verified files: the training index
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/copying/                      copies inside S3 until they are proven
+_mirror/parts/<name>/<run>            one large file while its parts arrive, and until it is proven
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified_cache.py)
 _mirror/runs/<run_id>/                a run of mimic_cxr_jpg
 _mirror/runs/<dag_id>@<run_id>/       a run of any other DAG; no run id holds an @
@@ -24,6 +25,7 @@ clean-ups ``cleanup__<run_id>``; `records.located` finds them. What is JSON has 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from urllib.parse import quote, unquote
@@ -35,6 +37,7 @@ INDEX = MIRROR + "index.parquet"
 RUNS = MIRROR + "runs/"
 LEFT = MIRROR + "left.sha256"
 COPYING = MIRROR + "copying/"
+PARTS = MIRROR + "parts/"
 
 MAIN_DAG = "mimic_cxr_jpg"
 """The DAG whose runs' folders bear their run id alone."""
@@ -59,6 +62,11 @@ def group_of(path: str) -> str:
         return "other"
     kept = _GROUP.match(folder)
     return quote(kept[0] if kept else folder, safe="") or "other"
+
+
+def parts_of(path: str, sha256: str) -> str:
+    """Folder of the uploads of one large file, one for each run that wants these bytes under this path."""
+    return f"{PARTS}{hashlib.sha256(f'{sha256} {path}'.encode()).hexdigest()[:32]}/"
 
 
 def verified(group: str) -> str:

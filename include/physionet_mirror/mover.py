@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -62,6 +63,26 @@ class Turn(Protocol):
         """
         ...
 
+    @property
+    def at_once(self) -> int:
+        """Places that there may be."""
+        ...
+
+    def leave(self) -> None:
+        """Give the place up for good: what is left of the file goes through `another`."""
+        ...
+
+    def another(self, wanted: Callable[[], bool] = lambda: True) -> AbstractContextManager[Turn]:
+        """Wait for one more place for the same file, and hold it.
+
+        Args:
+            wanted: Becomes false when it is no longer wanted.
+
+        Raises:
+            SourceUnavailable: The transfer ends meanwhile, or the place is no longer wanted.
+        """
+        ...
+
 
 class Alone:
     """The turn of a fetch outside a transfer, with no other fetches to share with."""
@@ -72,6 +93,18 @@ class Alone:
     def wait(self, seconds: float, error: SourceError) -> None:  # noqa: ARG002
         """Sleep."""
         time.sleep(seconds)
+
+    @property
+    def at_once(self) -> int:
+        """As many as a run has connections by default."""
+        return 8
+
+    def leave(self) -> None:
+        """Do nothing."""
+
+    def another(self, wanted: Callable[[], bool] = lambda: True) -> AbstractContextManager[Turn]:  # noqa: ARG002
+        """At once."""
+        return nullcontext(self)
 
 
 ALONE = Alone()

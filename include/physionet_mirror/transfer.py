@@ -25,8 +25,8 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, Self
@@ -113,6 +113,7 @@ class Turn:
         self._on_served = on_served
         self._held = ExitStack()
         self._slot: Slot | None = None
+        self._was_answered = False  # before it was left
 
     def __enter__(self) -> Self:
         self._take()
@@ -129,9 +130,34 @@ class Turn:
         self._slot = self._held.enter_context(self._pace.slot(self._cancelled))
 
     @property
+    def at_once(self) -> int:
+        """As `mover.Turn`."""
+        return self._pace.limit
+
+    def leave(self) -> None:
+        """As `mover.Turn`."""
+        self._was_answered = self.is_answered
+        self._held.close()
+        self._slot = None
+
+    @contextmanager
+    def another(self, wanted: Callable[[], bool] = lambda: True) -> Iterator[Turn]:
+        """As `mover.Turn`."""
+        turn = Turn(self._pace, lambda: self._cancelled() or not wanted(), self._pause, self._patience, self._on_served)
+        with turn:
+            while not turn:
+                if not wanted() or not self._pause(0.0):
+                    raise SourceUnavailable(
+                        "A large file was not fetched to its end, as the transfer ends. What of it is in the bucket is used by "
+                        "the next try."
+                    )
+                turn._take()
+            yield turn
+
+    @property
     def is_answered(self) -> bool:
         """Whether the source has answered, whatever it said."""
-        return self._slot is not None and self._slot.answered
+        return self._was_answered or (self._slot is not None and self._slot.answered)
 
     def answered(self, *, serves: bool) -> None:
         """As `mover.Turn`."""
@@ -546,7 +572,7 @@ class Transfer:
         with self._changed:
             while not self._is_stopping():
                 left = until - time.monotonic()
-                if left <= 0 and not (outage and self._down):
+                if left <= 0 and not (outage and (self._down or self._is_full())):
                     return True
                 self._changed.wait(min(max(left, 0.005), 0.2) if left > 0 else 0.2)
             return False

@@ -155,10 +155,10 @@ class Run:
         dataset, storage_class = self.request.dataset, self.request.storage_class
         if way.mode == "download":
             source = PhysioNetHook(physionet_conn_id).source(connections)
-            return Download(source, dataset, self.bucket, storage_class)
+            return Download(source, dataset, self.bucket, storage_class, self.layout.folder)
         point = open_access_point(dataset, self.aws_conn_id)
         if way.mode == "through":
-            return ThroughWorker(point, self.bucket, storage_class)
+            return ThroughWorker(point, self.bucket, storage_class, self.layout.folder)
         copiers = open_copiers(self.bucket, point, self.aws_conn_id)
         bucket = copiers.get(way.keys, self.bucket)
         return ServerSideCopy(point, bucket, storage_class, conditional=way.conditional)

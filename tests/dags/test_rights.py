@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import threading
@@ -20,6 +21,7 @@ from moto.s3.responses import ACTION_MAP
 from werkzeug.serving import make_server
 
 from demo import stack
+from physionet_mirror.s3.bucket import Bucket
 
 ACCOUNT = "123456789012"
 """The account of moto."""
@@ -207,3 +209,18 @@ def test_the_policies_reach_nothing_beyond_their_prefixes(airflow_home: Any, s3:
 
     s3.enforce(False)
     assert s3.all_keys() == {"of-somebody-else/kept.txt"}
+
+
+def test_a_worker_finds_what_a_killed_attempt_has_left_of_a_large_file(s3: EnforcedS3) -> None:
+    keys = json.loads(role(s3, "destination.json")["AIRFLOW_CONN_AWS_DEFAULT"])
+    s3.enforce()
+    session = boto3.Session(keys["login"], keys["password"], region_name="us-east-1")
+    bucket = Bucket.open(session, BUCKET, PREFIX, endpoint_url=s3.endpoint, expected_owner=ACCOUNT)
+    for path in ("_mirror/parts/one/killed", "_mirror/parts/one/given up"):
+        bucket.put_part(bucket.begin_upload(path), 1, b"a part")
+    given_up, killed = sorted(bucket.uploads("_mirror/parts/one/"), key=lambda upload: upload.path)
+    bucket.abort_upload(given_up)
+    bucket.complete_upload(killed, bucket.parts(killed))
+    assert bucket.sha256(killed.path) == hashlib.sha256(b"a part").hexdigest()
+    assert bucket.uploads("_mirror/parts/") == []
+    assert [asked for asked in s3.seen if asked["status"] in (401, 403) or asked["owner"] != ACCOUNT] == []

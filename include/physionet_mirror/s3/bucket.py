@@ -87,6 +87,29 @@ class Copy:
     sha256: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """An unfinished multipart upload, of the object at ``path``; ``age``: seconds since it was begun, by S3's clock."""
+
+    path: str
+    id: str
+    age: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an unfinished upload: its number from 1, its bytes, and what S3 wants to hear when it is completed.
+
+    ``sha256`` is base64; None where S3 does not give it back. ``age``: seconds since it was stored, by S3's clock.
+    """
+
+    number: int
+    size: int
+    etag: str
+    sha256: str | None
+    age: float = 0.0
+
+
 class Bucket:
     """One S3 bucket below one key prefix; safe to share between threads.
 
@@ -354,6 +377,26 @@ class Bucket:
                 )
         return view[:size]
 
+    def get_span(self, path: str, start: int, view: memoryview, *, etag: str, paced: bool = False) -> bool:
+        """The bytes of an object from ``start`` on, as many as ``view`` takes, which must be there.
+
+        Returns:
+            Whether they came; False if the server answers with something else than what was asked for.
+
+        Raises:
+            FileNotFoundError: There is no such object, or another one than that with this ETag.
+            DestinationUnavailable: They did not come whole.
+        """
+        options = {"IfMatch": f'"{etag}"', "Range": f"bytes={start}-{start + len(view) - 1}", **self._owner}
+        with self._asking("GET", path):
+            try:
+                with self._signed.get(self.key(path), paced=paced, **options) as body:
+                    return body.length == len(view) and body.fill(view) == len(view)
+            except botocore.exceptions.ClientError as error:
+                if replies.status_of(error) == "412":
+                    raise FileNotFoundError(f"{self.uri(path)} is another object by now.") from None
+                raise
+
     def sha256(self, path: str) -> str:
         """The SHA-256 (hex) of an object's bytes, read back through one kept buffer a thread.
 
@@ -503,44 +546,126 @@ class Bucket:
         self, path: str, parts: Iterable[bytes], *, content_type: str, storage_class: str = "STANDARD"
     ) -> int:
         """The multipart upload of `upload`, whatever its size; S3 wants parts of 5 MiB or more but for the last one."""
-        where = {"Bucket": self.name, "Key": self.key(path), **self._owner}
+        upload = self.begin_upload(path, content_type=content_type, storage_class=storage_class)
+        done: list[Part] = []
+        try:
+            for part in parts:
+                done.append(self.put_part(upload, len(done) + 1, part))
+            self.complete_upload(upload, done)
+        except BaseException:
+            self.abort_upload(upload)
+            raise
+        return sum(part.size for part in done)
+
+    def begin_upload(
+        self, path: str, *, content_type: str = "application/octet-stream", storage_class: str = "STANDARD"
+    ) -> Upload:
+        """Begin a multipart upload, with a SHA-256 for each part where S3 takes it; nothing is visible before its end."""
         with self._asking("PUT", path):
-            upload_id = self._with_sha256_or_without(
+            answer = self._with_sha256_or_without(
                 lambda can: self.client.create_multipart_upload(
-                    **where,
+                    Bucket=self.name,
+                    Key=self.key(path),
                     ContentType=content_type,
                     StorageClass=storage_class,  # type: ignore[arg-type]
                     **({"ChecksumAlgorithm": "SHA256"} if can.sha256 else {}),  # type: ignore[arg-type]
                     **self._encryption,
+                    **self._owner,
                 )
-            )["UploadId"]
-        can = self.can
-        done: list[CompletedPartTypeDef] = []
-        size = 0
-        try:
-            for part in parts:
-                number, checksums = len(done) + 1, _checksums(can, part)
-                with self._asking("PUT", path):
-                    answer = self.client.upload_part(
-                        **where,
-                        UploadId=upload_id,
-                        PartNumber=number,
-                        Body=part,
-                        **checksums,  # type: ignore[arg-type]
-                    )
-                checksums.pop("ContentMD5", None)
-                done.append({"PartNumber": number, "ETag": answer["ETag"], **checksums})  # type: ignore[typeddict-item]
-                size += len(part)
-            with self._asking("PUT", path):
-                self.client.complete_multipart_upload(**where, UploadId=upload_id, MultipartUpload={"Parts": done})
-        except BaseException:
+            )
+        return Upload(path, answer["UploadId"])
+
+    def put_part(self, upload: Upload, number: int, data: bytes | bytearray) -> Part:
+        """Store one part, numbered from 1; S3 compares its SHA-256, or its MD5.
+
+        Raises:
+            FileNotFoundError: There is no such upload (any more).
+        """
+
+        def put(can: Capabilities) -> Part:
+            checksums = _checksums(can, data)
+            how: dict[str, Any] = {**self._of(upload), "Body": data, **checksums}
+            etag = self.client.upload_part(PartNumber=number, **how)["ETag"]
+            return Part(number, len(data), etag, checksums.get("ChecksumSHA256"))
+
+        with self._asking("PUT", upload.path):
+            return self._with_sha256_or_without(put)
+
+    def complete_upload(self, upload: Upload, parts: Iterable[Part]) -> str:
+        """Make the object of these parts, which must all be there as they were stored; returns its ETag.
+
+        Raises:
+            FileNotFoundError: There is no such upload (any more), or a part is another one by now.
+        """
+        done: list[CompletedPartTypeDef] = [
+            {"PartNumber": part.number, "ETag": part.etag, **({"ChecksumSHA256": part.sha256} if part.sha256 else {})}
+            for part in parts
+        ]
+        with self._asking("PUT", upload.path):
             try:
-                with self._asking("DELETE", path):
-                    self.client.abort_multipart_upload(**where, UploadId=upload_id)
-            except (DestinationError, FileNotFoundError) as error:  # why the upload ended matters more
-                log.warning("The unfinished upload of %s stays in the bucket: %s", self.uri(path), error)
-            raise
-        return size
+                answer = self.client.complete_multipart_upload(**self._of(upload), MultipartUpload={"Parts": done})
+            except botocore.exceptions.ClientError as error:
+                if replies.code_of(error) == "InvalidPart":
+                    raise FileNotFoundError(f"A part of the upload of {self.uri(upload.path)} was replaced.") from None
+                raise
+        return answer["ETag"].strip('"')
+
+    def abort_upload(self, upload: Upload) -> None:
+        """Give an upload up; if S3 does not let us, it stays, with a warning."""
+        try:
+            with self._asking("DELETE", upload.path):
+                self.client.abort_multipart_upload(**self._of(upload))
+        except FileNotFoundError:
+            pass
+        except DestinationError as error:  # why the upload ended matters more
+            log.warning("The unfinished upload of %s stays in the bucket: %s", self.uri(upload.path), error)
+
+    def uploads(self, under: str) -> Sequence[Upload]:
+        """Unfinished multipart uploads below ``under``."""
+        found: list[Upload] = []
+        ask: dict[str, Any] = {"Bucket": self.name, "Prefix": self.key(under), **self._owner}
+        while True:
+            try:
+                with self._asking("LIST", f"unfinished uploads of {under}"):
+                    page = self.client.list_multipart_uploads(**ask)
+            except FileNotFoundError:  # what rclone's server says of a bucket without any
+                return found
+            found += [
+                Upload(entry["Key"][len(self._root) :], entry["UploadId"], _age(entry.get("Initiated"), page))
+                for entry in page.get("Uploads", ())
+                if entry["Key"].startswith(self.key(under))
+            ]
+            if not page.get("IsTruncated"):
+                return found
+            ask |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def parts(self, upload: Upload) -> Sequence[Part]:
+        """The parts of an unfinished upload that S3 holds.
+
+        Raises:
+            FileNotFoundError: There is no such upload (any more).
+        """
+        found: list[Part] = []
+        ask = self._of(upload)
+        while True:
+            with self._asking("LIST", upload.path):
+                page = self.client.list_parts(**ask)
+            found += [
+                Part(
+                    entry["PartNumber"],
+                    entry["Size"],
+                    entry["ETag"],
+                    entry.get("ChecksumSHA256"),
+                    _age(entry.get("LastModified"), page),
+                )
+                for entry in page.get("Parts", ())
+            ]
+            if not page.get("IsTruncated"):
+                return found
+            ask["PartNumberMarker"] = page["NextPartNumberMarker"]
+
+    def _of(self, upload: Upload) -> dict[str, Any]:
+        return {"Bucket": self.name, "Key": self.key(upload.path), "UploadId": upload.id, **self._owner}
 
     def copy_from(
         self,
@@ -766,7 +891,7 @@ def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict
     return {"ServerSideEncryption": how, **({"SSEKMSKeyId": kms_key} if kms_key else {})}
 
 
-def _checksums(can: Capabilities, data: bytes | memoryview, sha256: str | None = None) -> dict[str, str]:
+def _checksums(can: Capabilities, data: bytes | bytearray | memoryview, sha256: str | None = None) -> dict[str, str]:
     """The parameters of a PUT by which a server refuses other bytes; ``sha256`` is that of ``data`` (hex)."""
     found = {}
     if can.sha256:
@@ -775,6 +900,12 @@ def _checksums(can: Capabilities, data: bytes | memoryview, sha256: str | None =
     if can.wants_md5:
         found["ContentMD5"] = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
     return found
+
+
+def _age(since: datetime | None, answer: Mapping[str, Any]) -> float:
+    """Seconds from a time that an answer of S3 names until that answer; 0 where it names none."""
+    now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    return max(0.0, (parsedate_to_datetime(now) - since).total_seconds()) if now and since else 0.0
 
 
 def _named(paths: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ from physionet_mirror.files import File
 from physionet_mirror.mover import SourceStats, Turn
 from physionet_mirror.s3 import replies
 from physionet_mirror.s3.bucket import Bucket, Listed, Stored
+from physionet_mirror.source.spans import Changed, NoSpans, Piece
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +193,12 @@ class AccessPoint:
             raise self.corrupt(file.path, file.sha256, "Nothing was stored.")
         return data
 
+    def spans(self, file: File, turn: Turn) -> PointSpans | None:
+        """A file in pieces; None if S3 names no ETag. Raises as `stream`."""
+        there = self.stat(file.path)
+        turn.answered(serves=True)
+        return PointSpans(self, file, there.size, there.etag) if there.etag else None
+
     def stat(self, path: str) -> Stored:
         """Size and ETag of one file. Raises as `stream`."""
         try:
@@ -280,6 +287,49 @@ class AccessPoint:
             f"{path} at {self.bucket.name} does not hash to PhysioNet's checksum {sha256[:12]}…. {what_became} If this goes on, "
             "the file is damaged there: report it to PhysioNet, or use source=physionet."
         )
+
+
+class PointSpans:
+    """A file of an access point in pieces (`Spans`).
+
+    Args:
+        point: Which.
+        file: Which.
+        size: In bytes.
+        etag: Of the object that the pieces are of.
+    """
+
+    piece = 8 << 20  # as much as is held at a time: a request costs a round trip, and S3 is fast
+
+    def __init__(self, point: AccessPoint, file: File, size: int, etag: str) -> None:
+        self._point, self._file, self._etag = point, file, etag
+        self.size = size
+
+    def read(self, piece: Piece, turn: Turn) -> None:
+        """As `Spans.read`."""
+        point, path = self._point, self._file.path
+        try:
+            came = point.bucket.get_span(path, piece.start, piece.view, etag=self._etag, paced=True)
+        except FileNotFoundError:
+            raise Changed from None
+        except BucketRefused as error:
+            turn.answered(serves=False)
+            point.blame(path, error)
+        except DestinationUnavailable as error:
+            raise Throttled(str(error)) from None
+        if not came:
+            raise NoSpans
+        turn.answered(serves=True)
+        piece.received = len(piece.view)
+        point.received(piece.received)
+
+    def resumed(self) -> None:
+        """As `Spans.resumed`."""
+        self._point.stats.resumed += 1
+
+    def corrupt(self) -> NoReturn:
+        """As `Spans.corrupt`."""
+        raise self._point.corrupt(self._file.path, self._file.sha256, "Nothing was stored.")
 
 
 def access_point_of(dataset: Dataset, given: object, conn_id: str = "aws_default") -> str | None:

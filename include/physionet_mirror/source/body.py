@@ -7,12 +7,14 @@ import logging
 import random
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import SourceError, SourceUnavailable, Stalled, Throttled, Truncated
 from physionet_mirror.mover import Turn
 from physionet_mirror.source import replies
 from physionet_mirror.source.session import Session
+from physionet_mirror.source.spans import Changed, NoSpans, Piece
 from physionet_mirror.wire import Answer
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,10 @@ LEAST_SPEED = 1024
 PhysioNet gives a connection forty times as much (0.04 MB/s)."""
 
 _CHUNK = 1 << 16  # at PhysioNet's pace a tenth of a second: what the pace is measured by
-_RESUMES = 1, 2, 4, 8, 16, 30, 30  # seconds before the tries in a row to resume a big file
-_RESUMES_OF_SMALL = _RESUMES[:3]
+RESUMES = 1, 2, 4, 8, 16, 30, 30
+"""Seconds before the tries in a row to resume a big file."""
+
+_RESUMES_OF_SMALL = RESUMES[:3]
 _LONGEST_PAUSE = 300.0  # seconds that a Retry-After may hold up a resume; what asks for more ends the download
 
 
@@ -60,7 +64,7 @@ class Body:
         self._session, self._dataset, self._path, self._sha256 = session, dataset, path, sha256
         self._answer, self._turn = answer, turn
         self._etag = answer.headers.get("etag")
-        self._waits = _RESUMES if self.size is not None and self.size > BIG else _RESUMES_OF_SMALL
+        self._waits = RESUMES if self.size is not None and self.size > BIG else _RESUMES_OF_SMALL
         self._in_vain = 0  # resumes in a row
         self._received = self._begun = 0  # bytes, in all and when the present answer began
 
@@ -88,6 +92,22 @@ class Body:
         while at < len(memory):
             at += self._next(memory[at : at + _CHUNK])
         self._prove(hashlib.sha256(memory).hexdigest())
+
+    def spans(self) -> WebsiteSpans | None:
+        """The same file in pieces; None if its size or its ETag does not allow that."""
+        if self.size is None or self._sha256 is None or not self._etag or self._etag.startswith("W/"):
+            return None
+        return WebsiteSpans(self._session, self._dataset, self._path, self._sha256, self.size, self._etag)
+
+    def fill(self, view: memoryview) -> int:
+        """What comes next, as much as the view takes; without a resume and without a proof.
+
+        Raises:
+            Truncated, Stalled: The answer broke off or came to a halt; what came of this view is lost.
+        """
+        size = self._read(view)
+        self._received += size
+        return size
 
     def close(self) -> None:
         """End it; before its end, its connection is closed."""
@@ -145,12 +165,12 @@ class Body:
             self._in_vain = 0
         resumable = self.size is not None and self.size > RESUMABLE and self._etag is not None and self._received
         while resumable and self._in_vain < len(self._waits):
-            _wait(self._turn, self._waits[self._in_vain], broken)
+            wait_to_resume(self._turn, self._waits[self._in_vain], broken)
             self._in_vain += 1
             try:
                 self._answer, self._begun = self._ask_for_the_rest(), self._received
             except (Throttled, SourceUnavailable) as error:
-                if self._waits is not _RESUMES:
+                if self._waits is not RESUMES:
                     raise
                 broken = error
             else:
@@ -171,7 +191,51 @@ class Body:
         return answer
 
 
-def _wait(turn: Turn, seconds: float, error: SourceError) -> None:
+class WebsiteSpans:
+    """A file of PhysioNet's website in pieces (`Spans`).
+
+    Args:
+        session: Asks for it.
+        dataset: Whose file it is.
+        path: Of the file.
+        sha256: What it must hash to (hex).
+        size: In bytes.
+        etag: Of the file that the pieces are of.
+    """
+
+    piece = 1 << 20  # 1.6 s at PhysioNet's pace, of which a round trip is a twenty-fifth
+
+    def __init__(self, session: Session, dataset: Dataset, path: str, sha256: str, size: int, etag: str) -> None:
+        self._session, self._dataset, self._path, self._sha256 = session, dataset, path, sha256
+        self.size, self._etag = size, etag
+
+    def read(self, piece: Piece, turn: Turn) -> None:
+        """As `Spans.read`."""
+        first, last = piece.start + piece.received, piece.start + len(piece.view) - 1
+        condition = {"Range": f"bytes={first}-{last}", "If-Range": self._etag}
+        answer = self._session.ask("GET", self._dataset, self._path, condition, turn)
+        try:
+            if answer.status != 206 or answer.headers.get("content-range") != f"bytes {first}-{last}/{self.size}":
+                raise NoSpans if answer.headers.get("etag") == self._etag else Changed
+            body = Body(self._session, self._dataset, self._path, None, answer, turn)
+            while piece.received < len(piece.view):
+                size = body.fill(piece.view[piece.received : piece.received + _CHUNK])
+                if not size:
+                    self._session.fault(replies.truncated(self._path, piece.received, len(piece.view)))
+                piece.received += size
+        finally:
+            answer.close()
+
+    def resumed(self) -> None:
+        """As `Spans.resumed`."""
+        self._session.resumed()
+
+    def corrupt(self) -> NoReturn:
+        """As `Spans.corrupt`."""
+        self._session.fault(replies.corrupt(self._path, self._sha256))
+
+
+def wait_to_resume(turn: Turn, seconds: float, error: SourceError) -> None:
     """Before a resume: so long, with jitter, and as long as the server asked for. Raises ``error`` where that is too long."""
     asked_for = error.retry_after or 0.0
     if asked_for > _LONGEST_PAUSE:

@@ -13,7 +13,7 @@ from physionet_mirror import PROJECT, PROJECT_URL, __version__
 from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import InputError, NotFound, SourceError
 from physionet_mirror.mover import ALONE, SourceStats, Turn
-from physionet_mirror.source.body import Body
+from physionet_mirror.source.body import Body, WebsiteSpans
 from physionet_mirror.source.session import Session
 from physionet_mirror.worker_settings import is_loopback
 
@@ -174,6 +174,11 @@ class PhysioNet:
             SourceError: Any of its subclasses; so does reading it.
         """
         return Body(self._session, dataset, path, sha256, self._session.ask("GET", dataset, path, turn=turn), turn)
+
+    def spans(self, dataset: Dataset, path: str, sha256: str, turn: Turn = ALONE) -> WebsiteSpans | None:
+        """A file in pieces; None if the server names no size or no strong ETag. Raises as `open`."""
+        with self._session.ask("HEAD", dataset, path, turn=turn) as answer:
+            return Body(self._session, dataset, path, sha256, answer, turn).spans()
 
     def stream(self, dataset: Dataset, path: str, sha256: str | None) -> Iterator[bytes]:
         """As ``open``, for callers who do not need the size."""

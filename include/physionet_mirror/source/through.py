@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -12,26 +13,36 @@ from physionet_mirror.mover import Fetched, KeptMemory, Mode, SourceStats, Turn
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.access_point import READS_A_CONNECTION, AccessPoint
 from physionet_mirror.source.body import BIG
+from physionet_mirror.source.ranges import LARGE, Ranges
+from physionet_mirror.source.spans import NoSpans
+
+log = logging.getLogger(__name__)
 
 
 class ThroughWorker:
     """Files of an access point, through memory, where their SHA-256 is compared before the PUT; a `Mover`.
 
-    A file too big for memory is uploaded while it comes, and becomes visible only once it is proven.
+    A file too big for memory is uploaded while it comes, a large one in many parts at once (`ranges`); either becomes visible
+    only once it is proven.
 
     Args:
         point: The access point, with the reader's keys.
         bucket: The destination, with its own.
         storage_class: S3 storage class.
+        run: Name of the run (see `Ranges`).
     """
 
     mode: Mode = "through"
     per_connection = READS_A_CONNECTION
 
-    def __init__(self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD") -> None:
+    def __init__(
+        self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD", run: str | None = None
+    ) -> None:
         self._point, self._bucket = point, bucket
         self._memory = KeptMemory()
         self._how: dict[str, Any] = {"content_type": point.dataset.image_type, "storage_class": storage_class}
+        self._ranges = Ranges(bucket, self._how, run)
+        self._gives_spans = True
 
     def __repr__(self) -> str:
         return f"<ThroughWorker from {self._point!r}>"
@@ -59,6 +70,19 @@ class ThroughWorker:
         if file.bytes is not None and file.bytes <= BIG:
             data = self._point.read_into(file, self._memory.of(file.bytes), turn)
             return self._fetched(file, data)
+        if file.bytes is not None and file.bytes > LARGE and self._gives_spans:
+            try:
+                if spans := self._point.spans(file, turn):
+                    return self._ranges.fetch(spans, file, turn)
+            except NoSpans:
+                log.info("%s does not give parts of a file: large files come in one stream.", self._point.bucket.name)
+                self._gives_spans = False
+                with turn.another() as one:
+                    return self._receive(file, one)
+        return self._receive(file, turn)
+
+    def _receive(self, file: File, turn: Turn) -> Fetched:
+        """All of it in one stream."""
         chunks = self._counted(self._point.stream(self._point.dataset, file.path, file.sha256), turn)
         begun: list[bytes] = []
         size = 0
