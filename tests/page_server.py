@@ -5,11 +5,12 @@ Nothing is scheduled here: the runs and their task instances are written into th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -32,6 +33,8 @@ BOMB, DAMAGED, NO_INDEX = "a-bomb", "damaged-manifest", "damaged-index"
 """Prefixes where one of our files was replaced by somebody else's; each had one run."""
 PROJECT = "a-project/1.0"
 """A project without radiographs, mirrored below its own name."""
+TABLES, TABLES_RUN = "mimiciv/3.1", "of-tables"
+"""Another one, of whose folders the first is mirrored, and the run that did so."""
 NIGHTS = 250
 """Nightly runs since the one to that project."""
 USERS = {"admin": "admin", "viewer": "viewer", "stranger": ""}
@@ -111,7 +114,15 @@ def fill_bucket(s3: stack.S3Server) -> None:
         (NO_INDEX, INDEX, b"no index"),
     ):
         write(f"../../{prefix}/{path}", content)
-    write(f"../../{PROJECT}/{MANIFEST}", _any_files())
+    write(f"../../{PROJECT}/{MANIFEST}", _any_files(PROJECT, [f"p{n // 10}/{n}.dat" for n in range(30)]))
+    paths = [*(f"hosp/table-{n:02}.csv.gz" for n in range(22)), *(f"icu/table-{n:02}.csv.gz" for n in range(17))]
+    write(f"../../{TABLES}/{MANIFEST}", _any_files(TABLES, [*paths, "CHANGELOG.txt", "LICENSE.txt"]))
+    write(f"../../{TABLES}/{INDEX}", _index(paths[:22], [240_000_000 + n for n in range(22)]))
+    write(f"../../{TABLES}/{verified('hosp')}", b"x")
+    estimate = {"images": 41, "bytes": 10_600_000_000, "missing": 41, "missing_bytes": 10_600_000_000}
+    estimate |= {"noun": "file", "sizes": "each file's size, as PhysioNet's website gives it"}
+    whole = {"request": {"bucket": BUCKET, "project": TABLES}, "estimate": estimate}
+    write(f"../../{TABLES}/{RunLayout(TABLES_RUN, 'physionet_project').plan}", plan(1) | whole)
     bomb = root.parent.parent / BOMB / MANIFEST
     bomb.parent.mkdir(parents=True)
     quiet_bomb(bomb)
@@ -270,18 +281,29 @@ def _tables() -> tuple[bytes, bytes]:
     return out.getvalue(), index.getvalue()
 
 
-def _any_files() -> bytes:
+def _any_files(name: str, paths: Sequence[str]) -> bytes:
     import pandas as pd
 
     from physionet_mirror import manifest
     from physionet_mirror.dataset import project
 
-    table = pd.DataFrame(
-        {"path": [f"p{n // 10}/{n}.dat" for n in range(30)], "sha256": [f"{n:064x}" for n in range(30)]}
-    )
+    table = pd.DataFrame({"path": sorted(paths), "sha256": [_sum_of(path) for path in sorted(paths)]})
     out = BytesIO()
-    manifest.write(table, out, dataset=project(PROJECT), sums_sha256="0" * 64)
+    manifest.write(table, out, dataset=project(name), sums_sha256="0" * 64)
     return out.getvalue()
+
+
+def _index(paths: Sequence[str], sizes: Sequence[int]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out = BytesIO()
+    pq.write_table(pa.table({"path": paths, "sha256": [*map(_sum_of, paths)], "bytes": sizes}), out)
+    return out.getvalue()
+
+
+def _sum_of(path: str) -> str:
+    return hashlib.sha256(path.encode()).hexdigest()
 
 
 # -- the database ------------------------------------------------------------------------------------------------------
@@ -299,6 +321,7 @@ def seed() -> None:
     with create_session() as session:
         for dag_id, run_id, state, given, hours in (
             ("physionet_project", "of-a-project", "success", {"bucket": BUCKET, "project": PROJECT}, 75.0),
+            ("physionet_project", TABLES_RUN, "success", {"bucket": BUCKET, "project": TABLES}, 30.0),
             ("mimic_cxr_jpg", DONE, "success", conf, 49.0),
             ("mimic_cxr_jpg", LIVE, "running", conf, 3.5),
             ("mimic_cxr_audit", ELSEWHERE, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0),

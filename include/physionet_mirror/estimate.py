@@ -218,6 +218,7 @@ def estimate_run(
     exact: tuple[int, int] | None = None,
     between: tuple[int, int] | None = None,
     sizes: str = "",
+    listed: bool = True,
 ) -> Estimate:
     """Estimate what a request takes, by any way: for the plan of a run and for the page's preview.
 
@@ -234,6 +235,7 @@ def estimate_run(
         exact: As in `estimate`.
         between: The least and the most bytes to be fetched, if only a range is known.
         sizes: Where the sizes come from, for people.
+        listed: Whether ``exact`` is what the access point lists; else it is what ``sizes`` says.
     """
     most_at_once, otherwise = usual_speed(request, mean_bytes, mode, streams)
     expected = estimate(
@@ -257,6 +259,7 @@ def estimate_run(
         missing_bytes_least=least,
         missing_bytes_most=most,
         sizes=sizes,
+        exact=expected.exact and listed,
         hours=expected.hours * (least / expected.missing_bytes if least and expected.missing_bytes else 1),
         hours_most=expected.hours_most * (most / expected.missing_bytes if most and expected.missing_bytes else 1),
     )

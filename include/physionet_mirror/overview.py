@@ -266,6 +266,16 @@ class Preview:
     notes: Sequence[str]
 
     @property
+    def selected(self) -> int:
+        """Images that it would select."""
+        return self.counts.images
+
+    @property
+    def verified(self) -> int:
+        """Those of them that are in the bucket and verified."""
+        return self.counts.verified
+
+    @property
     def views(self) -> list[tuple[str, int]]:
         """(view, images), the most frequent first."""
         return [(value.name or NOT_GIVEN, value.images) for value in self.counts.views]
@@ -279,6 +289,15 @@ class Preview:
     def positive(self) -> list[tuple[str, int]]:
         """(label, images whose study has it positive), the most frequent first."""
         return sorted(((label.name, label.positive) for label in self.counts.labels), key=lambda pair: -pair[1])
+
+
+def open_ways(mode: Mode, region: str | None, in_aws: bool) -> tuple[Mode, list[Mode]]:
+    """The way that is expected, and all that may be open: no copy crosses Regions, so it is then through the worker."""
+    modes: list[Mode] = ["download", "copy", "through"]
+    if in_aws and region not in (None, DEFAULT_REGION):
+        modes.remove("copy")
+        mode = "through" if mode == "copy" else mode
+    return mode, modes
 
 
 def preview(
@@ -296,7 +315,7 @@ def preview(
     Args:
         catalog: Of the request's bucket.
         request: What would be asked for.
-        mode: The way that is expected; a run finds out by trying. No copy crosses Regions, so it is then through the worker.
+        mode: The way that is expected; a run finds out by trying.
         streams: Shards streamed at once.
         region: Of the bucket, for the prices.
         in_aws: Whether that is Amazon's.
@@ -308,10 +327,7 @@ def preview(
     chosen = choose(catalog.frame, request.selection)
     verified = catalog.verified[chosen.frame.index.to_numpy()]
     counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
-    modes: list[Mode] = ["download", "copy", "through"]
-    if in_aws and region not in (None, DEFAULT_REGION):
-        modes.remove("copy")
-        mode = "through" if mode == "copy" else mode
+    mode, modes = open_ways(mode, region, in_aws)
     reports = list(reports)
     ways = {
         each: estimate_run(

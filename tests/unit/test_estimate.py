@@ -223,6 +223,15 @@ def test_only_what_is_fetched_leaves_the_region() -> None:
     assert (expected.transfer_cost, expected.transfer_outside) == (0, 0)
 
 
+def test_what_a_sample_says_is_a_range_and_not_as_listed() -> None:
+    request = Request.from_params({"bucket": "lab-bucket", "project": "mimiciv/3.1"})
+    of_a_sample = estimate.estimate_run(
+        request, 1000, 900, 1e6, streams=4, exact=(10**9, 9 * 10**8), between=(8 * 10**8, 10**9), listed=False
+    )
+    assert (of_a_sample.exact, of_a_sample.size_range) == (False, "800 MB to 1 GB")
+    assert of_a_sample.gigabytes == 1.0
+
+
 def test_sizes_that_were_listed_are_exact_to_the_byte() -> None:
     listed = estimate.estimate(3, 1e6, 64, missing=2, mode="copy", verify="content", exact=(1_234_567, 234_567))
 

@@ -149,6 +149,7 @@ def make_plan(
         exact=exact,
         between=between,
         sizes=basis,
+        listed=point is not None,
     )
     # An earlier attempt of the same run may have cut its shards in another way: what it says of them is void.
     if stale := [entry.path for entry in bucket.list(run.results) if entry.size]:

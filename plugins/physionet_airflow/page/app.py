@@ -24,30 +24,23 @@ from fastapi.responses import (
 )
 from fastapi.templating import Jinja2Templates
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException as AnyHTTPException
 
-from physionet_airflow.bucket import expected_mode, open_bucket
-from physionet_airflow.page import form, mirrors, runs, show
+from physionet_airflow.page import mirrors, plans, reads, runs, show
 from physionet_airflow.page.access import (
     READ_RUN,
     DagId,
     ReadableDags,
     SentForm,
     TheRun,
-    defaults_of,
     from_our_own_page,
-    params_of,
 )
 from physionet_airflow.page.cache import RefreshingCache
-from physionet_airflow.page.runs import MAIN_DAG, Mirror, Place, Run, RunTasks
-from physionet_airflow.run import streams
-from physionet_mirror import overview, records
-from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG
-from physionet_mirror.errors import InputError, MirrorError
+from physionet_airflow.page.plans import FILES, IMAGES, View
+from physionet_airflow.page.runs import Mirror, Run, RunTasks
+from physionet_mirror.errors import MirrorError
 from physionet_mirror.layout import RunLayout
-from physionet_mirror.mover import Mode
-from physionet_mirror.progress import MOST_BYTES, Progress, Watch
+from physionet_mirror.progress import Progress, Watch
 from physionet_mirror.report.document import next_step
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.words import UNDER_WAY, WAYS, duration, money, share, size
@@ -92,22 +85,8 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-_LATEST = 10  # runs shown in the overview
-_BAD_PLACES = 3  # unreadable manifests before the page gives up
-
-
-def _kept_bucket(mirror: Mirror) -> Bucket:
-    return _buckets.get(mirror, lambda _: open_bucket(mirror.bucket, mirror.prefix))
-
-
-_buckets: RefreshingCache[Bucket] = RefreshingCache(seconds=300, most=16)
 _watches: RefreshingCache[Watch] = RefreshingCache(seconds=3600, most=16)
 _looks: RefreshingCache[tuple[RunTasks, Progress]] = RefreshingCache(seconds=2, most=64)
-_catalogs: RefreshingCache[overview.Catalog | MirrorError | bool] = RefreshingCache(seconds=20, most=2)
-_places: RefreshingCache[Sequence[Place]] = RefreshingCache(seconds=5, most=32)
-_modes: RefreshingCache[Mode] = RefreshingCache(seconds=20, most=64)
-_cohorts: RefreshingCache[overview.Preview] = RefreshingCache(seconds=600, most=64)
-_reports: RefreshingCache[records.RunReport | bool] = RefreshingCache(seconds=60, most=200)
 
 
 def make_app() -> FastAPI:
@@ -235,30 +214,33 @@ def make_app() -> FastAPI:
 
     @app.get("/dags/{dag_id}/runs/{run_id}/dataset", dependencies=READ_RUN)
     def dataset_page(run: TheRun) -> Response:
-        dataset = DATASETS.get(str(run.params.get("dataset") or MIMIC_CXR_JPG.name), MIMIC_CXR_JPG)
-        return RedirectResponse(dataset.page)
+        return RedirectResponse(run.dataset.page)
 
     # -- a plan ----------------------------------------------------------------------------------------------------
 
-    plan_access = [Depends(requires_access_dag("GET", param_dag_id=MAIN_DAG))]
-
-    @app.get("/plan", dependencies=plan_access)
-    def plan(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
-        return plan_page(request, session, _plan(request.query_params, session, dags))
-
-    # POST, because the ids of thousands of patients are too long for a URL. It changes nothing.
-    plan_sent = [*plan_access, Depends(from_our_own_page)]
-
-    @app.post("/plan", dependencies=plan_sent)
-    def plan_without_script(request: Request, session: SessionDep, dags: ReadableDags, sent: SentForm) -> Response:
-        return plan_page(request, session, _plan(sent, session, dags))
-
-    @app.post("/plan/result", dependencies=plan_sent)
-    def plan_result(request: Request, session: SessionDep, dags: ReadableDags, sent: SentForm) -> Response:
-        return page(request, "plan_result", **_plan(sent, session, dags))
-
     def plan_page(request: Request, session: SessionDep, values: Mapping[str, Any]) -> Response:
-        return page(request, "plan", **values, paused=runs.is_paused(session, MAIN_DAG))
+        return page(request, "plan", **values, views=(IMAGES, FILES), paused=runs.is_paused(session, values["dag_id"]))
+
+    def add_plan(view: View) -> None:
+        may_read = [Depends(requires_access_dag("GET", param_dag_id=view.dag_id))]
+
+        @app.get(f"/{view.path}", dependencies=may_read)
+        def plan(request: Request, session: SessionDep, dags: ReadableDags) -> Response:
+            return plan_page(request, session, plans.plan(view, request.query_params, session, dags))
+
+        # POST, because the ids of thousands of patients are too long for a URL. It changes nothing.
+        may_send = [*may_read, Depends(from_our_own_page)]
+
+        @app.post(f"/{view.path}", dependencies=may_send)
+        def plan_without_script(request: Request, session: SessionDep, dags: ReadableDags, sent: SentForm) -> Response:
+            return plan_page(request, session, plans.plan(view, sent, session, dags))
+
+        @app.post(f"/{view.path}/result", dependencies=may_send)
+        def plan_result(request: Request, session: SessionDep, dags: ReadableDags, sent: SentForm) -> Response:
+            return page(request, "plan_result", **plans.plan(view, sent, session, dags))
+
+    add_plan(IMAGES)
+    add_plan(FILES)
 
     # -- what is served as it is -----------------------------------------------------------------------------------
 
@@ -286,12 +268,11 @@ def _version() -> str:
 def _bucket_of(run: Run) -> Bucket:
     if run.mirror is None:
         raise HTTPException(404, "This run's params name no bucket, so it has no files.")
-    return _kept_bucket(run.mirror)
+    return reads.bucket_of(run.mirror)
 
 
 def _layout(run: Run) -> RunLayout:
-    """Where the run's files lie; one LIST for a DAG other than the main one."""
-    return records.located(_bucket_of(run), RunLayout(run.run_id, run.dag_id))
+    return reads.layout_of(run, _bucket_of(run))
 
 
 def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:
@@ -327,7 +308,7 @@ def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
         if run.mirror is None:
             return tasks, Progress()
         mirror = run.mirror
-        watch = _watches.get((run.dag_id, run.run_id, mirror), lambda _: Watch(_kept_bucket(mirror), _layout(run)))
+        watch = _watches.get((run.dag_id, run.run_id, mirror), lambda _: Watch(reads.bucket_of(mirror), _layout(run)))
         return tasks, watch.look(tasks.shards)
 
     # The state is part of the key, so that a run that has just ended is read once more.
@@ -336,7 +317,7 @@ def _look(session: SessionDep, run: Run) -> tuple[RunTasks, Progress]:
 
 def _console(mirror: Mirror) -> str | None:
     """URL of the prefix in the AWS console; None if the S3 is not Amazon's."""
-    bucket = _kept_bucket(mirror)
+    bucket = reads.bucket_of(mirror)
     if not bucket.in_aws:
         return None
     region = bucket.client.meta.region_name or "us-east-1"
@@ -346,52 +327,9 @@ def _console(mirror: Mirror) -> str | None:
     )
 
 
-def _catalog_of(mirror: Mirror) -> overview.Catalog | None:
-    """The catalog of a mirror. Failures are cached too, so that not every reader tries again."""
-
-    def load(known: overview.Catalog | MirrorError | bool | None) -> overview.Catalog | MirrorError | bool:
-        try:
-            return overview.load(_kept_bucket(mirror), known if isinstance(known, overview.Catalog) else None) or False
-        except MirrorError as error:
-            return error
-
-    found = _catalogs.get(mirror, load)
-    if isinstance(found, MirrorError):
-        raise found.with_traceback(None)
-    return found if isinstance(found, overview.Catalog) else None
-
-
-def _places_of(session: SessionDep, dags: Sequence[str]) -> Sequence[Place]:
-    """The mirrors that these DAGs' runs ever went to, or go to by default; cached for some seconds."""
-    return _places.get(tuple(dags), lambda _: runs.places(session, _defaults(session, dags)))
-
-
-def _defaults(session: SessionDep, dags: Sequence[str]) -> dict[str, dict[str, object]]:
-    return {dag_id: defaults_of(session, dag_id) for dag_id in dags}
-
-
-def _report_of(run: Run) -> records.RunReport | None:
-    """The report of a finished run."""
-    if not run.over or run.mirror is None:
-        return None
-    bucket = _kept_bucket(run.mirror)
-
-    def read(_: Any) -> records.RunReport | bool:
-        path = _layout(run).report_json
-        try:
-            found = records.read(bucket, path, records.RunReport, most=MOST_BYTES)
-        except ValueError as error:  # damaged, or not ours; the other reports are still shown
-            log.warning("%s is left out: %s.", bucket.uri(path), error)
-            return False
-        return found if found is not None and show.result_of(found) else False
-
-    found = _reports.get((run.mirror, run.dag_id, run.run_id, run.ended), read)
-    return found if isinstance(found, records.RunReport) else None
-
-
 def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str, Any]:
-    places = _places_of(session, dags)
-    seen = mirrors.look([place.mirror for place in places], _kept_bucket)
+    places = reads.places_of(session, dags)
+    seen = mirrors.look([place.mirror for place in places], reads.bucket_of)
     # A project that a run fetches beside its own is named by its params; it is there only once it has a manifest.
     places = [place for place in places if place.given or place.latest is None or seen[place.mirror].overview]
     place = next((p for p in places if p.mirror.uri == wanted), places[0] if places else None)
@@ -404,81 +342,13 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
     }
     if place is None:
         return shown
-    here = runs.runs_of(session, place, _defaults(session, dags), _LATEST)
+    here = reads.runs_of(session, dags, place)
     try:
-        shown["overview"] = mirrors.overview_of(place.mirror, _kept_bucket)
-        shown["runs"] = [(run, show.result_of(_report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here]
+        shown["overview"] = mirrors.overview_of(place.mirror, reads.bucket_of)
+        shown["runs"] = [
+            (run, show.result_of(reads.report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here
+        ]
     except MirrorError as error:
         shown["trouble"] = str(error)
         shown["runs"] = [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
     return shown
-
-
-def _plan(given: QueryParams, session: SessionDep, dags: Sequence[str]) -> dict[str, Any]:
-    params = params_of(session, MAIN_DAG)
-    filled = form.read(params, given)
-    shown: dict[str, Any] = {
-        "form": filled,
-        "cohort": None,
-        "source": None,
-        "trouble": "",
-        "notes": [],
-        "dag_id": MAIN_DAG,
-    }
-    if filled.request is None:
-        return shown
-    places = _places_of(session, dags)
-    asked = Mirror(filled.request.bucket, filled.request.prefix)
-    # The manifest is the same in every mirror; what is already stored is known only for the one asked for. One that
-    # cannot be read does not hide the others.
-    troubles: list[str] = []
-    for place in sorted(places, key=lambda p: p.mirror != asked):
-        mirror = place.mirror
-        try:
-            found = _catalog_of(mirror)
-            if found is None or not found.has_images:
-                continue
-            earlier = runs.runs_of(session, place, _defaults(session, dags), _LATEST)
-            shown["cohort"] = _cohort(found, mirror, asked, filled, earlier)
-            shown["source"] = mirror
-            if found.trouble and mirror == asked:
-                troubles.append(found.trouble)
-            break
-        except InputError as error:
-            shown["form"] = form.with_error(filled, error, params)
-            return shown
-        except MirrorError as error:
-            troubles.append(f"{mirror.uri}: {error}")
-            if len(troubles) == _BAD_PLACES:
-                break
-    if shown["cohort"]:
-        shown["notes"] = troubles
-    else:
-        shown["trouble"] = " ".join(troubles)
-    return shown
-
-
-def _cohort(
-    found: overview.Catalog, mirror: Mirror, asked: Mirror, filled: form.Form, earlier: Sequence[Run]
-) -> overview.Preview:
-    """Count what the form selects; cached for some minutes."""
-    wanted = filled.request
-    assert wanted is not None
-    bucket = _kept_bucket(mirror)
-    reports = [report for run in earlier if (report := _report_of(run))]
-    mode = _modes.get((mirror, wanted.source), lambda _: expected_mode(wanted.source, wanted.dataset, bucket))
-
-    def count(_: Any) -> overview.Preview:
-        known = found if mirror == asked else overview.without_index(found)
-        return overview.preview(
-            known,
-            wanted,
-            mode=mode,
-            streams=streams(),
-            region=bucket.region(),
-            in_aws=bucket.in_aws,
-            reports=reports,
-        )
-
-    question = json.dumps(filled.conf, sort_keys=True)
-    return _cohorts.get((mirror, found.etags, tuple(r.run.id for r in reports), mode, question), count)

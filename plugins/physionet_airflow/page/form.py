@@ -17,6 +17,9 @@ from physionet_mirror.request import Request, checked_names
 SENT = "form"
 """Present in URLs that a form made: in those, a checkbox that is absent is not ticked."""
 
+_LINES = frozenset({"include", "exclude"})
+"""Lists whose entries may hold commas: one a line."""
+
 _LINK = re.compile(r"\[[^\]]*\]\([^)]*\)")  # Markdown's; the form's own descriptions link to this page
 
 LONGEST = 1_000_000
@@ -80,7 +83,7 @@ def read(params: Mapping[str, Mapping[str, Any]], query: Any) -> Form:
     errors: dict[str, str] = {}
     for name, param in params.items():
         try:
-            conf[name] = _value(param, query.getlist(name), sent)
+            conf[name] = _value(param, query.getlist(name), sent, by_line=name in _LINES)
             jsonschema.validate(conf[name], param["schema"])
         except jsonschema.ValidationError as error:
             errors[name] = _sentence(name, param, error)
@@ -118,7 +121,7 @@ class _TooLong(ValueError):
     """A value longer than `LONGEST`."""
 
 
-def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
+def _value(param: Mapping[str, Any], given: list[str], sent: bool, *, by_line: bool) -> Any:
     """A param's value; blank entries are kept, so that they are refused as in the DAG's conf."""
     size = sum(map(len, given)) + len(given)
     if size > LONGEST:
@@ -134,6 +137,8 @@ def _value(param: Mapping[str, Any], given: list[str], sent: bool) -> Any:
             return [text.strip() for text in given]
         # Entries are separated by newlines or commas. An empty line is not an entry; two commas enclose a blank one.
         lines = [line for text in given for line in text.splitlines() if line.strip()]
+        if by_line:
+            return [line.strip() for line in lines]
         return [part.strip() for line in lines for part in line.strip().removesuffix(",").split(",")]
     if "boolean" in kinds:
         return given[-1].lower() in ("true", "on", "1") if given else (False if sent else param["value"])
@@ -200,6 +205,9 @@ _SUCH_AS = {
     "prefix": "mimic-cxr-jpg/2.1.0",
     "file_list": "s3://my-lab-bucket/list.txt",
     "subjects": "10000032",
+    "project": "mimiciv/3.1",
+    "include": "hosp/*.csv.gz",
+    "exclude": "**/*.dcm",
 }
 
 

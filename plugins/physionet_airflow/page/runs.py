@@ -13,7 +13,7 @@ from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance
 from sqlalchemy import and_, func, or_, select
 
-from physionet_mirror.dataset import project
+from physionet_mirror.dataset import Dataset, project
 from physionet_mirror.errors import InputError
 from physionet_mirror.progress import Tasks
 from physionet_mirror.request import Request, checked_bucket, checked_prefix
@@ -99,6 +99,20 @@ class Run:
     started: datetime | None
     ended: datetime | None
     paused: bool = False
+
+    @property
+    def dataset(self) -> Dataset:
+        """The project that it mirrors; MIMIC-CXR-JPG where its params name none."""
+        try:
+            named = self.params.get("project")
+            return Request.dataset if named is None else project(named)
+        except InputError:
+            return Request.dataset
+
+    @property
+    def noun(self) -> str:
+        """What it mirrors: ``image``, or ``file`` of a project that its params name."""
+        return "image" if self.params.get("project") is None else "file"
 
     @property
     def over(self) -> bool:
