@@ -11,7 +11,8 @@ The access point answers as PhysioNet's does (source: PhysioNet's published code
 - it can be the source of CopyObject within its own Region only.
 
 Every other bucket is the user's own: its requests are checked, signed anew and passed on to a real S3 server. Signatures are
-verified, as AWS does, so that no wrong key or secret goes unnoticed.
+verified, as AWS does, so that no wrong key or secret goes unnoticed. CopyObject keeps to If-None-Match and DeleteObject to
+If-Match, which the servers behind do not know (source: AWS, conditional writes and conditional deletes, 2025-10).
 """
 
 from __future__ import annotations
@@ -104,6 +105,9 @@ class AccessPoint:
         denied: Paths below ``<slug>/<version>/`` that are refused.
         damaged: Paths whose bytes are wrong.
         read_only: Access keys that may not write the buckets behind.
+        may_not_delete: Access keys that may write the buckets behind, but not delete.
+        keeps_conditions: False = copies and deletes ignore If-None-Match and If-Match, as many stores do.
+        keeps_checksums: False = the buckets behind keep no SHA-256, and neither copies nor HEADs tell one.
         slow_down_above: Requests a second to the access point above which it answers 503 SlowDown; 0 = never.
         delay: Seconds before each answer of the access point.
         counts: Answers by operation and status, such as ``("COPY", 200)``.
@@ -125,6 +129,9 @@ class AccessPoint:
         self.denied: set[str] = set()
         self.damaged: set[str] = set()
         self.read_only: set[str] = set()
+        self.may_not_delete: set[str] = set()
+        self.keeps_conditions = True
+        self.keeps_checksums = True
         self.slow_down_above = 0.0
         self.delay = 0.0
         self.counts: Counter[tuple[str, int]] = Counter()
@@ -133,6 +140,7 @@ class AccessPoint:
         self._second, self._in_second = 0, 0
         self._etags: dict[tuple[Any, ...], str] = {}
         self._lock = threading.Lock()
+        self._writing = [threading.Lock() for _ in range(64)]
         self._server = _Server(("127.0.0.1", port), self)
 
     @property
@@ -175,6 +183,10 @@ class AccessPoint:
         """It has ended."""
         with self._lock:
             self._at_once -= 1
+
+    def writing(self, target: str) -> threading.Lock:
+        """Held while the object of the user's own bucket at this path is written or deleted."""
+        return self._writing[hash(target.partition("?")[0]) % len(self._writing)]
 
     def count(self, operation: str, status: int) -> None:
         """Remember one answer."""
@@ -271,6 +283,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._read(point, key, who, dict(parse_qsl(parts.query, keep_blank_values=True)))
             elif self.command not in ("GET", "HEAD") and who in map(aws.identities.get, aws.read_only):
                 raise _denied(who, "s3:PutObject", f"arn:aws:s3:::{bucket}/{key}")
+            elif self._deletes(parts.query) and who in map(aws.identities.get, aws.may_not_delete):
+                raise _denied(who, "s3:DeleteObject", f"arn:aws:s3:::{bucket}/{key}")
             elif self.command == "PUT" and (source := _source(origin, aws.points)):
                 self._operation, self._at_point = "COPY", True
                 aws.enter()
@@ -285,6 +299,9 @@ class _Handler(BaseHTTPRequestHandler):
                 aws.leave()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815
+
+    def _deletes(self, query: str) -> bool:
+        return self.command == "DELETE" or (self.command == "POST" and query.partition("=")[0] == "delete")
 
     def _who(self, body: bytes) -> Identity:
         """Who has signed this (source: AWS Signature Version 4)."""
@@ -361,22 +378,25 @@ class _Handler(BaseHTTPRequestHandler):
             )
         wanted = self.headers.get("x-amz-copy-source-if-match")
         if wanted and wanted.strip('"') != aws.etag_of(path).strip('"'):
-            raise Refused(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
+            raise _condition_failed()
         digest = hashlib.sha256(data).digest()
-        kept = ("content-type", "x-amz-storage-class", "if-none-match", "if-match", "x-amz-expected-bucket-owner")
+        kept = ("content-type", "x-amz-storage-class", "x-amz-expected-bucket-owner")
         headers = {name: value for name in kept if (value := self.headers.get(name))}
         headers |= {name: v for name, v in self.headers.items() if name.lower().startswith("x-amz-server-side-")}
-        headers["x-amz-checksum-sha256"] = b64encode(digest).decode()
-        status, answered, content = self._onto("PUT", self.path, headers, data, digest.hex())
+        checksum = ""
+        if aws.keeps_checksums:
+            headers["x-amz-checksum-sha256"] = told = b64encode(digest).decode()
+            checksum = f"<ChecksumSHA256>{told}</ChecksumSHA256><ChecksumType>FULL_OBJECT</ChecksumType>"
+        with aws.writing(self.path):
+            if self.headers.get("If-None-Match") and aws.keeps_conditions and self._standing():
+                raise _condition_failed()
+            status, answered, content = self._onto("PUT", self.path, headers, data, digest.hex())
         if status != 200:
             self._answer(status, content, answered.get("content-type", "application/xml"))
             return
         etag = answered.get("etag", aws.etag_of(path))
         version = {"x-amz-version-id": answered["x-amz-version-id"]} if "x-amz-version-id" in answered else {}
-        found = (
-            f"<CopyObjectResult><LastModified>{_now()}</LastModified><ETag>{escape(etag)}</ETag><ChecksumSHA256>"
-            f"{b64encode(digest).decode()}</ChecksumSHA256><ChecksumType>FULL_OBJECT</ChecksumType></CopyObjectResult>"
-        )
+        found = f"<CopyObjectResult><LastModified>{_now()}</LastModified><ETag>{escape(etag)}</ETag>{checksum}</CopyObjectResult>"
         self._answer(200, found.encode(), "application/xml", version)
 
     def _pass_on(self, body: bytes) -> None:
@@ -392,8 +412,29 @@ class _Handler(BaseHTTPRequestHandler):
         }
         headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
         payload = self.headers.get("x-amz-content-sha256") or hashlib.sha256(body).hexdigest()
-        status, answered, content = self._onto(self.command, self.path, headers, body, payload)
+        if self.command in ("GET", "HEAD"):
+            status, answered, content = self._onto(self.command, self.path, headers, body, payload)
+        else:
+            with self.server.aws.writing(self.path):
+                self._keep_to_if_match(headers)
+                status, answered, content = self._onto(self.command, self.path, headers, body, payload)
+        if not self.server.aws.keeps_checksums:
+            answered = {name: value for name, value in answered.items() if not name.startswith("x-amz-checksum-")}
         self._answer(status, content, None, answered)
+
+    def _keep_to_if_match(self, headers: dict[str, str]) -> None:
+        """Take the condition off a DELETE, if it holds."""
+        if self.command != "DELETE" or not (wanted := self.headers.get("If-Match")):
+            return
+        for name in [name for name in headers if name.lower() == "if-match"]:
+            del headers[name]
+        if self.server.aws.keeps_conditions and self._standing() != wanted.strip('"'):
+            raise _condition_failed()
+
+    def _standing(self) -> str:
+        """ETag of the object that stands under the key; empty = none does."""
+        status, found, _ = self._onto("HEAD", self.path, {}, b"", hashlib.sha256(b"").hexdigest())
+        return found.get("etag", "?").strip('"') if status == 200 else ""
 
     def _onto(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes, payload: str
@@ -459,6 +500,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Quiet."""
+
+
+def _condition_failed() -> Refused:
+    return Refused(412, "PreconditionFailed", "At least one of the pre-conditions you specified did not hold")
 
 
 def _point_of(bucket: str, points: Mapping[str, str]) -> str | None:

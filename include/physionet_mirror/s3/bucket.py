@@ -54,6 +54,7 @@ _KEYS_A_DELETE = 1000  # DeleteObjects' limit
 _ENCRYPTIONS = "AES256", "aws:kms", "aws:kms:dsse"
 _READ = 1 << 18  # bytes hashed at a time; hashlib lets other threads run meanwhile
 _ONE_COPY = 5 << 30  # CopyObject's limit, in bytes
+_NO_ETAG = f'"{"0" * 32}"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -710,7 +711,7 @@ class Bucket:
         }
         etag = digest = None
         with self._asking("COPY", path):
-            if there.size > _ONE_COPY:
+            if not copies_whole(there.size):
                 # A checksum would be of the parts, which proves nothing, and not every S3 gives it.
                 self.client.copy(
                     origin, Bucket=self.name, Key=self.key(path), ExtraArgs=how, SourceClient=source.client
@@ -746,9 +747,10 @@ class Bucket:
         return self._signed.copy(key, origin, paced=paced, **how)
 
     def delete_exactly(self, path: str, etag: str) -> bool:
-        """Delete an object only while it is the one that has this ETag; whether it was.
+        """Delete an object only while it is the one that has this ETag; whether it was deleted.
 
-        A server that takes no conditions is asked for the ETag just before.
+        Only for a server that `deletes_if_match`: another one may ignore the condition, and the HEAD that is sent first
+        does not see what is written after it.
         """
         there = self.head(path)
         if there is None or there.etag != etag:
@@ -758,12 +760,26 @@ class Bucket:
             try:
                 self.client.delete_object(**where, IfMatch=etag)
             except botocore.exceptions.ClientError as error:
-                if replies.status_of(error) in {"404", "409", "412"}:
+                if replies.status_of(error) in {"404", "409", "412"} or takes_no_conditions(error):
                     return False
-                if replies.status_of(error) != "501":
-                    raise
-                self.client.delete_object(**where)
+                raise
         return True
+
+    def deletes_if_match(self, path: str) -> bool:
+        """Whether the server keeps to If-Match when it deletes: tried with an ETag that this object does not have.
+
+        Args:
+            path: An object that nobody needs; a server that ignores the condition deletes it.
+        """
+        with self._asking("DELETE", path):
+            try:
+                self.client.delete_object(Bucket=self.name, Key=self.key(path), IfMatch=_NO_ETAG, **self._owner)
+            except botocore.exceptions.ClientError as error:
+                if replies.status_of(error) in {"409", "412"}:
+                    return True
+                if not takes_no_conditions(error):
+                    raise
+        return False
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects, 1,000 a request. An absent one is no error.
@@ -875,6 +891,11 @@ class Bucket:
             raise replies.meaning(
                 error, self.uri() if what != "the bucket" else f"s3://{self.name}", what, self.name, self._region
             ) from None
+
+
+def copies_whole(size: int) -> bool:
+    """Whether one CopyObject takes an object of so many bytes: with conditions, and a SHA-256 of the whole."""
+    return size <= _ONE_COPY
 
 
 def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict[str, Any]:

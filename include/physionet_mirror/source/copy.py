@@ -8,11 +8,11 @@ from typing import Any
 from uuid import uuid4
 
 from physionet_mirror.compare import sha256_of
-from physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable, Throttled
+from physionet_mirror.errors import BucketRefused, Corrupt, DestinationError, DestinationUnavailable, Throttled
 from physionet_mirror.files import File
 from physionet_mirror.layout import COPYING
 from physionet_mirror.mover import Fetched, Mode, SourceStats, Turn
-from physionet_mirror.s3.bucket import Bucket, Copy, Listed, Stored
+from physionet_mirror.s3.bucket import Bucket, Copy, Listed, Stored, copies_whole
 from physionet_mirror.source.access_point import COPIES_A_CONNECTION, AccessPoint
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,16 @@ class ServerSideCopy:
     """Files of an access point, copied by S3 itself; a `Mover`.
 
     A copy is proven by the SHA-256 that S3 computed, or else by reading it back. Wrong bytes never replace what stands
-    under the path, and what somebody else has written is never taken away. In the ordinary case that is one request.
+    under the path, and what somebody else has written is never taken away. In the ordinary case that is one request: a
+    copy on condition that nothing stands there, deleted on condition of its ETag if it is wrong. Where something stands,
+    where the store keeps to no conditions, and above the size of one CopyObject (which goes in parts, without
+    conditions), the copy is made beside it under a name of its own, proven, and then copied over it.
 
     Args:
         point: The access point.
         bucket: The destination; its keys make the copies, so they must be allowed to read the source.
         storage_class: S3 storage class of the copies.
-        conditional: The destination refuses to copy over an object where it is told so, and need not be asked first.
+        conditional: The destination keeps to If-None-Match when it copies and to If-Match when it deletes.
     """
 
     mode: Mode = "copy"
@@ -78,20 +81,25 @@ class ServerSideCopy:
 
     def _bring(self, there: Stored | Listed, sha256: str, turn: Turn) -> None:
         """Copy where nothing stands; where something does, copy beside it, prove that, and only then over it."""
-        if self._conditional or self._bucket.head(there.path, paced=True) is None:
+        if self._conditional and copies_whole(there.size):
             copy = self._copy(there, there.path, turn, replace=False)
             if copy is not None:
-                self._prove(there.path, there.path, copy, sha256)
+                if not self._is_right(there.path, copy, sha256):
+                    raise self._wrong(there.path, sha256, self._remove(there.path, copy))
                 return
         beside = COPYING + uuid4().hex
         copy = self._copy(there, beside, turn)
         assert copy is not None  # only replace=False gives none
-        self._prove(there.path, beside, copy, sha256)
-        proven = Listed(beside, there.size, copy.etag, _UNKNOWN)
+        right = removed = False
         try:
-            self._bucket.copy_from(self._bucket, proven, there.path, **self._how)
+            right = self._is_right(beside, copy, sha256)
+            if right:
+                proven = Listed(beside, there.size, copy.etag, _UNKNOWN)
+                self._bucket.copy_from(self._bucket, proven, there.path, **self._how)
         finally:
-            self._remove(beside, copy)
+            removed = self._remove(beside)
+        if not right:
+            raise self._wrong(there.path, sha256, removed)
 
     def _copy(self, there: Stored | Listed, path: str, turn: Turn, *, replace: bool = True) -> Copy | None:
         try:
@@ -103,20 +111,20 @@ class ServerSideCopy:
         turn.answered(serves=True)
         return copy
 
-    def _prove(self, path: str, at: str, copy: Copy, sha256: str) -> None:
-        """Raise unless the copy ``at`` its place hashes to ``sha256``; then it is removed, if it is still the one written."""
-        if (copy.sha256 or sha256_of(self._bucket, at)) == sha256:
-            return
-        removed = self._remove(at, copy)
-        raise self._point.corrupt(
-            path,
-            sha256,
-            "The copy was deleted." if removed else "The copy could not be deleted, or was replaced meanwhile.",
-        )
+    def _is_right(self, at: str, copy: Copy, sha256: str) -> bool:
+        return (copy.sha256 or sha256_of(self._bucket, at)) == sha256
 
-    def _remove(self, path: str, copy: Copy) -> bool:
+    def _wrong(self, path: str, sha256: str, removed: bool) -> Corrupt:
+        what = "The copy was deleted." if removed else "The copy could not be deleted, or was replaced meanwhile."
+        return self._point.corrupt(path, sha256, what)
+
+    def _remove(self, path: str, copy: Copy | None = None) -> bool:
+        """Delete what stands under a path, with ``copy`` only while it is that one; whether it was."""
         try:
-            return self._bucket.delete_exactly(path, copy.etag)
+            if copy is not None:
+                return self._bucket.delete_exactly(path, copy.etag)
+            self._bucket.delete([path])
         except DestinationError as error:
             log.warning("%s was left behind. %s", self._bucket.uri(path), error)
             return False
+        return True

@@ -34,7 +34,7 @@ class Way:
         mode: ``download`` from the website, ``copy`` inside S3, or ``through`` the worker from the access point.
         reason: Why this one, for people.
         keys: With ``copy``: the connection whose keys make the copies.
-        conditional: With ``copy``: the destination refuses to copy over an object where it is told so.
+        conditional: With ``copy``: the destination keeps to If-None-Match when it copies and to If-Match when it deletes.
     """
 
     mode: Mode = "download"
@@ -96,20 +96,23 @@ def choose(point: AccessPoint, copiers: Mapping[str, Bucket]) -> Way:
 
 
 def _try_copy(point: AccessPoint, bucket: Bucket, file: Listed) -> bool:
-    """Copy a file to a place of its own; whether S3 then refuses to copy over it where it is told so."""
+    """Copy a file to a place of its own, and delete it; whether S3 keeps to conditions of either.
+
+    Raises:
+        BucketRefused: These keys may not copy, or may not delete: a copy that turns out wrong must go.
+    """
     path = COPYING + uuid4().hex
     how: dict[str, Any] = {"content_type": "text/plain"}
     copy = bucket.copy_from(point.bucket, file, path, **how)
     assert copy is not None  # only replace=False gives none
     try:
-        again = bucket.copy_from(point.bucket, file, path, **how, replace=False)
-        copy, conditional = again or copy, again is None
+        stood = bucket.copy_from(point.bucket, file, path, **how, replace=False) is None
+        return bucket.deletes_if_match(path) and stood
     finally:
         try:
-            bucket.delete_exactly(path, copy.etag)
+            bucket.delete([path])
         except DestinationError as error:
             log.warning("%s was left behind. %s", bucket.uri(path), error)
-    return conditional
 
 
 def in_short(error: Exception) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from demo import stack
 from demo.access_point import AccessPoint as Aws
 from demo.access_point import Identity
+from demo.lookalike import Lookalike
 from physionet_mirror.dataset import MIMIC_CXR_JPG, SUMS
 from physionet_mirror.errors import AccessRefused, ImagesFailed, NotFound
 from physionet_mirror.files import File
@@ -21,6 +24,8 @@ from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.shards import decode
 from physionet_mirror.source.access_point import AccessPoint
 from physionet_mirror.source.copy import ServerSideCopy
+from physionet_mirror.source.download import Download
+from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.source.through import ThroughWorker
 from physionet_mirror.source.way import Way, choose
 from physionet_mirror.transfer import Transfer
@@ -221,6 +226,86 @@ def test_an_overlapping_runs_object_is_kept(aws: Aws, destination: Any, files: l
     with pytest.raises(ImagesFailed):
         moved(mover, files[:1]).run()
     assert contents(bucket) == {files[0].path: files[0].sha256}
+
+
+def test_copies_are_proven_by_reading_where_no_checksum_is_kept(aws: Aws, destination: Any, files: list[File]) -> None:
+    bucket = destination()
+    aws.keeps_checksums = False
+    aws.damaged.add(files[0].path)
+    transfer = moved(ServerSideCopy(at(aws), bucket), files)
+    with pytest.raises(ImagesFailed):
+        transfer.run()
+    assert [(failure.path, failure.reason) for failure in transfer.tally.failed] == [(files[0].path, "corrupt")]
+    assert aws.counts["own GET", 200] >= len(files)
+    assert contents(bucket) == {file.path: file.sha256 for file in files[1:]}
+
+
+@pytest.mark.parametrize("keeps_conditions", [True, False])
+def test_what_is_stored_just_before_a_wrong_copy_is_deleted_stays(
+    aws: Aws, destination: Any, files: list[File], keeps_conditions: bool
+) -> None:
+    bucket, other = destination(), destination()
+    aws.keeps_conditions = keeps_conditions
+    way = choose(at(aws), {"aws_default": bucket})
+    assert (way.mode, way.conditional) == ("copy", keeps_conditions)
+    assert list(bucket.list()) == []
+    aws.damaged.add(files[0].path)
+    whole = (aws.datasets / NAME / files[0].path).read_bytes()
+    for operation in ("DeleteObject", "DeleteObjects"):
+        bucket.client.meta.events.register(
+            f"before-call.s3.{operation}",
+            lambda **_: other.put(files[0].path, whole, content_type="image/jpeg") and None,
+        )
+    with pytest.raises(ImagesFailed):
+        moved(ServerSideCopy(at(aws), bucket, conditional=way.conditional), files[:1]).run()
+    assert contents(bucket) == {files[0].path: files[0].sha256}
+
+
+def test_where_nothing_may_be_deleted_the_files_go_through_the_worker(aws: Aws, destination: Any) -> None:
+    """A wrong copy could not be removed."""
+    aws.may_not_delete.add(READER)
+    way = choose(at(aws), {"aws_default": destination()})
+    assert way.mode == "through"
+    assert "is not authorized to perform: s3:DeleteObject" in way.reason
+
+
+def test_copies_where_nothing_keeps_conditions_are_proven_beside(aws: Aws, destination: Any, files: list[File]) -> None:
+    bucket = destination()
+    aws.keeps_conditions = False
+    aws.damaged.add(files[0].path)
+    with pytest.raises(ImagesFailed):
+        moved(ServerSideCopy(at(aws), bucket), files).run()
+    assert contents(bucket) == {file.path: file.sha256 for file in files[1:]}
+
+
+@pytest.mark.parametrize(("keeps_conditions", "keeps_checksums"), [(True, True), (True, False), (False, True)])
+def test_a_run_from_the_website_amid_copies_loses_nothing(
+    strict_s3: stack.S3Server,
+    tiny_dataset: Path,
+    physionet: Lookalike,
+    reader: tuple[str, str],
+    files: list[File],
+    keeps_conditions: bool,
+    keeps_checksums: bool,
+) -> None:
+    """Both bring the same files at once, and half of the access point's are damaged."""
+    upstream = (strict_s3.endpoint, strict_s3.access_key, strict_s3.secret_key)
+    name = f"amid-{uuid.uuid4().hex[:8]}"
+    strict_s3.make_bucket(name)
+    with Aws(tiny_dataset, upstream=upstream, identities={READER: Identity("reader", "secret-1")}) as aws:
+        aws.keeps_conditions, aws.keeps_checksums = keeps_conditions, keeps_checksums
+        aws.damaged.update(file.path for file in files[::2])
+        bucket, other = (Bucket.open(session(aws, READER), name, "mine", endpoint_url=aws.endpoint) for _ in range(2))
+        copies = moved(ServerSideCopy(at(aws), bucket, conditional=keeps_conditions), files)
+        site = PhysioNet(physionet.url, *reader, connections=4)
+        downloads = moved(Download(site, MIMIC_CXR_JPG, other), files)
+        with ThreadPoolExecutor(2) as pool:
+            copied, downloaded = pool.submit(copies.run), pool.submit(downloads.run)
+        with pytest.raises(ImagesFailed):
+            copied.result()
+        assert downloaded.result().stored == len(files)
+        assert {failure.reason for failure in copies.tally.failed} == {"corrupt"}
+        assert contents(bucket) == {file.path: file.sha256 for file in files}
 
 
 def test_sizes_come_from_a_listing(aws: Aws, files: list[File]) -> None:
