@@ -17,6 +17,7 @@ from demo import stack, synthetic
 from demo.access_point import AccessPoint, Identity
 
 NAME = "mimic-cxr-jpg/2.1.0"
+LISTS = "mimic-cxr/2.0.0"
 POINT = "mimic-cxr-jpg-v2-1-0-01"
 
 
@@ -42,12 +43,10 @@ def connection(aws: AccessPoint, key: str, **extra: Any) -> str:
     )
 
 
-def run(home: Any, bucket: str, env: dict[str, str], **conf: Any) -> tuple[int, str]:
+def run(home: Any, bucket: str, env: dict[str, str], dag: str = "mimic_cxr_jpg", **conf: Any) -> tuple[int, str]:
     """Run the DAG without the connection physionet_default."""
     alone = {name: value for name, value in home.env.items() if name != "AIRFLOW_CONN_PHYSIONET_DEFAULT"}
-    done = type(home)(home.path, alone).run(
-        "dags", "test", "mimic_cxr_jpg", "-c", json.dumps({"bucket": bucket, **conf}), **env
-    )
+    done = type(home)(home.path, alone).run("dags", "test", dag, "-c", json.dumps({"bucket": bucket, **conf}), **env)
     return done.returncode, done.stdout
 
 
@@ -94,6 +93,50 @@ def test_everything_comes_from_the_access_point_alone(
     transferred = aws.counts["COPY", 200] if mode == "copy" else aws.counts["GET", 200]
     assert transferred >= len(stored)
     assert "reader-secret" not in log
+
+
+@pytest.mark.slow
+def test_tables_a_night_and_a_repair_come_from_the_access_point_alone(
+    airflow_home: Any, aws: AccessPoint, tiny_dataset: Path, s3_server: stack.S3Server, bucket_name: str
+) -> None:
+    """The website's connection is not there at all."""
+    env = {
+        "AIRFLOW_CONN_AWS_DEFAULT": connection(aws, "AKIAREADER"),
+        "AIRFLOW_CONN_PHYSIONET_S3": connection(
+            aws, "AKIAREADER", physionet_access_point={NAME: POINT, LISTS: "mimic-cxr-v2-0-0-01"}
+        ),
+    }
+    copied = "source: PhysioNet's access point, copied inside S3, as "
+    code, log = run(airflow_home, bucket_name, env, dag="mimic_cxr_metadata")
+    assert code == 0, log[-6000:]
+    assert log.count(f"For the whole run, {copied}") == 2  # one for each project
+    bucket = Path(s3_server.folder) / bucket_name
+    for name in (f"{NAME}/mimic-cxr-2.0.0-split.csv.gz", f"{LISTS}/cxr-study-list.csv.gz"):
+        assert (bucket / name).read_bytes() == (tiny_dataset / name).read_bytes()
+
+    for copies in (15, 0):  # the second run of the same night finds all there
+        aws.counts.clear()
+        code, log = run(airflow_home, bucket_name, env, dag="mimic_cxr_jpg_backfill", slices=4)
+        assert code == 0, log[-6000:]
+        assert copied in log
+        assert "15 of 15 selected images verified (checksum)" in log
+        assert copies < aws.counts["COPY", 200] <= copies + 2  # and the trial, once or twice
+
+    stored = digests(bucket / NAME)
+    victim = next(iter(stored))
+    (bucket / NAME / victim).write_bytes(b"damaged")
+    airflow_home.run("dags", "unpause", "mimic_cxr_jpg", "-y")
+    code, log = run(airflow_home, bucket_name, env, dag="mimic_cxr_audit", level="content", repair=True)
+    assert code != 0
+    assert "1 wrong bytes" in log
+    with sqlite3.connect(airflow_home.path / "airflow.db") as database:
+        ((conf,),) = database.execute("select conf from dag_run where triggered_by = 'OPERATOR'").fetchall()
+    repair = json.loads(conf)
+    assert repair["source"] == "auto"
+    code, log = run(airflow_home, env=env, **repair)
+    assert code == 0, log[-6000:]
+    assert copied in log
+    assert digests(bucket / NAME) == stored
 
 
 def test_a_source_that_is_not_open_is_fatal_for_s3_and_named_by_auto(

@@ -81,6 +81,8 @@ def test_runs_complete_skip_and_grow(
     assert len(stored) == len(fetched(physionet)) == 30
     assert all((tiny_dataset / PREFIX / path).read_bytes() == data for path, data in stored.items())
     assert "30 of 30 selected images verified (checksum)" in first
+    assert "source: PhysioNet's website, as no AWS connection physionet_s3 opens PhysioNet's access point" in first
+    assert "out of us-east-1" not in first
     names = rows(airflow_home, "select rendered_map_index from task_instance where task_id = 'mirror_shard.stream'")
     assert all(re.fullmatch(r"p\d+( … p\d+)?, \d+ images?", name) for (name,) in names)
 
