@@ -4,6 +4,8 @@
 _mirror/manifest.parquet              every file of the version
 _mirror/sums.json                     which SHA256SUMS.txt that was: its ETag at PhysioNet, its SHA-256 and the manifest's
 _mirror/index.parquet                 the verified files: the training index
+_mirror/reports.parquet               MIMIC-CXR's reports by their sections
+_mirror/links.parquet                 each study's admission, emergency and ICU stay
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/copying/                      copies inside S3 until they are proven
 _mirror/parts/<name>/<run>            one large file while its parts arrive, and until it is proven
@@ -34,6 +36,8 @@ MIRROR = "_mirror/"
 MANIFEST = MIRROR + "manifest.parquet"
 SUMS_SEEN = MIRROR + "sums.json"
 INDEX = MIRROR + "index.parquet"
+REPORTS = MIRROR + "reports.parquet"
+LINKS = MIRROR + "links.parquet"
 RUNS = MIRROR + "runs/"
 LEFT = MIRROR + "left.sha256"
 COPYING = MIRROR + "copying/"

@@ -266,7 +266,7 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
         if role not in dataset.tables:
             return None
         name = dataset.tables[role]
-        table = _read_csv(dataset, name, _local(files, name), {key: key_type, **types})
+        table = read_csv(dataset, name, _local(files, name), {key: key_type, **types})
         rows, left_out = _left_join(frame[key], table[key])
         if left_out:
             notes.append(f"{name}: {left_out:,} rows have no image in {SUMS} and are left out")
@@ -405,8 +405,21 @@ def _local(files: Mapping[str, Path], name: str) -> Path:
     return Path(files[name])
 
 
-def _read_csv(dataset: Dataset, name: str, file: Path, types: Mapping[str, Table]) -> Table:
-    """The columns in ``types`` of one table (plain or gzip); empty cells are null, in text columns too."""
+def read_csv(
+    dataset: Dataset, name: str, file: Path, types: Mapping[str, Table], *, may_be_quoted: bool = True
+) -> Table:
+    """The columns in ``types`` of one table (plain or gzip); empty cells are null, in text columns too.
+
+    Args:
+        dataset: Whose table.
+        name: Its path there.
+        file: A copy of it here.
+        types: Column to Arrow type.
+        may_be_quoted: An error may show the cell at fault; False where the table says more of patients than of images.
+
+    Raises:
+        MetadataError: It lacks a column, or is no such table.
+    """
     compressed = name.endswith(".gz")
     try:
         with gzip.open(file) if compressed else file.open("rb") as stream:
@@ -431,7 +444,12 @@ def _read_csv(dataset: Dataset, name: str, file: Path, types: Mapping[str, Table
                 ),
             )
     except (OSError, pa.ArrowInvalid) as error:
-        raise _bad_table(dataset, name, f"it cannot be read: {error}") from error
+        if may_be_quoted:
+            raise _bad_table(dataset, name, f"it cannot be read: {error}") from error
+        wanted = ", ".join(f"{column} ({kind})" for column, kind in types.items())
+        raise _bad_table(
+            dataset, name, f"a row or cell cannot be read as {wanted} (not shown: it is of a patient)"
+        ) from None
     return table
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta
 from typing import Any, Literal, get_args
 
-from physionet_mirror.dataset import DATASETS, MIMIC_CXR_JPG, Dataset, project
+from physionet_mirror.dataset import DATASETS, KNOWN, MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, Dataset, project
 from physionet_mirror.errors import InputError
 
 Level = Literal["count", "checksum", "content"]
@@ -56,6 +56,9 @@ NIGHTS = 30
 
 APPROVE_ABOVE_GB = 0, 1_000_000
 """GB above which a person is asked; at most a petabyte, 200 times the largest dataset of PhysioNet."""
+
+WINDOW_HOURS = 0, 24 * 31
+"""The shortest and longest time before a stay in which a study may still count as its own."""
 
 FRONTAL, LATERAL, NO_VIEW = "frontal", "lateral", "none"
 """Names in ``views`` that stand for more than one ViewPosition, and for images without any."""
@@ -226,6 +229,72 @@ class Request:
                 f"least {streams} connections, or let the operator lower PHYSIONET_STREAMS."
             )
         return self.connections // streams
+
+
+@dataclass(frozen=True)
+class ClinicalRequest:
+    """Which tables to build beside the training index, validated. The defaults are those of the trigger form.
+
+    Attributes:
+        bucket: Where the radiographs are mirrored to.
+        prefix: Their key prefix; each project below goes below a prefix of its own name.
+        reports: Build ``reports.parquet``.
+        links: Build ``links.parquet``.
+        cxr_project: Whose reports; a version of ``mimic-cxr``.
+        hosp_project: Whose admissions, patients and ICU stays; a version of ``mimiciv``.
+        ed_project: Whose emergency stays; a version of ``mimic-iv-ed``.
+        window_hours: How long before a stay's begin a study may lie and still count as its own.
+    """
+
+    bucket: str
+    prefix: str = MIMIC_CXR_JPG.name
+    reports: bool = True
+    links: bool = True
+    cxr_project: Dataset = MIMIC_CXR_2_1_0
+    hosp_project: Dataset = KNOWN["mimiciv/3.1"]
+    ed_project: Dataset = KNOWN["mimic-iv-ed/2.2"]
+    window_hours: float = 0
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> ClinicalRequest:
+        """The request that a run's params describe; absent ones take their defaults.
+
+        Raises:
+            InputError: A value that cannot be worked with. The message names the param.
+        """
+
+        def of_slug(name: str, default: Dataset) -> Dataset:
+            found = project(params.get(name) or default.name)
+            if found.slug != default.slug:
+                raise InputError(
+                    f"{name}: {found.name} is not a version of {default.slug}. Nothing was done. Its default is "
+                    f"{default.name}."
+                )
+            return found
+
+        asked = cls(
+            bucket=checked_bucket(params.get("bucket")),
+            prefix=checked_prefix(params.get("prefix") or cls.prefix),
+            reports=bool(params.get("reports", cls.reports)),
+            links=bool(params.get("links", cls.links)),
+            cxr_project=of_slug("cxr_project", cls.cxr_project),
+            hosp_project=of_slug("hosp_project", cls.hosp_project),
+            ed_project=of_slug("ed_project", cls.ed_project),
+            window_hours=checked_window(params.get("window_hours", cls.window_hours)),
+        )
+        if not asked.reports and not asked.links:
+            raise InputError("reports, links: both are off, so there is nothing to build. Nothing was done.")
+        return asked
+
+
+def checked_window(hours: Any) -> float:
+    """A number of hours within `WINDOW_HOURS`. Raises InputError."""
+    least, most = WINDOW_HOURS
+    if isinstance(hours, bool) or not isinstance(hours, int | float) or not least <= hours <= most:  # NaN is neither
+        raise InputError(
+            f"window_hours: {_quoted(hours)} is not a number of hours from {least} to {most}. Nothing was done."
+        )
+    return float(hours)
 
 
 def checked_bucket(name: Any) -> str:

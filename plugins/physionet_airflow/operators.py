@@ -89,7 +89,7 @@ class FetchMetadataOperator(BaseOperator):
             "sums_sha256": found.sums_sha256,
         }
         if found.fetched or found.changed:
-            _add_asset(context, TABLES, run.bucket.uri("SHA256SUMS.txt"), figures)
+            add_asset(context, TABLES, run.bucket.uri("SHA256SUMS.txt"), figures)
         return figures
 
 
@@ -392,8 +392,8 @@ class VerifyOperator(BaseOperator):
             )
             figures = document.figures(written)
             verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
-        _add_asset(context, IMAGES, run.bucket.uri(), figures)
-        _add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)
+        add_asset(context, IMAGES, run.bucket.uri(), figures)
+        add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)
         leave_notice(
             context,
             f"{figures['verified']:,} of {figures['selected']:,} selected {run.request.selection.noun} verified ({run.request.verify}), "
@@ -418,7 +418,8 @@ def _unmapped_upstream(task: BaseOperator) -> set[str]:
     return {t.task_id for t in task.get_flat_relatives(upstream=True) if t.get_closest_mapped_task_group() is None}
 
 
-def _add_asset(context: Context, alias: AssetAlias, uri: str, figures: Mapping[str, Any]) -> None:
+def add_asset(context: Context, alias: AssetAlias, uri: str, figures: Mapping[str, Any]) -> None:
+    """Emit an event of the asset at this URI, through the alias, with these figures."""
     from airflow.sdk import Asset
 
     context["outlet_events"][alias].add(Asset(uri.rstrip("/")), extra=dict(figures))

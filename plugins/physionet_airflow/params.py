@@ -27,6 +27,8 @@ from physionet_mirror.request import (
     SHARD_SIZE,
     SLICES,
     SOURCES,
+    WINDOW_HOURS,
+    ClinicalRequest,
     Request,
     Selection,
 )
@@ -59,6 +61,7 @@ PLAN_PAGE = "plugin/physionet/physionet/plan"
 
 _WHERE, _WHICH, _HOW, _SAFE = "Where to", "Which images", "How", "Before it starts"
 _FILES = "Which files"
+_BUILT = "What is built"
 
 _SUBJECT = {
     "anyOf": [
@@ -449,5 +452,46 @@ def metadata_params() -> dict[str, Param]:
             title="MIMIC-CXR",
             description="The version whose lists are fetched, below a prefix of the same name.",
             section=_WHICH,
+        ),
+    }
+
+
+def clinical_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_clinical``."""
+
+    def table(default: bool, title: str, description: str) -> Param:
+        return Param(default, type="boolean", title=title, description=description, section=_BUILT)
+
+    def version(default: str, title: str, description: str) -> Param:
+        return Param(
+            default,
+            type="string",
+            pattern=rf"^{default.partition('/')[0]}/[0-9A-Za-z][0-9A-Za-z.-]{{0,49}}$",
+            title=title,
+            description=description,
+            section=_BUILT,
+        )
+
+    return {
+        **where_params(required=False),
+        "reports": table(ClinicalRequest.reports, "Reports", "Build reports.parquet: each report by its sections."),
+        "links": table(ClinicalRequest.links, "Links", "Build links.parquet: each study's admission, ED and ICU stay."),
+        "cxr_project": version(ClinicalRequest.cxr_project.name, "MIMIC-CXR", "The version whose reports are read."),
+        "hosp_project": version(
+            ClinicalRequest.hosp_project.name,
+            "MIMIC-IV",
+            "The version whose admissions, patients and ICU stays are read.",
+        ),
+        "ed_project": version(
+            ClinicalRequest.ed_project.name, "MIMIC-IV-ED", "The version whose emergency stays are read."
+        ),
+        "window_hours": Param(
+            ClinicalRequest.window_hours,
+            type="number",
+            **_within(WINDOW_HOURS),
+            **_NOT_NAN,
+            title="Window (hours)",
+            description="Link a study also to a stay that begins up to so many hours after it; 24 is usual, 0 = inside only.",
+            section=_BUILT,
         ),
     }

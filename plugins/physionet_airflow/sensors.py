@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from physionet_mirror.dataset import Dataset
+    from physionet_mirror.source.access_point import AccessPoint
+    from physionet_mirror.source.physionet import PhysioNet
+
 
 class AccessCheckSensor(BaseSensorOperator):
     """Waits until PhysioNet serves the dataset to this account and the bucket can be reached.
@@ -66,15 +70,23 @@ class AccessCheckSensor(BaseSensorOperator):
                 "Trigger the run again when https://physionet.org is up."
             ) from None
 
+    def overrides(self, context: Context) -> dict[str, Any]:
+        """Params that are replaced, so that the dataset is the one that this task is about."""
+        return dict(dataset_overrides(context, self.dataset, self.dataset_param))
+
+    def ask(self, source: PhysioNet | AccessPoint, dataset: Dataset) -> None:
+        """Raise unless the source lets this account read the dataset."""
+        source.check_access(dataset)
+
     def poke(self, context: Context) -> PokeReturnValue | bool:
         """Whether source and bucket both let us in, and by which way the files come (`Way.to_json`)."""
         try:
             with engine_errors():
-                run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
+                run = Run.of(context, self.aws_conn_id, **self.overrides(context))
                 check_bucket(run.bucket, self.aws_conn_id)
                 way = choose_way(run.request.source, run.request.dataset, run.bucket, self.aws_conn_id)
                 with closing(run.origin(way, physionet_conn_id=self.physionet_conn_id)) as source:
-                    source.check_access(run.request.dataset)
+                    self.ask(source, run.request.dataset)
         except MirrorError as error:
             if error.retry_delay is None:  # nothing that passes by itself within hours
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from None

@@ -39,7 +39,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from physionet_mirror.errors import InputError
+from physionet_mirror.errors import VerificationFailed
+from physionet_mirror.request import checked_window
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
     Frame: TypeAlias = pd.DataFrame
 
 MATCHES = ("inside", "window", "ambiguous", "none")
-
-WINDOW_HOURS = 0, 24 * 31
-"""The shortest and longest time before a stay in which a study may still count as its own."""
 
 SCHEMA = pa.schema(
     [
@@ -125,11 +123,7 @@ def link(studies: Frame, stays: Mapping[str, Frame], patients: Frame | None, win
     Raises:
         InputError: ``window_hours`` is out of bounds.
     """
-    if not WINDOW_HOURS[0] <= window_hours <= WINDOW_HOURS[1]:  # NaN is neither
-        raise InputError(
-            f"window_hours: {window_hours!r} is not a number of hours from {WINDOW_HOURS[0]} to {WINDOW_HOURS[1]}. Nothing was "
-            "done."
-        )
+    window_hours = checked_window(window_hours)
     studies = studies.sort_values(["subject_id", "study_id"], ignore_index=True)
     moment = studies["study_datetime"].astype("datetime64[ms]")
     count = len(studies)
@@ -154,6 +148,42 @@ def link(studies: Frame, stays: Mapping[str, Frame], patients: Frame | None, win
     columns |= _who(studies, moment, patients)
     columns["match"] = np.select([ambiguous, inside, window], ["ambiguous", "inside", "window"], "none")
     return pa.Table.from_pandas(pd.DataFrame(columns), SCHEMA, preserve_index=False).replace_schema_metadata()
+
+
+def check(table: pa.Table, studies: Frame, stays: Mapping[str, Frame], window_hours: float = 0) -> None:
+    """Hold a table of links against what it was made from: one row a study, each stay the same patient's and at that time.
+
+    Raises:
+        VerificationFailed: It differs, and is not to be published.
+    """
+    frame = table.to_pandas()
+    wrong = {"studies that are absent, or there twice": len(set(studies["study_id"]) ^ set(frame["study_id"]))}
+    wrong["studies that are absent, or there twice"] += int(frame["study_id"].duplicated().sum())
+    linked = np.zeros(len(frame), dtype=bool)
+    for kind in KINDS:
+        rows = frame[frame[kind.id].notna()]
+        linked |= frame[kind.id].notna().to_numpy()
+        if rows.empty:
+            continue
+        id_, begin, end = kind.columns
+        stay = stays[kind.name].drop_duplicates(id_).set_index(id_).reindex(rows[kind.id])
+        hours = (rows["study_datetime"].to_numpy() - stay[begin].to_numpy()) / np.timedelta64(1, "h")
+        is_at_it = (hours < 0) | (rows["study_datetime"].to_numpy() <= stay[end].to_numpy())
+        is_right = (
+            (stay["subject_id"].to_numpy() == rows["subject_id"].to_numpy())
+            & (np.abs(hours - rows[kind.hours].to_numpy()) < 1e-6)
+            & (hours >= -window_hours)
+            & is_at_it
+        )
+        wrong[f"studies whose {kind.id} is another patient's, or at another time"] = int((~is_right).sum())
+    wrong["studies whose match says otherwise than their ids"] = int((linked == (frame["match"] == "none")).sum())
+    if any(wrong.values()):
+        raise VerificationFailed(
+            "The links are not what their tables say: "
+            + ", ".join(f"{count:,} {what}" for what, count in wrong.items() if count)
+            + ". They were not written, and those in the bucket are as they were. This is a fault of this package: please "
+            "report it, with these counts."
+        )
 
 
 def _found(studies: Frame, moment: pd.Series, stays: Frame, kind: Kind, window_hours: float) -> Iterator[Frame]:

@@ -20,6 +20,7 @@ FORMS = {
     "mimic_cxr_metadata": params.metadata_params,
     "mimic_cxr_audit": params.audit_params,
     "mimic_cxr_cleanup": params.cleanup_params,
+    "mimic_cxr_clinical": params.clinical_params,
     "physionet_project": params.project_params,
 }
 

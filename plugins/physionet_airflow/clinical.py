@@ -1,0 +1,272 @@
+"""The sensor and operators of ``mimic_cxr_clinical``: the files of three projects, and two tables that are built of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import AssetAlias, BaseOperator
+
+from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+from physionet_airflow.compat import AirflowSkipException
+from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.operators import INDEX, add_asset
+from physionet_airflow.run import Run, engine_errors
+from physionet_airflow.sensors import AccessCheckSensor
+from physionet_mirror.errors import AccessRefused
+from physionet_mirror.request import ClinicalRequest
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from physionet_mirror.dataset import Dataset
+    from physionet_mirror.s3.bucket import Bucket
+    from physionet_mirror.source.access_point import AccessPoint
+    from physionet_mirror.source.physionet import PhysioNet
+    from physionet_mirror.steps.clinical import Part
+
+REPORTS = AssetAlias("mimic_cxr_jpg_reports")
+LINKS = AssetAlias("mimic_cxr_jpg_links")
+"""What a run produces; each becomes the asset of its S3 URI."""
+
+PARTS: Mapping[Part, str] = {"cxr": "mimic_cxr", "hosp": "mimiciv", "ed": "mimic_iv_ed"}
+"""The task group of each project."""
+
+BUILD_REPORTS, BUILD_LINKS, FETCH = "build_reports", "build_links", "fetch_files"
+"""Task ids."""
+
+
+def place(context: Context) -> dict[str, str]:
+    """Bucket and prefix of the index whose event started this run; none where a person started it.
+
+    Where several mirrors have events, the newest one's; a log line names the others.
+    """
+    from physionet_mirror.layout import INDEX as INDEX_PATH
+
+    events = context.get("triggering_asset_events") or {}
+    try:
+        found = sorted(events[INDEX], key=lambda event: event.timestamp)
+    except KeyError:
+        return {}
+    uris = list(dict.fromkeys(str(event.asset.uri) for event in reversed(found)))
+    if not uris or not uris[0].startswith("s3://") or not uris[0].endswith(f"/{INDEX_PATH}"):
+        return {}
+    bucket, _, prefix = uris[0].removeprefix("s3://").removesuffix(f"/{INDEX_PATH}").partition("/")
+    return {"bucket": bucket, "prefix": prefix}
+
+
+def asked(context: Context) -> ClinicalRequest:
+    """What the run is asked for. Raises InputError."""
+    return ClinicalRequest.from_params({**dict(context["params"]), **place(context)})
+
+
+def _project(request: ClinicalRequest, part: Part) -> Dataset:
+    return {"cxr": request.cxr_project, "hosp": request.hosp_project, "ed": request.ed_project}[part]
+
+
+def _overrides(context: Context, part: Part) -> dict[str, Any]:
+    request = asked(context)
+    name = _project(request, part).name
+    return {"bucket": request.bucket, "project": name, "prefix": name}
+
+
+def _mirror(request: ClinicalRequest, aws_conn_id: str) -> Bucket:
+    return open_bucket(request.bucket, request.prefix, aws_conn_id)
+
+
+@contextmanager
+def _or_skip() -> Iterator[None]:
+    """Skip the task where this account may not read the project; the text names its page."""
+    try:
+        yield
+    except AccessRefused as error:
+        raise AirflowSkipException(f"Left out, and the rest goes on without it. {error}") from None
+
+
+class ProjectCheckSensor(AccessCheckSensor):
+    """As `AccessCheckSensor`, for one project; skips where this account may not read it or nothing asks for it.
+
+    Args:
+        part: Which of the three projects.
+    """
+
+    def __init__(self, *, part: Part, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.part = part
+
+    def overrides(self, context: Context) -> dict[str, Any]:
+        """The project, below a prefix of its own name; skips where it is not asked for."""
+        from physionet_mirror.steps import clinical
+
+        request = asked(context)
+        if not (request.reports if self.part == "cxr" else request.links):
+            raise AirflowSkipException("Not asked for.")
+        clinical.check_mirror(_mirror(request, self.aws_conn_id), request)
+        return _overrides(context, self.part)
+
+    def ask(self, source: PhysioNet | AccessPoint, dataset: Dataset) -> None:
+        """Skip where the source refuses this account."""
+        with _or_skip():
+            super().ask(source, dataset)
+
+
+class FetchFilesOperator(BaseOperator):
+    """Brings the files of one project into the bucket, each proven; what is there is not fetched again.
+
+    Args:
+        part: Which of the three projects.
+        physionet_conn_id: The PhysioNet account.
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        ``files``, ``fetched``, ``bytes``, ``sums_sha256`` of `fetch_files.FetchedFiles`.
+    """
+
+    ui_color = "#e4ecf4"
+
+    def __init__(
+        self,
+        *,
+        part: Part,
+        physionet_conn_id: str = PhysioNetHook.default_conn_name,
+        aws_conn_id: str = AWS_CONN_ID,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.part = part
+        self.physionet_conn_id = physionet_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    @engine_errors()
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Fetch what is missing."""
+        from physionet_mirror.steps.clinical import FILES
+        from physionet_mirror.steps.fetch_files import fetch_files
+
+        with engine_errors():
+            run = Run.of(context, self.aws_conn_id, **_overrides(context, self.part))
+            with closing(run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)) as source, _or_skip():
+                found = fetch_files(source, run.bucket, run.request.dataset, FILES[self.part])
+        return {
+            "files": list(found.files),
+            "fetched": found.fetched,
+            "bytes": found.bytes,
+            "sums_sha256": found.sums_sha256,
+        }
+
+
+class BuildReportsOperator(BaseOperator):
+    """Builds ``_mirror/reports.parquet``.
+
+    Args:
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        Counts: ``reports``, ``status``, ``without_study``, ``without_report``. No text of a report.
+    """
+
+    ui_color = "#e8f0e4"
+
+    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(outlets=[REPORTS], **kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    @engine_errors()
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Build, check, store."""
+        from physionet_mirror import layout
+        from physionet_mirror.steps import clinical
+
+        with engine_errors():
+            request = asked(context)
+            mirror = _mirror(request, self.aws_conn_id)
+            project = request.cxr_project
+            where = open_bucket(request.bucket, project.name, self.aws_conn_id)
+            figures = clinical.build_reports(mirror, where, project).to_json()
+        add_asset(context, REPORTS, mirror.uri(layout.REPORTS), figures)
+        return figures
+
+
+class BuildLinksOperator(BaseOperator):
+    """Builds ``_mirror/links.parquet`` of the projects whose files were fetched; skips where neither was.
+
+    Use it with ``trigger_rule="none_failed"``: a project that was left out skips its tasks.
+
+    Args:
+        aws_conn_id: The bucket's account.
+
+    Returns (XCom):
+        Counts: ``studies``, ``match``, ``linked``.
+    """
+
+    ui_color = "#e8f0e4"
+
+    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+        super().__init__(outlets=[LINKS], **kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    @engine_errors()
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Build, check, store."""
+        from physionet_mirror import layout
+        from physionet_mirror.steps import clinical
+
+        with engine_errors():
+            request = asked(context)
+            mirror = _mirror(request, self.aws_conn_id)
+            there: dict[Part, tuple[Dataset, Bucket]] = {}
+            for part in PARTS:
+                if part != "cxr" and _was_fetched(context, part):
+                    project = _project(request, part)
+                    there[part] = (project, open_bucket(request.bucket, project.name, self.aws_conn_id))
+            if not there:
+                raise AirflowSkipException("Neither MIMIC-IV nor MIMIC-IV-ED is there, so there is nothing to link to.")
+            figures = clinical.build_links(mirror, there, request.window_hours).to_json()
+        add_asset(context, LINKS, mirror.uri(layout.LINKS), figures)
+        return figures
+
+
+def _was_fetched(context: Context, part: Part) -> bool:
+    return context["ti"].xcom_pull(task_ids=f"{PARTS[part]}.{FETCH}") is not None
+
+
+class JudgeClinicalOperator(BaseOperator):
+    """Says what was built and what was left out; fails where nothing was built.
+
+    Use it with ``trigger_rule="none_failed"``.
+
+    Returns (XCom):
+        ``built`` (counts by table) and ``left_out`` (names of the projects that this account may not read).
+    """
+
+    ui_color = "#e8f0e4"
+
+    @engine_errors()
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Judge."""
+        request = asked(context)
+        built = {
+            table: counts
+            for table, task in (("reports", BUILD_REPORTS), ("links", BUILD_LINKS))
+            if (counts := context["ti"].xcom_pull(task_ids=task)) is not None
+        }
+        left_out = [
+            _project(request, part)
+            for part in PARTS
+            if (request.reports if part == "cxr" else request.links) and not _was_fetched(context, part)
+        ]
+        pages = ", ".join(f"{dataset.name} ({dataset.page})" for dataset in left_out)
+        with engine_errors():
+            if not built:
+                raise AccessRefused(
+                    f"Nothing was built: this account may not read {pages}. What is in the bucket is as it was. Open each page "
+                    "logged in as this user: it says what is missing (each project has a data use agreement of its own). Then "
+                    "trigger the run again."
+                )
+        if left_out:
+            self.log.warning(
+                "Left out: %s. This account may not read that; the page, opened logged in, says what is missing.", pages
+            )
+        self.log.info("Built: %s", built)
+        return {"built": built, "left_out": [dataset.name for dataset in left_out]}
