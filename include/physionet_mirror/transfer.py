@@ -10,8 +10,8 @@ A file waits for a slot, is fetched and proven, gives the slot back and is store
 - the file's own: it loses a try, and is given up after three. That takes proof: the source must have served something that
   was asked for after the file failed. Where no other file gives that proof, the probe does.
 
-What is fetched is stored outside its slot, by as many threads as that takes: more files are stored at once while they are
-slow to store, as far as memory allows, and fewer when S3 asks for less.
+What is fetched is stored outside its slot, by as many threads as that takes: more files are stored at once while that stores
+more, as far as memory allows, and fewer when S3 asks for less (`window`).
 
 Whatever was stored stays; whoever runs the shard again goes on from there. A file too big for memory is stored while it is
 fetched, and becomes visible only once it is proven.
@@ -47,6 +47,7 @@ from physionet_mirror.mover import Fetched, Mover
 from physionet_mirror.pace import Pace, Slot
 from physionet_mirror.records import Failure, ShardResult
 from physionet_mirror.throughput import MOST_POINTS, progress_line
+from physionet_mirror.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +66,6 @@ LAST_WORDS = 5.0
 SUSPECTS = 4
 """So many files in a row, and as many as may be asked for at once, fail although the checksum file is served: then one is
 asked for at a time until one comes."""
-
-STORING = 256
-"""Files that are stored at once at the most: at 0.07 s a PUT that is all that S3 takes from one prefix (3,500 a second)."""
 
 HELD = 32 << 20
 """Bytes of files on their way to the bucket above which nothing more is fetched, but for a few files."""
@@ -323,8 +321,7 @@ class Transfer:
         self._spare = 0  # threads that wait for a file or for a slot
         self._few = max(2, pace.limit // 2)  # files that may be stored at once, whatever their size
         self._storing = self._held = 0  # files on their way to the bucket, and their bytes
-        self._puts: float = STORING  # files that S3 takes at once, as far as is known
-        self._less_at = 0.0  # when it last asked for less
+        self._window = Window(self._few)
         self._unsettled = len(self._ready)
         self._served = 0  # files that came whole
         self._asked_when_served = 0.0  # when something was asked for that PhysioNet then served
@@ -459,7 +456,7 @@ class Transfer:
 
     def _is_full(self) -> bool:
         """Whether so much is on its way to the bucket that nothing more is to be fetched."""
-        return self._storing >= self._puts or (self._held > HELD and self._storing >= self._few)
+        return self._window.is_full(self._storing) or (self._held > HELD and self._storing >= self._few)
 
     def _work(self) -> None:
         """A thread: one file after the other, and a probe now and then."""
@@ -583,7 +580,6 @@ class Transfer:
         while True:
             try:
                 fetched.store()
-                self._puts = min(self._puts + 1 / self._puts, STORING)
                 return
             except DestinationUnavailable as error:
                 if time.monotonic() - begun + wait > self._patience or self._is_stopping():
@@ -593,9 +589,7 @@ class Transfer:
                         log.warning("%s", error)
                     self.tally.faults[error.reason] += 1
                     self.tally.retries += 1
-                    if time.monotonic() - self._less_at > 1.0:  # not for each of those that were refused together
-                        self._puts = max(1.0, min(self._puts, self._storing) / 2)
-                        self._less_at = time.monotonic()
+                    self._window.refused(self._storing)
             self._pause(wait * random.uniform(0.5, 1.5), outage=False)
             wait = min(2 * wait, 15.0)
 
@@ -640,6 +634,7 @@ class Transfer:
                 return
             self.tally.stored += 1
             self.tally.bytes += size
+            self._window.stored(size)
             self._settled()
 
     def _missed(self, job: _Job, error: MirrorError, served: int) -> None:
