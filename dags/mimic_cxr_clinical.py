@@ -33,9 +33,9 @@ from physionet_airflow.clinical import (
     JudgeClinicalOperator,
     ProjectCheckSensor,
 )
+from physionet_airflow.dag import defaults
 from physionet_airflow.operators import INDEX
 from physionet_airflow.params import clinical_params
-from physionet_airflow.retry import TASK_DEFAULTS
 
 with DAG(
     dag_id="mimic_cxr_clinical",
@@ -45,7 +45,7 @@ with DAG(
     schedule=[INDEX],
     max_active_runs=1,
     params=clinical_params(),
-    default_args=TASK_DEFAULTS,
+    **defaults(),
     tags=["physionet", "mimic-cxr"],
 ):
     fetched = {}

@@ -106,7 +106,7 @@ class CredentialsRefused(SourceError):
 
     permanent = True
     summary = "Wrong user name or password"
-    next_step = f"Correct user name and password in the connection physionet_default. {AGAIN}."
+    next_step = f"Correct user name and password in the PhysioNet connection. {AGAIN}."
 
 
 class AccessRefused(SourceError):
@@ -119,7 +119,7 @@ class AccessRefused(SourceError):
     permanent = True
     summary = "PhysioNet refuses this account"
     next_step = (
-        "Open the dataset's page at PhysioNet, logged in with the account of physionet_default: it says what is missing. "
+        "Open the dataset's page at PhysioNet, logged in with the account of the PhysioNet connection: it says what is missing. "
         f"{AGAIN}."
     )
 
@@ -222,7 +222,7 @@ class BucketMissing(DestinationError):
 
     permanent = True
     summary = "The bucket does not exist"
-    next_step = f"Check the param bucket and the connection aws_default, or create the bucket. {AGAIN}."
+    next_step = f"Check the param bucket and the AWS connection, or create the bucket. {AGAIN}."
 
 
 class BucketRefused(DestinationError):

@@ -3,6 +3,8 @@
     hook        the connection to PhysioNet            params      the trigger forms
     bucket      the bucket, through the S3Hook         retry       which errors are worth another try
     sensors     access check, missing?                 operators   metadata, plan, approval, stream, verify
+    triggers    what waits for the end of an outage    notify      who is told of a run's end, a wait, a question
+    dag         what every DAG has in common           urls        the addresses of Airflow's UI and of our page
     mirror      the mapped group that DAGs share       audit, cleanup, clinical   the operators of these DAGs
     plugin      the page and the links, for Airflow    provider    the connection type, for Airflow
     compat      what differs between 3.1, 3.2 and 3.3

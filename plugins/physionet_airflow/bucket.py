@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AWS_CONN_ID = "aws_default"
+AWS_CONN_ID = os.environ.get("MIMIC_CXR_AWS_CONN_ID") or "aws_default"
+"""The connection of the bucket."""
+
 ACCESS_POINT_CONN_ID = "physionet_s3"
 """An optional second AWS connection: the keys of the IAM user that PhysioNet verified, and the access point's ARN."""
 

@@ -11,6 +11,7 @@ from airflow.sdk import AssetAlias, BaseOperator
 from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.compat import AirflowSkipException
 from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.notify import leave_notice
 from physionet_airflow.operators import INDEX, add_asset
 from physionet_airflow.run import Run, engine_errors
 from physionet_airflow.sensors import AccessCheckSensor
@@ -269,4 +270,8 @@ class JudgeClinicalOperator(BaseOperator):
                 "Left out: %s. This account may not read that; the page, opened logged in, says what is missing.", pages
             )
         self.log.info("Built: %s", built)
+        leave_notice(
+            context,
+            f"Built: {', '.join(built)}." + (f" Left out, as this account may not read it: {pages}." if pages else ""),
+        )
         return {"built": built, "left_out": [dataset.name for dataset in left_out]}

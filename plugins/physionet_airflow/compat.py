@@ -6,19 +6,24 @@
     retry_policy                since 3.3; before, a task's own ``retry_delay`` applies to every error
     stats                       functions of a module since 3.3; before, of a class
     teams_of                    one query for many DAGs since 3.2
+    give_up_waiting             needed since 3.3, where no trigger waits for a person's answer
 
 Permanent errors do not depend on any of it: `run.engine_errors` fails the task at once in every version.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
+from threading import Timer
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import timedelta
 
     from airflow.sdk import CronDataIntervalTimetable
     from airflow.sdk.definitions.retry_policy import RetryPolicy
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
         AirflowException,
         AirflowFailException,
         AirflowNotFoundException,
+        AirflowRescheduleException,
         AirflowSensorTimeout,
         AirflowSkipException,
     )
@@ -33,15 +39,19 @@ if TYPE_CHECKING:
 
     from physionet_mirror.errors import MirrorError
 
+log = logging.getLogger(__name__)
+
 __all__ = [
     "AIRFLOW",
     "RETRY_BACKOFF",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
+    "AirflowRescheduleException",
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "CronDataIntervalTimetable",
+    "give_up_waiting",
     "retry_policy",
     "stats",
     "teams_of",
@@ -57,6 +67,7 @@ if not TYPE_CHECKING:
             AirflowException,
             AirflowFailException,
             AirflowNotFoundException,
+            AirflowRescheduleException,
             AirflowSensorTimeout,
             AirflowSkipException,
         )
@@ -65,6 +76,7 @@ if not TYPE_CHECKING:
             AirflowException,
             AirflowFailException,
             AirflowNotFoundException,
+            AirflowRescheduleException,
             AirflowSensorTimeout,
             AirflowSkipException,
         )
@@ -115,3 +127,34 @@ def teams_of(dag_ids: list[str], session: Session) -> Mapping[str, str | None]:
     if AIRFLOW < (3, 2):
         return {dag_id: DagModel.get_team_name(dag_id, session=session) for dag_id in dag_ids}
     return DagModel.get_dag_id_to_team_name_mapping(dag_ids, session=session)
+
+
+def give_up_waiting(ti_id: str, after: timedelta) -> None:
+    """Let a task of ``airflow dags test`` fail that still waits for a person's answer then.
+
+    Since 3.3 such a task waits in a state that only the scheduler ends; before, a trigger ends it, here too. For that
+    command only, whose process has Airflow's database.
+
+    Args:
+        ti_id: The task instance's.
+        after: When to give up.
+    """
+    if AIRFLOW < (3, 3):
+        return
+
+    def fail() -> None:
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+        from sqlalchemy import update
+
+        waits = (TaskInstance.id == UUID(ti_id)) & (TaskInstance.state == "awaiting_input")
+        with create_session() as session:
+            failed = session.scalars(
+                update(TaskInstance).where(waits).values(state="failed").returning(TaskInstance.id)
+            )
+            if failed.first():
+                log.error("Nobody answered within %s, so nothing was done after the question.", after)
+
+    timer = Timer(after.total_seconds(), fail)
+    timer.daemon = True
+    timer.start()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from physionet_airflow.notify import notifiers, run_limit
 from physionet_airflow.retry import TASK_DEFAULTS
+from physionet_airflow.run import is_dags_test
 
 
 def defaults() -> dict[str, Any]:
@@ -18,7 +18,7 @@ def defaults() -> dict[str, Any]:
     found: dict[str, Any] = {"default_args": TASK_DEFAULTS, "dagrun_timeout": run_limit()}
     # Whoever sits before `airflow dags test` sees the end; and a DAG's callbacks end it with an error there, where a param
     # is required (Airflow makes their context from the serialized DAG, up to 3.3).
-    if sys.argv[1:3] == ["dags", "test"]:
+    if is_dags_test():
         notifiers("finished")  # what cannot be read is said all the same
         return found
     if told := notifiers("finished"):

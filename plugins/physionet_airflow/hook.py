@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 from base64 import b64encode
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 PHYSIONET = "https://physionet.org"
 _PORTS = {"https": 443, "http": 80}
 
+CONN_ID = os.environ.get("PHYSIONET_CONN_ID") or "physionet_default"
+"""The connection of the PhysioNet account."""
+
 _HOW = (
-    "Set it under Admin > Connections, or as the environment variable AIRFLOW_CONN_PHYSIONET_DEFAULT="
+    f"Set it under Admin > Connections, or as the environment variable AIRFLOW_CONN_{CONN_ID.upper()}="
     '\'{"conn_type": "http", "host": "https://physionet.org", "login": "<user name>", "password": "<password>"}\'.'
 )
 
@@ -43,7 +47,7 @@ class PhysioNetHook(BaseHook):
     """
 
     conn_name_attr = "physionet_conn_id"
-    default_conn_name = "physionet_default"
+    default_conn_name = CONN_ID
     conn_type = "physionet"
     hook_name = "PhysioNet"
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket, choose_way
-from physionet_airflow.compat import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
+from physionet_airflow.compat import (
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+)
 from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.notify import notifiers
 from physionet_airflow.run import Run, dataset_overrides, engine_errors, show_shard
-from physionet_mirror.errors import MirrorError
+from physionet_mirror.errors import DestinationError, MirrorError, NotTheFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +30,18 @@ if TYPE_CHECKING:
     from physionet_mirror.source.physionet import PhysioNet
 
 
+QUESTION_EVERY, LONGEST_PAUSE = 30.0, 1800.0
+"""Seconds between the triggerer's questions to PhysioNet. The first of them waits twice as long after each check by the task
+that failed all the same, up to the latter."""
+
+
 class AccessCheckSensor(BaseSensorOperator):
     """Waits until PhysioNet serves the dataset to this account and the bucket can be reached.
 
     What only a person can put right (password, agreement, bucket, params) fails at once, without a retry, with the text
-    that this person needs. Maintenance and broken connections are waited for without holding a worker slot.
+    that this person needs. Maintenance and broken connections are waited for in the triggerer, which asks PhysioNet without
+    a login whether it answers; where no triggerer runs, the task is rescheduled. Neither holds a worker slot, and people are
+    told once (`notify`).
 
     Args:
         physionet_conn_id: The PhysioNet account.
@@ -59,16 +72,47 @@ class AccessCheckSensor(BaseSensorOperator):
         self.physionet_conn_id = physionet_conn_id
         self.aws_conn_id = aws_conn_id
         self._last = ""
+        self._outage_of: dict[str, Any] = _NOBODY
 
     def execute(self, context: Context) -> Any:
-        """Poke; on a time-out, report the last answer."""
+        """Check; if PhysioNet or S3 cannot say now, wait. On a time-out, report the last answer."""
         try:
             return super().execute(context)
         except AirflowSensorTimeout:
-            raise AirflowSensorTimeout(
-                f"Waited {timedelta(seconds=self.timeout)} in vain; nothing was fetched. The last answer was: {self._last} "
-                "Trigger the run again when https://physionet.org is up."
-            ) from None
+            raise self._in_vain() from None
+        except AirflowRescheduleException:
+            if not context.get("task_reschedule_count"):
+                self._tell(context)
+            if not triggerer_runs():
+                self.log.info("No triggerer runs, so this task checks again in %.0f s.", self.poke_interval)
+                raise
+        self._defer(datetime.now(UTC).timestamp() + self.timeout, times=0)
+
+    def check_again(self, context: Context, event: Mapping[str, Any]) -> Any:
+        """Check after the triggerer has waited; ``event`` is `OutageTrigger`'s."""
+        self._last = event["last"]
+        if event["in_vain"]:
+            raise self._in_vain()
+        found = self.poke(context)
+        if isinstance(found, PokeReturnValue):
+            return found.xcom_value
+        self._defer(event["until"], event["times"] + 1)
+
+    def _defer(self, until: float, times: int) -> NoReturn:
+        from physionet_airflow.triggers import OutageTrigger
+
+        trigger = OutageTrigger(
+            pause=min(QUESTION_EVERY * 2**times, LONGEST_PAUSE),
+            interval=QUESTION_EVERY,
+            until=until,
+            carried={"last": self._last, "until": until, "times": times},
+            **self._outage_of,
+        )
+        self.log.info(
+            "Waiting in the triggerer, until %s at most.", datetime.fromtimestamp(until, UTC).isoformat(" ", "seconds")
+        )
+        self.defer(trigger=trigger, method_name="check_again")
+        raise AssertionError
 
     def overrides(self, context: Context) -> dict[str, Any]:
         """Params that are replaced, so that the dataset is the one that this task is about."""
@@ -86,16 +130,58 @@ class AccessCheckSensor(BaseSensorOperator):
                 check_bucket(run.bucket, self.aws_conn_id)
                 way = choose_way(run.request.source, run.request.dataset, run.bucket, self.aws_conn_id)
                 with closing(run.origin(way, physionet_conn_id=self.physionet_conn_id)) as source:
+                    self._outage_of = _asked(source, run.request.dataset)
                     self.ask(source, run.request.dataset)
         except MirrorError as error:
-            if error.retry_delay is None:  # nothing that passes by itself within hours
+            # What passes by itself within hours; a page for everybody is maintenance.
+            passes = error.retry_delay is not None or isinstance(error, NotTheFile)
+            if not passes:
                 raise AirflowFailException(f"{type(error).__name__}: {error}") from None
+            if isinstance(error, DestinationError):
+                self._outage_of = _NOBODY
             self._last = str(error)
-            self.log.info("Not yet: %s Asking again in %.0f s.", error, self.poke_interval)
+            self.log.info("Not yet: %s", error)
             return False
         self.log.info("PhysioNet serves %s, and %s is in reach.", run.request.dataset.name, run.bucket.uri())
         self.log.info("For the whole run, %s.", way)
         return PokeReturnValue(is_done=True, xcom_value=way.to_json())
+
+    def _in_vain(self) -> AirflowSensorTimeout:
+        return AirflowSensorTimeout(
+            f"Waited {timedelta(seconds=self.timeout)} in vain; nothing was fetched. The last answer was: {self._last} "
+            "Trigger the run again when https://physionet.org is up."
+        )
+
+    def _tell(self, context: Context) -> None:
+        said = f"{self._last}\nIt goes on by itself when that is over, and gives up after {timedelta(seconds=self.timeout)}."
+        for notifier in notifiers("waiting", said):
+            notifier(context)
+
+
+_NOBODY: dict[str, Any] = {"dataset": None, "base_url": "", "user_agent": ""}
+
+
+def _asked(source: PhysioNet | AccessPoint, dataset: Dataset) -> dict[str, Any]:
+    """Whom `OutageTrigger` asks whether it answers again; nobody where it is S3 that does not."""
+    from physionet_mirror.source.access_point import AccessPoint
+
+    if isinstance(source, AccessPoint):
+        return _NOBODY
+    return {"dataset": dataset.name, "base_url": source.base_url, "user_agent": source.user_agent}
+
+
+def triggerer_runs() -> bool:
+    """Whether Airflow's API server, asked at the address that the tasks use, says that a triggerer is healthy."""
+    import requests
+    from airflow.configuration import conf
+
+    api = conf.get("core", "execution_api_server_url", fallback="") or ""
+    root = api.rstrip("/").removesuffix("/execution") or conf.get("api", "base_url", fallback="") or ""
+    try:
+        health = requests.get(f"{root.rstrip('/')}/api/v2/monitor/health", timeout=5).json()
+        return bool(health["triggerer"]["status"] == "healthy")
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return False
 
 
 class MissingSensor(BaseSensorOperator):

@@ -17,10 +17,13 @@ import psutil
 import pytest
 
 from demo import stack
+from demo.lookalike import Fault as Outage
+from demo.lookalike import Kind as OutageKind
 from demo.lookalike import Lookalike, Profile, User
 from tests.chaos import outside
 from tests.chaos.outside import PREFIX, published, selected, stored, wait_until
 from tests.chaos.s3_proxy import IMAGES, Fault, Kind, S3Proxy
+from tests.smtp import MailServer, mail_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -72,6 +75,10 @@ class Stage:
         """The try number of each of the task's instances."""
         return [ti["try_number"] for ti in self._instances(run_id) if ti["task_id"] == task_id]
 
+    def states(self, run_id: str, task_id: str) -> list[str]:
+        """The state of each of the task's instances."""
+        return [ti["state"] for ti in self._instances(run_id) if ti["task_id"] == task_id]
+
     def process_of(self, run_id: str, task_id: str) -> psutil.Process:
         """The process that runs the task's first instance."""
         ours = [ti["id"] for ti in self._instances(run_id) if ti["task_id"] == task_id and ti["map_index"] < 1]
@@ -103,15 +110,26 @@ def physionet(root: Path) -> Iterator[Lookalike]:
 
 
 @pytest.fixture(scope="module")
+def mails() -> Iterator[MailServer]:
+    with mail_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
 def airflow(
-    physionet: Lookalike, s3_server: stack.S3Server, s3_proxy: S3Proxy, tmp_path_factory: pytest.TempPathFactory
+    physionet: Lookalike,
+    s3_server: stack.S3Server,
+    s3_proxy: S3Proxy,
+    mails: MailServer,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[stack.Airflow]:
     aws = s3_server.connection()
     aws["extra"]["endpoint_url"] = s3_proxy.endpoint
     account = {"conn_type": "http", "host": physionet.url, "login": "reader", "password": "a password"}
-    connections = {"physionet_default": account, "aws_default": aws}
+    connections = {"physionet_default": account, "aws_default": aws, "lab_mail": mails.connection()}
     home = tmp_path_factory.mktemp("airflow")
-    with stack.airflow(home, connections=connections, extra_env=SETTINGS, timeout=300) as running:
+    told = {"PHYSIONET_NOTIFY": "smtp://nobody_made_this?to=a@b.org smtp://lab_mail?to=lab@example.org"}
+    with stack.airflow(home, connections=connections, extra_env=SETTINGS | told, timeout=300) as running:
         yield running
 
 
@@ -128,6 +146,29 @@ def stage(
     yield Stage(airflow, physionet, root, s3_proxy, bucket_name, s3_server.folder / bucket_name)
     physionet.profile = Profile()
     s3_proxy.set(None)
+
+
+def test_an_outage_is_waited_for_in_the_triggerer_and_people_are_told(stage: Stage, mails: MailServer) -> None:
+    mails.mails.clear()
+    stage.physionet.faults.set(Outage(OutageKind.STATUS, status=502, attempts=None))
+    run_id = stage.trigger(sample_size=12)
+    wait_until(lambda: "deferred" in stage.states(run_id, "check_access"))
+    assert mails.subjects() == ["MIMIC-CXR-JPG waits"]
+    assert "PhysioNet answered 502" in mails.text()
+    stage.physionet.faults.clear()
+
+    assert stage.ends(run_id) == "success"
+    assert stage.tries(run_id, "check_access") == [1]
+    wait_until(lambda: len(mails.mails) == 2)
+    assert mails.subjects()[1] == "MIMIC-CXR-JPG finished"
+    assert "12 of 12 selected images verified (checksum)" in mails.text()
+
+    refused = stage.trigger(bucket="there-is-no-such-bucket")
+    assert stage.ends(refused) == "failed"
+    wait_until(lambda: len(mails.mails) == 3)
+    assert mails.subjects()[2] == "MIMIC-CXR-JPG failed"
+    assert "The bucket there-is-no-such-bucket does not exist" in mails.text()
+    assert stage.airflow.url in mails.text()
 
 
 def kill_task(stage: Stage, run_id: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from physionet_airflow.operators import _question
 from physionet_mirror import estimate
+from tests.conftest import AirflowHome
 
 
 def asked(**options: Any) -> str:
@@ -61,3 +63,42 @@ def test_the_access_point_is_named_with_what_it_costs(options: dict[str, Any], r
     for row in [*rows, "| To be fetched | 377,110 (612 GB, 612,426,640,123 bytes as listed) |", "of 2025-10"]:
         assert row in question
     assert "connections" not in question
+
+
+ASKS = """
+from datetime import timedelta
+
+from airflow.sdk import DAG, BaseOperator
+
+from physionet_airflow.operators import ApproveLargePlanOperator
+
+
+class Ask(ApproveLargePlanOperator):
+    def question(self, context):
+        return "Shall I?"
+
+
+class Never(BaseOperator):
+    def execute(self, context):
+        print("it went on")
+
+
+with DAG("asks"):
+    Ask(task_id="approve", response_timeout=timedelta(seconds=1)) >> Never(task_id="never")
+"""
+
+
+def test_dags_test_says_that_it_cannot_approve_and_does_not_wait_for_ever(
+    airflow_home: AirflowHome, tmp_path: Path
+) -> None:
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    (dags / "asks.py").write_text(ASKS)
+    done = airflow_home.run("dags", "test", "asks", AIRFLOW__CORE__DAGS_FOLDER=str(dags), timeout=60)
+    said = " ".join(done.stdout.split())
+    assert "This run asks for an approval, and `airflow dags test` cannot give it." in said
+    assert "within 0:00:01 under Required Actions" in said
+    assert "Or start it again with approve_above_gb=0, which asks nobody." in said
+    assert "Nobody answered within 0:00:01, so nothing was done after the question." in said
+    assert done.returncode != 0
+    assert "it went on" not in said

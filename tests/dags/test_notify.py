@@ -7,15 +7,23 @@ import json
 from tests.conftest import AirflowHome
 from tests.smtp import mail_server
 
+TAKEN = '{"conn_type": "generic"}'
 HERE = "http://airflow.example.org/below"
 
 
 def test_a_question_is_told_and_a_broken_notifier_fails_nothing(airflow_home: AirflowHome, bucket_name: str) -> None:
+    """With connections of other ids, where somebody else has taken the usual ones."""
     asked = airflow_home.answering("mimic_cxr_jpg", "Approve")
     conf = {"bucket": bucket_name, "sample_size": 12, "approve_above_gb": 1e-6}
     with mail_server() as mails:
         done = airflow_home.run(
             *("dags", "test", "mimic_cxr_jpg", "-c", json.dumps(conf)),
+            PHYSIONET_CONN_ID="lab_physionet",
+            MIMIC_CXR_AWS_CONN_ID="lab_s3",
+            AIRFLOW_CONN_LAB_PHYSIONET=airflow_home.env["AIRFLOW_CONN_PHYSIONET_DEFAULT"],
+            AIRFLOW_CONN_LAB_S3=airflow_home.env["AIRFLOW_CONN_AWS_DEFAULT"],
+            AIRFLOW_CONN_PHYSIONET_DEFAULT=TAKEN,
+            AIRFLOW_CONN_AWS_DEFAULT=TAKEN,
             PHYSIONET_NOTIFY="smtp://nobody_made_this?to=a@example.org smtp://lab_mail?to=lab@example.org",
             AIRFLOW_CONN_LAB_MAIL=json.dumps(mails.connection()),
             AIRFLOW__API__BASE_URL=HERE,

@@ -221,7 +221,7 @@ def _check_credentials(login: str, password: str) -> None:
     if not login or not password:
         raise InputError(
             "The PhysioNet connection has no login or no password. Nothing was sent. Put your physionet.org user name "
-            "and password into the connection `physionet_default`."
+            "and password into it."
         )
     for name, value in (("login", login), ("password", password)):
         fault = (
@@ -234,10 +234,7 @@ def _check_credentials(login: str, password: str) -> None:
             else None
         )
         if fault:
-            raise InputError(
-                f"The {name} of the PhysioNet connection {fault}. Nothing was sent. Correct it in the connection "
-                "`physionet_default`."
-            )
+            raise InputError(f"The {name} of the PhysioNet connection {fault}. Nothing was sent. Correct it there.")
 
 
 def _checked_agent(agent: str) -> str:

@@ -110,7 +110,7 @@ def refused() -> CredentialsRefused:
     """401 to a fresh handshake."""
     return CredentialsRefused(
         f"PhysioNet refused the user name or password (401). {_KEPT} Try the same pair at "
-        "https://physionet.org/login/ and correct the connection `physionet_default`; then trigger the run again."
+        "https://physionet.org/login/ and correct the PhysioNet connection; then trigger the run again."
     )
 
 

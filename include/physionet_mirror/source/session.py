@@ -142,6 +142,16 @@ class Session:
                 replies.unreachable(error, urlsplit(self.base_url).netloc, self._connect_timeout, self.read_timeout)
             )
 
+    def knock(self, dataset: Dataset) -> tuple[int, MirrorError | None]:
+        """Status and meaning of the answer to a HEAD of the checksum file without login.
+
+        Raises:
+            SourceError: PhysioNet does not answer.
+            InputError: A setting of this worker keeps it from being asked.
+        """
+        with self._send("HEAD", self.url(dataset, SUMS), self._plain) as answer:
+            return answer.status, replies.meaning(answer, dataset, SUMS, urlsplit(self.base_url).netloc)
+
     def url(self, dataset: Dataset, path: str) -> str:
         """Address of a dataset's file."""
         return f"{self.base_url}/files/{dataset.name}/{quote(path)}"
