@@ -144,7 +144,7 @@ def files(folder: Path, root: Path, tls: Tls | None = None) -> Iterator[str]:
     slug, version = MIMIC_CXR_JPG.slug, MIMIC_CXR_JPG.version
     listen, scheme = _listening(tls)
     servers = _FILES.format(port=port, tls=listen, root=root, folder=folder, slug=slug, version=version)
-    with _nginx(folder, servers, port):
+    with nginx(folder, servers, port):
         yield f"{scheme}://127.0.0.1:{port}"
 
 
@@ -154,7 +154,7 @@ def sink(folder: Path, s3: stack.S3Server, tls: Tls | None = None) -> Iterator[s
     port, yes = stack.free_port(), stack.free_port()
     listen, scheme = _listening(tls)
     servers = _SINK.format(port=port, tls=listen, yes=yes, endpoint=s3.endpoint, folder=folder)
-    with _nginx(folder, servers, port):
+    with nginx(folder, servers, port):
         yield f"{scheme}://127.0.0.1:{port}"
 
 
@@ -165,7 +165,12 @@ def taken(folder: Path) -> int:
 
 
 @contextmanager
-def _nginx(folder: Path, servers: str, port: int) -> Iterator[None]:
+def nginx(folder: Path, servers: str, port: int) -> Iterator[None]:
+    """Run nginx with these ``server`` blocks until the block ends; ``folder`` is emptied, and receives its logs.
+
+    Raises:
+        Missing: It is not installed.
+    """
     program = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if program is None:
         raise Missing(
