@@ -7,7 +7,8 @@
     physionet.faults             counter     faults during the transfer, by `reason` (throttled, stalled, …)
     physionet.refused            counter     credentials, agreement or bucket refused, by `reason`
     physionet.image_seconds      timer       one image, from the first request to S3's answer
-    physionet.connections        gauge       connections to PhysioNet that a shard's task holds, by `shard`
+    physionet.connections        gauge       connections to the website, or copies or reads from the access point, that a
+                                             shard's task has under way, by `shard`
     physionet.images_left        gauge       images that a shard's task has still to store, by `shard`
 
 Names carry the prefix of Airflow's configuration (``airflow.`` by default). With plain StatsD, labels need
