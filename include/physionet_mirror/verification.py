@@ -69,10 +69,9 @@ class Verdict(Comparison):
         """Whether every selected image is there and right."""
         return not self.problems
 
-    @property
-    def cost(self) -> float:
-        """Price of the S3 requests in US dollars."""
-        return request_cost(self.requests)
+    def cost(self, region: str | None = None, storage_class: str = "STANDARD") -> float:
+        """Price of the S3 requests in US dollars, in the bucket's Region and storage class."""
+        return request_cost(self.requests, region, storage_class)
 
     def postpone(self, paths: Collection[str]) -> None:
         """Count the missing images among ``paths`` as postponed to a later run instead of failed."""

@@ -192,6 +192,8 @@ def build(
         moved = replace(moved, out_to=out.to, out_usd=round(out.cost, 6))
     stored = {"COPY" if way and way.get("mode") == "copy" else "PUT": moved.images}
     requests = dict(sorted((Counter(verdict.requests) + Counter(stored)).items()))
+    region, storage_class = (expected.region, expected.storage_class) if expected is not None else ("", "")
+    region, storage_class = region or DEFAULT_REGION, storage_class or "STANDARD"
     return RunReport(
         format=FORMAT,
         version=VERSION,
@@ -225,13 +227,13 @@ def build(
             remembered=verdict.remembered,
             read_back=verdict.read_back,
             requests=verdict.requests,
-            cost_usd=round(verdict.cost, 6),
+            cost_usd=round(verdict.cost(region, storage_class), 6),
         ),
         transfer=moved,
         requests=ReportedRequests(
             by_kind=requests,
-            cost_usd=round(request_cost(requests), 6),
-            prices=f"S3 Standard, {DEFAULT_REGION}, {PRICES_AS_OF}",
+            cost_usd=round(request_cost(requests, region, storage_class), 6),
+            prices=f"S3 {storage_class}, {region}, {PRICES_AS_OF}",
         ),
         sizes=_sizes([image.size for image in verdict.ok]),
         failures=grouped(problems, _EXAMPLES, next_step),

@@ -9,6 +9,7 @@ PRICES_AS_OF = "2025-10"
 """Month of the price table below; an estimate says it, because prices change."""
 
 PRICES_SOURCE = "https://aws.amazon.com/s3/pricing/"
+"""AWS's page of storage, requests and, in its section *Data transfer*, of the transfer prices below."""
 
 DEFAULT_REGION = "us-east-1"
 
@@ -33,15 +34,17 @@ class Price:
     retrieval_gb: float = 0.0
 
 
+# Transfer, in US dollars for one GB (2**30 bytes); source: https://aws.amazon.com/s3/pricing/, section "Data transfer", as of
+# 2025-10. Within a Region nothing is asked.
+
 TRANSFER_OUT_GB = 0.09
-"""One GB (2**30 bytes) out of AWS to the internet, in US dollars, first 10 TB a month, in all regions below. Within the
-bucket's region nothing is asked."""
+"""Out of AWS to the internet, first 10 TB a month, in all Regions below."""
 
 BETWEEN_REGIONS_GB = 0.02
-"""One GB (2**30 bytes) from us-east-1 to another Region of AWS, in US dollars (source: the same page, "Data transfer")."""
+"""From us-east-1 to another Region of AWS."""
 
 TO_OHIO_GB = 0.01
-"""The same to us-east-2, AWS's one exception."""
+"""From us-east-1 to us-east-2, AWS's one exception."""
 
 _US = {
     "STANDARD": Price(0.023, 0.005, 0.0004),

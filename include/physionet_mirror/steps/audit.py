@@ -117,6 +117,7 @@ def _log_progress(done: int, total: int) -> None:
 
 def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, started: datetime) -> Audit:
     """Write ``audit.json`` and, where something differs, ``failed_images.txt``; returns the former."""
+    cost = verdict.cost(bucket.region())
     failed = "".join(f"{problem.path}\t{problem.reason}\n" for problem in verdict.problems)
     if failed:
         bucket.write_text(run.failed_images, failed)
@@ -133,7 +134,7 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
         bytes=verdict.bytes,
         seconds=round(verdict.seconds, 1),
         requests=verdict.requests,
-        cost_usd=round(verdict.cost, 6),
+        cost_usd=round(cost, 6),
         notes=verdict.notes,
         failed_images=bucket.uri(run.failed_images) if failed else None,
     )
@@ -150,7 +151,7 @@ def write_audit(bucket: Bucket, run: RunLayout, verdict: Verdict, share: Share, 
         f"{len(verdict.problems):,}",
         verdict.seconds,
         f"{sum(verdict.requests.values()):,}",
-        verdict.cost,
+        cost,
     )
     return found
 

@@ -14,6 +14,7 @@ from physionet_mirror.dataset import MIMIC_CXR
 from physionet_mirror.estimate import estimate
 from physionet_mirror.records import Failure, RunReport
 from physionet_mirror.report import document, page
+from physionet_mirror.s3.prices import PRICES_AS_OF, request_cost
 from tests.unit.made_up import RUN, STARTED, FakeBucket, make_manifest, make_results, make_verdict, written
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -64,6 +65,16 @@ class TestFacts:
         assert "out of us-east-1" in bucket.read(RUN.report_html).decode().lower()
         assert "reads under way" in bucket.read(RUN.report_html).decode()
         assert "to eu-west-1" in page.summary_table(RunReport.from_json(facts))
+
+    def test_requests_have_the_prices_of_the_buckets_region_and_class(self):
+        there = {"region": "eu-central-1", "storage_class": "GLACIER_IR"}
+        _, facts, _ = written(results=make_results(38, 3), expected=estimate(40, 1.45e6, 8, **there))
+        assert facts["requests"]["prices"] == f"S3 GLACIER_IR, eu-central-1, {PRICES_AS_OF}"
+        assert facts["requests"]["cost_usd"] == round(request_cost(facts["requests"]["by_kind"], **there), 6)
+        assert facts["verification"]["cost_usd"] == round(request_cost(facts["verification"]["requests"], **there), 6)
+        _, elsewhere, _ = written(results=make_results(38, 3))
+        assert "us-east-1" in elsewhere["requests"]["prices"]
+        assert facts["requests"]["cost_usd"] > elsewhere["requests"]["cost_usd"] > 0
 
     def test_copies_are_counted_as_copies_and_cost_no_transfer(self):
         expected = estimate(40, 1.45e6, 64, mode="copy")
