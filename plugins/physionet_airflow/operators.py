@@ -12,6 +12,7 @@ from airflow.sdk import AssetAlias, BaseOperator
 from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
 from physionet_airflow.compat import AirflowException, AirflowFailException, give_up_waiting
 from physionet_airflow.hook import PhysioNetHook
+from physionet_airflow.lineage import Lineage, WithLineage, published, stored
 from physionet_airflow.metrics import ShardMetrics
 from physionet_airflow.notify import leave_notice, notifiers
 from physionet_airflow.run import (
@@ -44,7 +45,7 @@ INDEX = AssetAlias("mimic_cxr_jpg_index")
 """What a run produces; each becomes the asset of its S3 URI, which is only known when the run is."""
 
 
-class FetchMetadataOperator(BaseOperator):
+class FetchMetadataOperator(WithLineage, BaseOperator):
     """Brings tables, lists and SHA256SUMS.txt into the bucket, each proven, and builds the manifest.
 
     Args:
@@ -76,12 +77,15 @@ class FetchMetadataOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Fetch what is missing or has changed."""
+        from physionet_mirror.layout import MANIFEST
         from physionet_mirror.steps import fetch_metadata
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
             with closing(run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)) as source:
                 found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
+        written = [stored(run.bucket, path) for path in (*found.files, MANIFEST)]
+        self.lineage = Lineage([published(run.request.dataset)], written)
         figures = {
             "images": found.images,
             "files": list(found.files),
@@ -300,7 +304,7 @@ def _question(plan: Mapping[str, Any], estimate: Any, limit: float) -> str:
     )
 
 
-class StreamShardOperator(BaseOperator):
+class StreamShardOperator(WithLineage, BaseOperator):
     """Streams the missing images of one shard into the bucket.
 
     Args:
@@ -356,6 +360,8 @@ class StreamShardOperator(BaseOperator):
                 try_number=context["ti"].try_number,
                 watch=ShardMetrics(self.shard["index"]),
             )
+        written = stored(run.bucket, files=result.stored, size=result.bytes)
+        self.lineage = Lineage([published(run.request.dataset)], [written])
         if self._killed:
             raise AirflowException(
                 f"Told to stop after {result.stored:,} of {result.todo:,} images, which are stored. "
@@ -371,7 +377,7 @@ class StreamShardOperator(BaseOperator):
             self._stop()
 
 
-class VerifyOperator(BaseOperator):
+class VerifyOperator(WithLineage, BaseOperator):
     """Compares the whole selection with the bucket, writes report and index, and fails if anything is missing or wrong.
 
     Use it with ``trigger_rule="all_done"``: it runs however the shards ended, decides whether the run succeeds, and names any
@@ -394,6 +400,7 @@ class VerifyOperator(BaseOperator):
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Verify, report, judge."""
         from physionet_mirror.layout import INDEX as INDEX_PATH
+        from physionet_mirror.layout import MANIFEST
         from physionet_mirror.report import document
         from physionet_mirror.steps import verify
 
@@ -414,6 +421,7 @@ class VerifyOperator(BaseOperator):
                 software=_software(),
             )
             figures = document.figures(written)
+            self.lineage = Lineage([stored(run.bucket), stored(run.bucket, MANIFEST)], [stored(run.bucket, INDEX_PATH)])
             verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
         add_asset(context, IMAGES, run.bucket.uri(), figures)
         add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)

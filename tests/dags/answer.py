@@ -24,7 +24,9 @@ def waiting() -> str | None:
     """Run id of the run that waits for an answer."""
     with sqlite3.connect(database, timeout=30) as connection:
         found = connection.execute(
-            "select run_id from task_instance where dag_id = ? and task_id = ? and state in ('awaiting_input', 'deferred')",
+            # Not by the state: Airflow before 3.3 calls the task queued while `airflow dags test` runs its trigger.
+            "select run_id from task_instance join hitl_detail on hitl_detail.ti_id = task_instance.id "
+            "where dag_id = ? and task_id = ? and state not in ('success', 'failed', 'skipped', 'upstream_failed')",
             (dag_id, task_id),
         ).fetchone()
     return found[0] if found else None
