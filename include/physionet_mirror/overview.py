@@ -7,13 +7,14 @@ of the project is asked for. An overview is a few numbers; a catalog of all 377,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -309,6 +310,7 @@ def preview(
     region: str | None = None,
     in_aws: bool = True,
     reports: Iterable[RunReport] = (),
+    studies: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Preview:
     """Choose as a run would, and count. A ``file_list`` is not read.
 
@@ -320,11 +322,12 @@ def preview(
         region: Of the bucket, for the prices.
         in_aws: Whether that is Amazon's.
         reports: Of earlier runs, newest first, for the speed.
+        studies: As `choose` takes them.
 
     Raises:
         InputError: A filter that matches nothing; the message names it.
     """
-    chosen = choose(catalog.frame, request.selection)
+    chosen = choose(catalog.frame, request.selection, studies)
     verified = catalog.verified[chosen.frame.index.to_numpy()]
     counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
     mode, modes = open_ways(mode, region, in_aws)

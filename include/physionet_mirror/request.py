@@ -60,6 +60,12 @@ APPROVE_ABOVE_GB = 0, 1_000_000
 WINDOW_HOURS = 0, 24 * 31
 """The shortest and longest time before a stay in which a study may still count as its own."""
 
+ANY_STAY = "any"
+"""What stands in ``linked`` for a stay of whichever kind."""
+
+LINKED = (ANY_STAY, "ed", "admission", "icu")
+"""What an image's study can be linked to."""
+
 FRONTAL, LATERAL, NO_VIEW = "frontal", "lateral", "none"
 """Names in ``views`` that stand for more than one ViewPosition, and for images without any."""
 
@@ -84,6 +90,8 @@ class Selection:
         labels: CheXpert labels; an image matches when any of them is positive (1).
         groups: Patient groups, p10 … p19.
         subjects: Subject ids, as numbers or as text with or without the ``p`` (``10000032``, ``p10000032``).
+        linked: Kinds of stay (`LINKED`): an image matches when its study has one of any of these, by links.parquet.
+        has_report: Only images whose study has a report that is not empty, by reports.parquet.
         file_list: Lines of a list of image paths (see ``selection.listed_paths``), or None for no list.
         include: Globs over the paths of any files; empty = all. With these, nothing else counts but ``exclude``. None = the
             images.
@@ -99,6 +107,8 @@ class Selection:
     labels: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     subjects: tuple[int | str, ...] = ()
+    linked: tuple[str, ...] = ()
+    has_report: bool = False
     file_list: tuple[str, ...] | None = None
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
@@ -192,6 +202,8 @@ class Request:
                 labels=_texts("labels", params),
                 groups=_texts("groups", params),
                 subjects=_texts("subjects", params),
+                linked=_linked(params),
+                has_report=bool(params.get("has_report", Selection.has_report)),
             ),
             file_list=checked_uri("file_list", params.get("file_list")),
             shard_size=None if shard_size in (None, "") else _whole("shard_size", shard_size, *SHARD_SIZE),
@@ -401,7 +413,17 @@ def _quoted(value: Any) -> str:
     return repr(value)[:80]
 
 
-_SUCH_AS = {"subjects": "[10000032]", "include": '["hosp/*.csv.gz"]', "exclude": '["**/*.dcm"]'}
+_SUCH_AS = {"subjects": "[10000032]", "linked": '["ed"]', "include": '["hosp/*.csv.gz"]', "exclude": '["**/*.dcm"]'}
+
+
+def _linked(params: Mapping[str, Any]) -> tuple[str, ...]:
+    kinds = _texts("linked", params)
+    if unknown := [kind for kind in kinds if kind not in LINKED]:
+        raise InputError(
+            f"linked: {unknown[0][:80]!r} is none of {', '.join(LINKED)}. Nothing was done. Correct the filter; empty means any "
+            "study, linked or not."
+        )
+    return kinds
 
 
 def _texts(name: str, params: Mapping[str, Any]) -> tuple[str, ...]:

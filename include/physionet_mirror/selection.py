@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -51,8 +52,16 @@ class Chosen:
     notes: list[str] = field(default_factory=list)
 
 
-def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
+def choose(
+    manifest: pd.DataFrame, selection: Selection, studies: Mapping[str, Collection[int]] = MappingProxyType({})
+) -> Chosen:
     """Apply the filters, then the sample; where the selection has globs (``include``), these alone.
+
+    Args:
+        manifest: What there is.
+        selection: What is asked for.
+        studies: The study ids that pass the filters ``linked`` and ``has_report`` (``clinical.studies.chosen_by``); needed
+            where they are set.
 
     Raises:
         InputError: A value or a combination that no image has, a list with unknown paths, an impossible sample, or a glob that
@@ -67,7 +76,7 @@ def choose(manifest: pd.DataFrame, selection: Selection) -> Chosen:
         raise InputError("The manifest has no image: this project publishes tables alone. Nothing was done.")
     frame = manifest
     notes: list[str] = []
-    for name, values, apply in _filters(frame, selection):
+    for name, values, apply in _filters(frame, selection, studies):
         before = frame
         frame = apply(frame)
         if frame.empty:
@@ -115,7 +124,7 @@ def _nothing_matches(name: str, pattern: str, manifest: pd.DataFrame) -> str:
 Filter = tuple[str, Sequence[object], "Callable[[pd.DataFrame], pd.DataFrame]"]
 
 
-def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
+def _filters(manifest: pd.DataFrame, selection: Selection, studies: Mapping[str, Collection[int]]) -> Iterable[Filter]:
     """The requested filters, each checked against the whole manifest before any is applied."""
     filters: list[Filter] = []
     for name, column, wanted in (
@@ -141,6 +150,10 @@ def _filters(manifest: pd.DataFrame, selection: Selection) -> Iterable[Filter]:
                 f"from {min(known)} to {max(known)}. Nothing was done; correct the list."
             )
         filters.append(("subjects", ids, _one_of("subject_id", ids)))
+    if selection.linked:
+        filters.append(("linked", selection.linked, _one_of("study_id", tuple(studies["linked"]))))
+    if selection.has_report:
+        filters.append(("has_report", (True,), _one_of("study_id", tuple(studies["has_report"]))))
     if selection.file_list is not None:
         numbered = _numbered(selection.file_list)
         paths = tuple(numbered)
@@ -284,11 +297,13 @@ def _emptied(name: str, values: Sequence[object], before: pd.DataFrame, selectio
         there = f"; positive among them are {', '.join(positive) or 'none'}"
     elif name == "subjects":
         there = f"; they belong to {before['subject_id'].nunique():,} other subjects"
+    elif name in ("linked", "has_report"):
+        there = f", by the table that mimic_cxr_clinical made; they are of {before['study_id'].nunique():,} studies"
     else:
         there = ""
     others = [
         f"{other}={list(given)}"
-        for other in ("groups", "views", "splits", "labels", "subjects")
+        for other in ("groups", "views", "splits", "labels", "subjects", "linked")
         if other != name and (given := getattr(selection, other))
     ]
     scope = f"with {' and '.join(others)}" if others else "of the dataset"

@@ -18,6 +18,7 @@ from physionet_mirror.request import (
     FRONTAL,
     LATERAL,
     LEVELS,
+    LINKED,
     NIGHTS,
     NO_VIEW,
     SAMPLE_BY,
@@ -286,6 +287,16 @@ def filter_params() -> dict[str, Param]:
             items=_SUBJECT,
             title="Patients",
             description="Subject ids, one a line, such as 10000032; empty = any.",
+            section=_WHICH,
+        ),
+        "linked": pick(
+            "Linked to", "Stays that the study falls into, by mimic_cxr_clinical; any = one of the three.", LINKED
+        ),
+        "has_report": Param(
+            Selection.has_report,
+            type="boolean",
+            title="With a report",
+            description="Only studies whose report is not empty, by mimic_cxr_clinical.",
             section=_WHICH,
         ),
     }

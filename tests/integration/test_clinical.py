@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -18,17 +20,19 @@ import pytest
 from demo import clinical as drawn
 from demo import stack, synthetic
 from demo.lookalike import Lookalike, User
-from physionet_mirror import layout
+from physionet_mirror import index, layout, overview
 from physionet_mirror.clinical import links, reports
+from physionet_mirror.clinical.studies import chosen_by
 from physionet_mirror.dataset import MIMIC_CXR_2_1_0, MIMIC_CXR_JPG, Dataset
 from physionet_mirror.errors import InputError, MetadataError, VerificationFailed
-from physionet_mirror.request import ClinicalRequest
+from physionet_mirror.request import ClinicalRequest, Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import clinical
+from physionet_mirror.steps import clinical, plan
 from physionet_mirror.steps.clinical import FILES
 from physionet_mirror.steps.fetch_files import fetch_files
 from physionet_mirror.steps.fetch_metadata import fetch_metadata
+from physionet_mirror.verification import Verdict, Verified
 from tests.conftest import READER
 
 COHORT = synthetic.cohort(60, seed=7, long_side=96)
@@ -204,3 +208,125 @@ def test_without_a_manifest_links_are_refused_before_anything_is_fetched(lab: La
         clinical.check_mirror(elsewhere, request)
     clinical.check_mirror(elsewhere, ClinicalRequest.from_params({"bucket": lab.name, "links": False}))
     clinical.check_mirror(lab.mirror, request)
+
+
+# -- the filters that go by these tables -------------------------------------------------------------------------------
+
+
+def planned(lab: Lab, **filters: Any) -> set[int]:
+    """The studies of the images that a run with these filters would select."""
+    request = Request.from_params({"bucket": lab.name, "select": "all", "shard_size": 1000, **filters})
+    run = layout.RunLayout(f"r{uuid4().hex[:6]}")
+    made = plan.make_plan(request, lab.mirror, run, streams=1, params=filters)
+    lists = (lab.mirror.read_text(shard.path) for shard in made.shards)
+    return {int(line.split("/s")[1].partition("/")[0]) for text in lists for line in text.splitlines()}
+
+
+@pytest.mark.parametrize(
+    ("linked", "has_report", "columns"),
+    [
+        (["any"], False, ("hadm_id", "ed_stay_id", "icu_stay_id")),
+        (["ed"], False, ("ed_stay_id",)),
+        (["icu", "ed"], False, ("icu_stay_id", "ed_stay_id")),
+        (["admission"], True, ("hadm_id",)),
+        ([], True, ()),
+    ],
+    ids=["any", "ed", "icu or ed", "admission with report", "report"],
+)
+def test_a_selection_by_stays_and_reports_is_that_of_the_truth(
+    lab: Lab, linked: list[str], has_report: bool, columns: tuple[str, ...]
+) -> None:
+    clinical.build_links(lab.mirror, lab.there("hosp", "ed"), 24)
+    clinical.build_reports(lab.mirror, lab.below(MIMIC_CXR_2_1_0), MIMIC_CXR_2_1_0)
+    wanted = {
+        study
+        for study, link in TRUTH.links[24].items()
+        if (not linked or any(link[column] for column in columns))
+        and (not has_report or TRUTH.reports[study]["status"] != "empty")
+    }
+    assert 0 < len(wanted) < len(TRUTH.links[24])
+
+    assert planned(lab, linked=linked, has_report=has_report) == wanted
+
+    request = Request.from_params({"bucket": lab.name, "select": "all", "linked": linked, "has_report": has_report})
+    studies = chosen_by(lab.mirror, request.selection)
+    seen = overview.preview(overview.load(lab.mirror), request, streams=1, studies=studies)
+    assert seen.matched == COHORT.images["study_id"].isin(wanted).sum()
+
+
+def test_a_filter_without_its_table_says_how_it_is_made(lab: Lab, damaged: Any) -> None:
+    elsewhere = Bucket.open(lab.s3.session(), lab.name, "nowhere", endpoint_url=lab.s3.endpoint)
+    for name, value, file in (("linked", ["ed"], "links"), ("has_report", True, "reports")):
+        selection = Request.from_params({"bucket": lab.name, name: value}).selection
+        with pytest.raises(InputError) as caught:
+            chosen_by(elsewhere, selection)
+        assert str(caught.value).startswith(f"{name}: s3://{lab.name}/nowhere/_mirror/{file}.parquet does not exist.")
+        assert f'Trigger mimic_cxr_clinical with {{"bucket": "{lab.name}", "prefix": "nowhere"}}' in str(caught.value)
+        assert chosen_by(elsewhere, Request.from_params({"bucket": lab.name}).selection) == {}
+    clinical.build_links(lab.mirror, lab.there("hosp", "ed"))
+    whole = lab.mirror.read(layout.LINKS)
+    for data in (b"no table", whole[: len(whole) // 2], whole[:-200] + whole[-100:]):
+        damaged(MIMIC_CXR_JPG, layout.LINKS, data)
+        with pytest.raises(InputError, match=r"linked: .*links.parquet cannot be read"):
+            planned(lab, linked=["any"])
+    with pytest.raises(InputError, match="linked: 'ward' is none of any, ed, admission, icu"):
+        Request.from_params({"bucket": lab.name, "linked": ["ward"]})
+
+
+# -- docs/training.md --------------------------------------------------------------------------------------------------
+
+PAGE = (stack.ROOT / "docs/training.md").read_text()
+
+
+def test_the_examples_of_the_page_run_as_written(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clinical.build_links(lab.mirror, lab.there("hosp", "ed"), 24)
+    clinical.build_reports(lab.mirror, lab.below(MIMIC_CXR_2_1_0), MIMIC_CXR_2_1_0)
+    manifest = io.BytesIO(lab.mirror.read(layout.MANIFEST))
+    whole = pq.read_table(manifest).to_pandas().dropna(subset="dicom_id")
+    ok = [Verified(path, 5, "", sha256) for path, sha256 in zip(whole["path"], whole["sha256"], strict=True)]
+    index.update(lab.mirror, Verdict("content", ok, [], remembered=0, seconds=1, requests={}), manifest)
+    connection = lab.s3.connection()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": connection["login"],
+        "AWS_SECRET_ACCESS_KEY": connection["password"],
+        "AWS_ENDPOINT_URL": lab.s3.endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # rclone gives the whole file's to a range, S3 none
+    }.items():
+        monkeypatch.setenv(name, value)
+    names: dict[str, Any] = {}
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "torch" not in block]
+    assert len(blocks) == 4
+    for block in blocks:
+        exec(block.replace("my-bucket", lab.name), names)
+
+    truth = TRUTH.links[24]
+    frontal = COHORT.images[COHORT.images["ViewPosition"].isin(["AP", "PA"])]
+    in_icu = {s for s, link in truth.items() if link["icu_stay_id"] and link["match"] != "ambiguous"}
+    assert len(names["icu"]) == frontal["study_id"].isin(in_icu).sum() > 0
+    assert set(names["icu"]) == {"uri", "split", "age", "hours_since_icu_admission", "findings", "impression"}
+    in_the_ed = {
+        s
+        for s, link in truth.items()
+        if link["ed_stay_id"] and link["match"] != "ambiguous" and TRUTH.reports[s]["impression"]
+    }
+    assert set(names["in_the_ed"]["study_id"]) == in_the_ed
+    assert in_the_ed
+    assert "images of emergency patients with an impression" in capsys.readouterr().out
+    raw, zeros, ones, ignore = (names[name] for name in ("labels", "zeros", "ones", "ignore"))
+    assert (raw == -1).any(axis=None)
+    assert raw.isna().any(axis=None)
+    for made, becomes in ((zeros, 0), (ones, 1)):
+        assert made.isna().equals(raw.isna()), "what is not mentioned stays empty"
+        assert set(made.to_numpy()[raw.to_numpy() == -1]) == {becomes}
+    assert names["counts"].equals(raw.notna() & (raw != -1))
+    assert ignore[names["counts"]].equals(raw[names["counts"]])
+
+
+def test_the_page_shows_each_status_as_it_is_read() -> None:
+    (shown,) = re.findall(r"```text\n(--- .*?)```", PAGE, re.DOTALL)
+    forms = dict(re.findall(r"--- (.*)\n((?:(?!---).*\n)*)", shown))
+    assert tuple(forms) == reports.STATUSES
+    assert {status: reports.parse(text).status for status, text in forms.items()} == {s: s for s in forms}

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from physionet_mirror import index, manifest, shards, sizes, words
+from physionet_mirror.clinical.studies import chosen_by
 from physionet_mirror.compare import Comparison, Verified, compare
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, MetadataError
@@ -93,7 +94,7 @@ def make_plan(
     everything = manifest.read(data, manifest.selectable_columns(data) if sums_sha256 else None)
     if file_list is not None:
         request = replace(request, selection=replace(request.selection, file_list=tuple(file_list)))
-    chosen = choose(everything, request.selection)
+    chosen = choose(everything, request.selection, chosen_by(bucket, request.selection))
     frame, notes = chosen.frame, [*everything.attrs["notes"], *chosen.notes]
     if way is not None:
         notes.insert(0, str(way))

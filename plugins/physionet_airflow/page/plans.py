@@ -17,6 +17,7 @@ from physionet_airflow.page.cache import RefreshingCache
 from physionet_airflow.page.runs import MAIN_DAG, PROJECT_DAG, Mirror, Place
 from physionet_airflow.run import streams
 from physionet_mirror import overview, preview
+from physionet_mirror.clinical.studies import chosen_by
 from physionet_mirror.errors import InputError, MirrorError
 from physionet_mirror.mover import Mode
 from physionet_mirror.request import Request
@@ -150,7 +151,7 @@ def _preview(
         }
         if by_files:
             return preview.preview_files(known, wanted, plans=plans, **options)
-        return overview.preview(known, wanted, **options)
+        return overview.preview(known, wanted, studies=chosen_by(bucket, wanted.selection), **options)
 
     question = json.dumps(filled.conf, sort_keys=True)
     learnt = tuple(r.run.id for r in reports), len(plans)

@@ -245,6 +245,8 @@ def test_a_plan_says_a_range_what_it_rests_on_and_what_reading_back_takes(server
         ({"prefix": "a/../b"}, "prefix"),
         ({"subjects": "10000032\nbogus"}, "subjects"),
         ({"views": ["PA"], "subjects": "19999998"}, "subjects"),
+        ({"linked": ["icu"]}, "linked"),  # nobody has made the table there
+        ({"has_report": "1"}, "has_report"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_field(server, viewer, params, field):

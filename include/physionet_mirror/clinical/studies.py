@@ -1,0 +1,70 @@
+"""Which studies have a stay or a report, by links.parquet and reports.parquet: what the filters of a selection go by."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from physionet_mirror.clinical.links import KINDS
+from physionet_mirror.errors import InputError
+from physionet_mirror.layout import LINKS, REPORTS
+from physionet_mirror.request import ANY_STAY, Selection
+from physionet_mirror.s3.bucket import Bucket
+
+
+def chosen_by(bucket: Bucket, selection: Selection) -> dict[str, frozenset[int]]:
+    """The study ids that pass ``linked`` and ``has_report``, by the filter's name; a filter that is not set is absent.
+
+    A study is linked where a stay of any of the kinds is named, be it one of several (``ambiguous``). A report counts unless
+    it is ``empty``.
+
+    Args:
+        bucket: Below the prefix of the radiographs.
+        selection: What is asked for; no request is made where it asks for neither.
+
+    Raises:
+        InputError: The table is not there, or cannot be read; the message says how it is made.
+    """
+    found: dict[str, frozenset[int]] = {}
+    if selection.linked:
+        ids = [kind.id for kind in KINDS if kind.name in selection.linked or ANY_STAY in selection.linked]
+        table = _read(bucket, LINKS, "linked", ["study_id", *ids])
+        is_linked = pa.array([False] * len(table), pa.bool_())
+        for name in ids:
+            is_linked = pc.or_(is_linked, pc.is_valid(table[name]))
+        found["linked"] = frozenset(table["study_id"].filter(is_linked).to_pylist())
+    if selection.has_report:
+        table = _read(bucket, REPORTS, "has_report", ["study_id", "status"])
+        says_something = pc.not_equal(table["status"], "empty")
+        found["has_report"] = frozenset(table["study_id"].filter(says_something).to_pylist())
+    return found
+
+
+def _read(bucket: Bucket, path: str, name: str, columns: list[str]) -> Any:
+    try:
+        data = bucket.read(path)
+    except FileNotFoundError:
+        raise InputError(f"{name}: {bucket.uri(path)} does not exist. {_how(bucket)}") from None
+    try:
+        table = pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
+        if absent := set(columns) - set(table.column_names):
+            raise ValueError(f"it has no column {min(absent)}")
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        fault = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{name}: {bucket.uri(path)} cannot be read ({fault}). {_how(bucket)}") from None
+    return table
+
+
+def _how(bucket: Bucket) -> str:
+    conf: Mapping[str, str] = {"bucket": bucket.name, "prefix": bucket.prefix}
+    shown = ", ".join(f'"{key}": "{value}"' for key, value in conf.items())
+    return (
+        f"Nothing was done. Trigger mimic_cxr_clinical with {{{shown}}}, which makes it from projects whose agreements you have "
+        "signed, then this run again; or leave the filter empty."
+    )
