@@ -8,6 +8,7 @@ import re
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def connection(aws: AccessPoint, key: str, **extra: Any) -> str:
 def run(home: Any, bucket: str, env: dict[str, str], dag: str = "mimic_cxr_jpg", **conf: Any) -> tuple[int, str]:
     """Run the DAG without the connection physionet_default."""
     alone = {name: value for name, value in home.env.items() if name != "AIRFLOW_CONN_PHYSIONET_DEFAULT"}
-    done = type(home)(home.path, alone).run("dags", "test", dag, "-c", json.dumps({"bucket": bucket, **conf}), **env)
+    done = replace(home, env=alone).run("dags", "test", dag, "-c", json.dumps({"bucket": bucket, **conf}), **env)
     return done.returncode, done.stdout
 
 
