@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from demo import stack
+from demo.access_point import AccessPoint, Identity
 from demo.lookalike import Lookalike, User
 from physionet_mirror.layout import RUNS, RunLayout
 from physionet_mirror.records import Audit, load
@@ -20,6 +21,8 @@ from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.steps import audit
 from tests.conftest import READER
+from tests.dags import test_access_point
+from tests.dags.test_access_point import connection
 from tests.dags.test_runs import run, states
 
 NAME = "tiny-records/1.0"
@@ -94,6 +97,48 @@ def test_a_project_is_mirrored_whole_then_found_complete_and_repaired(
     report = json.loads(next(folder.glob("_mirror/runs/physionet_project@*/report.json")).read_text())
     assert report["result"]["passed"]
     assert report["dataset"]["name"] == NAME
+
+
+def test_a_project_comes_from_its_access_point_by_copy_and_through_the_worker(
+    airflow_home: Any, project: Path, s3_server: stack.S3Server, bucket_name: str
+) -> None:
+    """Its ARN is one of several in the connection, and there is no connection to the website."""
+    folder = Path(s3_server.folder) / bucket_name / NAME
+    upstream = (s3_server.endpoint, s3_server.access_key, s3_server.secret_key)
+    identities = {
+        "AKIAREADER": Identity("reader", "reader-secret"),
+        "ASIAROLE": Identity("worker", "role-secret", "role"),
+    }
+    with AccessPoint(project, upstream=upstream, identities=identities) as aws:
+        points = {"mimic-cxr-jpg/2.1.0": "mimic-cxr-jpg-v2-1-0-02", NAME: "tiny-records-v1-0-01"}
+        env = {"AIRFLOW_CONN_PHYSIONET_S3": connection(aws, "AKIAREADER", physionet_access_point=points)}
+
+        def mirror(writer: str, **conf: Any) -> str:
+            keys = env | {"AIRFLOW_CONN_AWS_DEFAULT": connection(aws, writer)}
+            aws.counts.clear()
+            conf = {"dag": "physionet_project", "project": NAME, **conf}
+            code, log = test_access_point.run(airflow_home, bucket_name, keys, **conf)
+            assert code == 0, log[-6000:]
+            return log
+
+        log = mirror("AKIAREADER", include=["hosp/*.csv.gz", "waves/**"])
+        assert "source: PhysioNet's access point, copied inside S3, as " in log
+        chosen = {path: data for path, data in FILES.items() if path.startswith(("hosp/", "waves/"))}
+        assert stored(folder) == chosen | {"LICENSE.txt": FILES["LICENSE.txt"]}
+        assert "42 of 42 selected files verified (checksum)" in log
+        assert f"{sum(map(len, chosen.values())):,} bytes as listed" in log
+        assert len(chosen) < aws.counts["COPY", 200] <= len(chosen) + 2  # and the trial, once or twice
+
+        # The rest, and what was damaged meanwhile; now PhysioNet's user may not write the bucket.
+        (folder / "hosp/lab events+%20 50%.csv.gz").write_bytes(b"x" * 7000)
+        aws.read_only.add("AKIAREADER")
+        log = mirror("ASIAROLE", source="s3")
+        assert "source: PhysioNet's access point, through the worker, as " in log
+        assert stored(folder) == FILES
+        assert "44 of 44 selected files verified (checksum)" in log
+        reports = [json.loads(file.read_text()) for file in folder.glob("_mirror/runs/*/report.json")]
+        fetched = {report["way"]["mode"]: report["transfer"]["images"] for report in reports}
+        assert fetched == {"copy": len(chosen), "through": 2}
 
 
 def test_an_audit_names_what_differs_its_repair_and_a_cleanup_take_a_project(
