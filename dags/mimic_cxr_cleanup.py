@@ -1,4 +1,4 @@
-"""Delete the images of one run, or everything below a prefix, after a person has seen the counts and approved.
+"""Delete the images of one run, a training set, or everything below a prefix, after a person has seen the counts and approved.
 
 | task | what it does |
 |---|---|
@@ -21,7 +21,7 @@ from physionet_airflow.params import cleanup_params
 with DAG(
     dag_id="mimic_cxr_cleanup",
     dag_display_name="MIMIC-CXR clean-up",
-    description="Deletes the images of a run or a whole prefix, after a person's approval.",
+    description="Deletes the images of a run, a training set or a whole prefix, after a person's approval.",
     doc_md=__doc__,
     schedule=None,
     max_active_runs=1,

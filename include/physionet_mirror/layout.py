@@ -20,6 +20,12 @@ _mirror/runs/<dag_id>@<run_id>/       a run of any other DAG; no run id holds an
     report.json, report.html, failed_images.txt
     audit.json                        of an audit
     deleted.jsonl.gz                  of a clean-up: what it was allowed to delete
+    tars/0000.parquet                 of a training set: the images of one tar, with what is known of each
+_training/<name>/                     a training set
+    train-000000.tar                  small copies, as WebDataset names them: <dicom_id>.jpg and <dicom_id>.json
+    members/train-000000.parquet      where each member lies in that tar, and which inputs it was made of
+    index.parquet                     the members of all tars, with all columns of the training index
+    dataset.json, README.md           what it is, by which parameters, and how to cite it
 
 Earlier versions named the folders of the backfill by the run id alone, those of audits ``audit__<run_id>`` and those of
 clean-ups ``cleanup__<run_id>``; `records.located` finds them. What is JSON has its type in records.py.
@@ -40,6 +46,7 @@ REPORTS = MIRROR + "reports.parquet"
 LINKS = MIRROR + "links.parquet"
 RUNS = MIRROR + "runs/"
 LEFT = MIRROR + "left.sha256"
+TRAINING = "_training/"
 COPYING = MIRROR + "copying/"
 PARTS = MIRROR + "parts/"
 
@@ -123,6 +130,9 @@ class RunLayout:
     def result(self, index: int) -> str:
         return f"{self.results}{index:04d}.json"
 
+    def tar_rows(self, index: int) -> str:
+        return f"{self.root}tars/{index:04d}.parquet"
+
     @property
     def results(self) -> str:
         return self.root + "results/"
@@ -150,6 +160,39 @@ class RunLayout:
     @property
     def deleted(self) -> str:
         return self.root + "deleted.jsonl.gz"
+
+
+@dataclass(frozen=True)
+class TrainingLayout:
+    """The paths of one training set below the key prefix.
+
+    Attributes:
+        name: Name of the set.
+    """
+
+    name: str
+
+    @property
+    def root(self) -> str:
+        return f"{TRAINING}{self.name}/"
+
+    def tar(self, name: str) -> str:
+        return f"{self.root}{name}.tar"
+
+    def members(self, name: str) -> str:
+        return f"{self.root}members/{name}.parquet"
+
+    @property
+    def index(self) -> str:
+        return self.root + "index.parquet"
+
+    @property
+    def card(self) -> str:
+        return self.root + "dataset.json"
+
+    @property
+    def readme(self) -> str:
+        return self.root + "README.md"
 
 
 def has_no_report(folder: str) -> bool:

@@ -151,7 +151,7 @@ def parse_sums(lines: bytes | BinaryIO) -> pd.DataFrame:
     if twice >= 0:
         again = max(order[twice].as_py(), order[twice + 1].as_py()) + 1
         raise _bad_sums(again, f"the path {path[twice].as_py()!r} stands in it a second time")
-    return _frame(in_order)
+    return frame_of(in_order)
 
 
 def _sums_table(paths: list[str], sums: list[str]) -> Table:
@@ -306,7 +306,7 @@ def build(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
         join("records", "dicom_id", string, {})
     for name, values in columns.items():
         frame = frame.append_column(name, values)
-    result = _frame(frame)
+    result = frame_of(frame)
     result.attrs["notes"] = notes
     return result
 
@@ -335,7 +335,7 @@ def of_all_files(dataset: Dataset, files: Mapping[str, Path]) -> pd.DataFrame:
         [pa.Table.from_pandas(part, preserve_index=False).replace_schema_metadata() for part in (described, others)],
         promote_options="default",
     )
-    frame = _frame(table.take(pc.sort_indices(table["path"])))
+    frame = frame_of(table.take(pc.sort_indices(table["path"])))
     frame.attrs["notes"] = described.attrs["notes"]
     return frame
 
@@ -510,7 +510,7 @@ def read(file: Path | BinaryIO, columns: Sequence[str] | None = None) -> pd.Data
             )
         table = parquet.read(columns=None if columns is None else list(columns))
         table.validate(full=True)
-        frame = _frame(table)
+        frame = frame_of(table)
         frame.attrs["notes"] = json.loads(ours.get("notes", "[]"))
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise MetadataError(
@@ -569,7 +569,7 @@ def selectable_columns(file: BinaryIO) -> list[str]:
     return names
 
 
-def _frame(table: Table) -> pd.DataFrame:
+def frame_of(table: Table) -> pd.DataFrame:
     """Arrow to pandas with one set of types, wherever the manifest comes from."""
     text = pd.StringDtype("pyarrow")
     kinds = {pa.int8(): pd.Int8Dtype(), pa.int32(): pd.Int32Dtype(), pa.string(): text, pa.large_string(): text}

@@ -5,7 +5,7 @@
     sensors     access check, missing?                 operators   metadata, plan, approval, stream, verify
     triggers    what waits for the end of an outage    notify      who is told of a run's end, a wait, a question
     dag         what every DAG has in common           urls        the addresses of Airflow's UI and of our page
-    mirror      the mapped group that DAGs share       audit, cleanup, clinical   the operators of these DAGs
+    mirror      the mapped group that DAGs share       audit, cleanup, clinical, training   the operators of these DAGs
     lineage     what tasks read and wrote, for OpenLineage
     plugin      the page and the links, for Airflow    provider    the connection type, for Airflow
     compat      what differs between 3.1, 3.2 and 3.3

@@ -43,7 +43,7 @@ class ListObjectsOperator(BaseOperator):
         params = context["params"]
         with engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"])
+            deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"], params["training_set"])
             return cleanup.write_listing(run.bucket, run.layout, deletions, noun=run.request.selection.noun)
 
 
@@ -59,10 +59,12 @@ class ApproveDeletionOperator(AskOperator):
         if context["params"]["dry_run"] or not found["objects"]:
             return None
         kinds = "".join(f"| {kind} | {count:,} |\n" for kind, count in found["by_kind"].items())
+        of_a_set = context["params"]["what"] == "training_set"
+        again = "mimic_cxr_training_set makes the set again" if of_a_set else "PhysioNet has the files still"
         versions = ", old versions and delete markers included" if found["versions"] else ""
         return (
             f"**{found['objects']:,} objects, {size(found['bytes'])}** below `{found['destination']}/` will be deleted"
-            f"{versions}. This cannot be undone; PhysioNet has the files still.\n\n| | |\n|---|---|\n{kinds}\n"
+            f"{versions}. This cannot be undone; {again}.\n\n| | |\n|---|---|\n{kinds}\n"
             f"Which ones: `{found['listing']}`. Reports of earlier runs are kept.\n\n"
             "**Approve** deletes exactly these. **Reject** ends the run; nothing is deleted."
         )

@@ -33,6 +33,9 @@ from physionet_mirror.request import (
     Request,
     Selection,
 )
+from physionet_mirror.training.pixels import ENCODINGS, QUALITY, RESIZES, SIZE, Recipe
+from physionet_mirror.training.request import NAME as SET_NAME
+from physionet_mirror.training.request import SHARD_MB, TrainingRequest
 
 BUCKET_VARIABLE = "MIMIC_CXR_BUCKET"
 
@@ -392,10 +395,22 @@ def cleanup_params() -> dict[str, Param]:
         "what": Param(
             "run",
             type="string",
-            enum=["run", "prefix"],
-            values_display={"run": "The files that a run selected", "prefix": "Everything below the prefix"},
+            enum=["run", "training_set", "prefix"],
+            values_display={
+                "run": "The files that a run selected",
+                "training_set": "A training set",
+                "prefix": "Everything below the prefix",
+            },
             title="What",
-            description="Whose images go; the reports of runs are kept in any case.",
+            description="Whose files go; the reports of runs are kept in any case.",
+            section=_WHICH,
+        ),
+        "training_set": Param(
+            None,
+            type=["string", "null"],
+            pattern=rf"^({SET_NAME})?$",
+            title="Training set",
+            description="Name of the training set that goes.",
             section=_WHICH,
         ),
         "run_id": Param(
@@ -504,5 +519,98 @@ def clinical_params() -> dict[str, Param]:
             title="Window (hours)",
             description="Link a study also to a stay that begins up to so many hours after it; 24 is usual, 0 = inside only.",
             section=_BUILT,
+        ),
+    }
+
+
+def training_set_params() -> dict[str, Param]:
+    """The params of ``mimic_cxr_training_set``."""
+    recipe = Recipe()
+    return {
+        **where_params(required=False),
+        "name": Param(
+            None,
+            type=["string", "null"],
+            pattern=rf"^({SET_NAME})?$",
+            title="Name",
+            description="Folder below _training/; empty = built from size and filters, such as 512-frontal-train.",
+            section=_WHERE,
+        ),
+        **filter_params(),
+        "size": Param(
+            recipe.size,
+            type="integer",
+            **_within(SIZE),
+            title="Size",
+            description="Pixels of the side that the next field names.",
+            section=_HOW,
+        ),
+        "resize": Param(
+            recipe.resize,
+            type="string",
+            enum=list(RESIZES),
+            values_display={
+                "short_side": "The short side has this size",
+                "long_side": "The long side has this size",
+                "square": "A square: the long side, and black bars",
+            },
+            title="Resize",
+            description="The aspect is kept in any case.",
+            section=_HOW,
+        ),
+        "encoding": Param(
+            recipe.encoding,
+            type="string",
+            enum=list(ENCODINGS),
+            title="Encoding",
+            description="jpeg, or png: without loss, three times as large.",
+            section=_HOW,
+        ),
+        "quality": Param(
+            recipe.quality,
+            type="integer",
+            **_within(QUALITY),
+            title="Quality",
+            description="Of a JPEG.",
+            section=_HOW,
+        ),
+        "shard_mb": Param(
+            TrainingRequest.shard_mb,
+            type="integer",
+            **_within(SHARD_MB),
+            title="MB a tar",
+            description="About; patients are not divided.",
+            section=_HOW,
+        ),
+        "seed": Param(
+            TrainingRequest.seed,
+            type="integer",
+            **_within(SEED),
+            title="Seed",
+            description="Of the order of the patients in the tars: the same on any machine.",
+            section=_HOW,
+        ),
+        "reports": Param(
+            TrainingRequest.reports,
+            type="boolean",
+            title="Reports",
+            description="Put findings and impression into each sample (needs mimic_cxr_clinical).",
+            section=_HOW,
+        ),
+        "approve_above_gb": Param(
+            TrainingRequest.approve_above_gb,
+            type="number",
+            **_within(APPROVE_ABOVE_GB),
+            **_NOT_NAN,
+            title="Ask above (GB)",
+            description="A set for which more originals than this are read waits for a person's approval; 0 = never wait.",
+            section=_SAFE,
+        ),
+        "dry_run": Param(
+            TrainingRequest.dry_run,
+            type="boolean",
+            title="Dry run",
+            description="Plan and estimate only: nothing is made.",
+            section=_SAFE,
         ),
     }

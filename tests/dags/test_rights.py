@@ -174,6 +174,7 @@ def test_every_dag_does_with_the_policies_of_deploy_iam_and_every_request_names_
         ("mimic_cxr_jpg_backfill", {"slices": 10}),
         ("mimic_cxr_audit", {"level": "content"}),
         ("mimic_cxr_clinical", {}),
+        ("mimic_cxr_training_set", {"size": 32}),
     ):
         code, log = run(airflow_home, worker, dag_id, **conf)
         assert code == 0, f"{dag_id} {conf}\n{log[-4000:]}"

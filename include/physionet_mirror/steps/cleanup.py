@@ -18,7 +18,7 @@ from typing import Any
 
 from physionet_mirror import index, shards, words
 from physionet_mirror.errors import InputError, MetadataError
-from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, RunLayout
+from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, TRAINING, RunLayout, TrainingLayout
 from physionet_mirror.records import Plan, load
 from physionet_mirror.s3 import replies
 from physionet_mirror.s3.bucket import Bucket
@@ -37,16 +37,19 @@ class DeletionEntry:
     version: str | None = None
 
 
-def list_deletions(bucket: Bucket, what: str, run_id: str | None) -> Iterator[DeletionEntry]:
-    """What would be deleted: the images that a run selected, or everything below the prefix except the runs' own files.
+def list_deletions(
+    bucket: Bucket, what: str, run_id: str | None, training_set: str | None = None
+) -> Iterator[DeletionEntry]:
+    """What would be deleted: the images of a run, a training set, or everything below the prefix except the runs' own files.
 
     Args:
         bucket: The bucket; its prefix must not be empty.
-        what: ``run`` or ``prefix``.
+        what: ``run``, ``training_set`` or ``prefix``.
         run_id: Id of the run, for ``run``.
+        training_set: Name of the set, for ``training_set``.
 
     Raises:
-        InputError: The prefix is empty, or there is no such run.
+        InputError: The prefix is empty, or there is no such run or set.
     """
     if not bucket.prefix:
         raise InputError(
@@ -55,9 +58,23 @@ def list_deletions(bucket: Bucket, what: str, run_id: str | None) -> Iterator[De
     if what == "prefix":
         yield from (entry for entry in _everything(bucket) if not entry.path.startswith(RUNS))
         return
+    if what == "training_set":
+        yield from _everything(bucket, _folder_of_set(bucket, training_set or ""))
+        return
     wanted = _images_of(bucket, run_id or "")
     below = "files/" if all(path.startswith("files/") for path in wanted) else ""
     yield from (entry for entry in _everything(bucket, below) if entry.path in wanted)
+
+
+def _folder_of_set(bucket: Bucket, name: str) -> str:
+    """The folder of a training set. Raises InputError where there is none of this name."""
+    there = bucket.folders(TRAINING)
+    if name not in there:
+        raise InputError(
+            f"training_set: {bucket.uri(TRAINING)} holds no set {name[:80]!r}. Nothing was done. "
+            + (f"It has {', '.join(sorted(there)[:20])}." if there else "It has none.")
+        )
+    return TrainingLayout(name).root
 
 
 def _images_of(bucket: Bucket, run_id: str) -> set[str]:
@@ -140,6 +157,8 @@ def write_listing(
 
 
 def _kind(path: str, noun: str) -> str:
+    if path.startswith(TRAINING):
+        return "files of training sets"
     if noun == "file":
         return "mirror files" if path.startswith(MIRROR) else "files"
     return "images" if path.startswith("files/") else "mirror files" if path.startswith(MIRROR) else "tables"
@@ -165,7 +184,9 @@ def delete_listed(bucket: Bucket, run: RunLayout) -> dict[str, int]:
         deleted += len(batch)
         if deleted % 20_000 < _A_REQUEST:
             log.info("%s of %s deleted.", f"{deleted:,}", f"{len(entries):,}")
-    if images := [path for path in dict.fromkeys(entry.path for entry in entries) if not path.startswith(MIRROR)]:
+    if images := [
+        path for path in dict.fromkeys(entry.path for entry in entries) if not path.startswith((MIRROR, TRAINING))
+    ]:
         index.forget(bucket, images)  # so that an audit does not report them as missing
     return {"deleted": deleted, "bytes": sum(entry.size for entry in entries)}
 

@@ -20,6 +20,7 @@ from physionet_mirror.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Buffer = bytes | memoryview
 Resize = Literal["short_side", "long_side", "square"]
 Encoding = Literal["jpeg", "png"]
 
@@ -94,7 +95,7 @@ class SmallCopy:
     original_height: int
 
 
-def small_copy(original: bytes, recipe: Recipe) -> SmallCopy:
+def small_copy(original: Buffer, recipe: Recipe) -> SmallCopy:
     """Make the small copy; the same bytes and recipe give the same copy with the same versions of the libraries.
 
     Raises:
@@ -109,7 +110,7 @@ def small_copy(original: bytes, recipe: Recipe) -> SmallCopy:
     return SmallCopy(out.getvalue(), image.width, image.height, width, height)
 
 
-def reduced(original: bytes, recipe: Recipe) -> tuple[Image, tuple[int, int]]:
+def reduced(original: Buffer, recipe: Recipe) -> tuple[Image, tuple[int, int]]:
     """The small image before it is encoded, and the original's width and height.
 
     Raises:
@@ -129,7 +130,7 @@ def reduced(original: bytes, recipe: Recipe) -> tuple[Image, tuple[int, int]]:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UndecodableImage("it is no image" if "cannot identify" in why else why) from None
     # Sides are rounded up when they are scaled: the last part of a pixel is none of the image.
-    small = _lanczos(grey, target, (width * eighths / 8, height * eighths / 8))
+    small = lanczos(grey, target, (width * eighths / 8, height * eighths / 8))
     if recipe.resize == "square" and small.width != small.height:
         padded = Image.new("L", (recipe.size, recipe.size))
         padded.paste(small, ((recipe.size - small.width) // 2, (recipe.size - small.height) // 2))
@@ -137,7 +138,7 @@ def reduced(original: bytes, recipe: Recipe) -> tuple[Image, tuple[int, int]]:
     return small, (width, height)
 
 
-def _by_simplejpeg(original: bytes, width: int, height: int, eighths: int) -> Image | None:
+def _by_simplejpeg(original: Buffer, width: int, height: int, eighths: int) -> Image | None:
     """The luminance of a JPEG at this scale, or None of one that simplejpeg does not take: Pillow says then what it is."""
     import simplejpeg
     from PIL import Image
@@ -150,7 +151,7 @@ def _by_simplejpeg(original: bytes, width: int, height: int, eighths: int) -> Im
     return Image.fromarray(pixels.reshape(pixels.shape[:2]))
 
 
-def _lanczos(image: Image, size: tuple[int, int], part: tuple[float, float]) -> Image:
+def lanczos(image: Image, size: tuple[int, int], part: tuple[float, float]) -> Image:
     """The top left ``part`` (width, height) of the image at the wanted size."""
     from PIL import Image
 

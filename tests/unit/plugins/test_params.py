@@ -21,6 +21,7 @@ FORMS = {
     "mimic_cxr_audit": params.audit_params,
     "mimic_cxr_cleanup": params.cleanup_params,
     "mimic_cxr_clinical": params.clinical_params,
+    "mimic_cxr_training_set": params.training_set_params,
     "physionet_project": params.project_params,
 }
 
