@@ -22,7 +22,7 @@ from urllib.parse import quote
 import requests
 
 from demo import stack
-from physionet_mirror.layout import INDEX, MANIFEST, RunLayout, verified
+from physionet_mirror.layout import INDEX, MANIFEST, RunLayout, TrainingLayout, verified
 from physionet_mirror.records import Shard
 from tests.unit.test_overview_tables import quiet_bomb
 
@@ -138,6 +138,7 @@ def fill_bucket(s3: stack.S3Server) -> None:
     done = RunLayout(DONE)
     write(done.plan, plan(4))
     write(done.report_json, report())
+    write(TrainingLayout("512").card, training_set())
     write(
         done.report_html, b'<!doctype html><title>Report</title><p>All is well.</p><img src="data:image/png;base64,">'
     )
@@ -222,6 +223,21 @@ def result_of(number: int) -> dict[str, Any] | None:
         "handshakes": 1,
         "faults": {},
         "series": points,
+    }
+
+
+def training_set() -> dict[str, Any]:
+    """The dataset.json of a training set, made when the mirror had three images less."""
+    return {
+        "schema": "physionet-mirror/training-set/1",
+        "name": "512",
+        "created": (datetime.now(UTC) - timedelta(hours=5, minutes=1)).isoformat(),
+        "images": 4535,
+        "bytes": 340_000_000,
+        "indexed": 4536,
+        "splits": [{"name": "train", "images": 4400}, {"name": "test", "images": 135}],
+        "tars": [{"name": "test-000000"}, {"name": "train-000000"}],
+        "left_out": [{"path": "files/p10/p10000032/s50414267/a.jpg", "reason": "it is no image"}],
     }
 
 

@@ -337,6 +337,7 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
         "mirrors": [(p, seen[p.mirror]) for p in places],
         "mirror": place and place.mirror,
         "overview": None,
+        "sets": [],
         "runs": [],
         "trouble": "",
     }
@@ -345,6 +346,8 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
     here = reads.runs_of(session, dags, place)
     try:
         shown["overview"] = mirrors.overview_of(place.mirror, reads.bucket_of)
+        if shown["overview"] is not None and shown["overview"].has_images:
+            shown["sets"] = mirrors.sets_of(place.mirror, reads.bucket_of)
         shown["runs"] = [
             (run, show.result_of(reads.report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here
         ]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from physionet_airflow.page.cache import RefreshingCache
 from physionet_mirror import overview
 from physionet_mirror.errors import MirrorError
+from physionet_mirror.training import card
 
 if TYPE_CHECKING:
     from physionet_airflow.page.runs import Mirror
@@ -29,6 +30,7 @@ PATIENCE = 6.0
 Open = Callable[["Mirror"], "Bucket"]
 
 _overviews: RefreshingCache[overview.Overview | MirrorError | bool] = RefreshingCache(seconds=20, most=200)
+_sets: RefreshingCache[Sequence[card.TrainingSet]] = RefreshingCache(seconds=20, most=200)
 _at_work = ThreadPoolExecutor(4, thread_name_prefix="mirrors")
 _under_way: dict[Mirror, tuple[Future[Seen], float]] = {}  # with when it began
 _lock = RLock()
@@ -68,6 +70,15 @@ def overview_of(mirror: Mirror, open_bucket: Open) -> overview.Overview | None:
     if isinstance(found, MirrorError):
         raise found.with_traceback(None)
     return found if isinstance(found, overview.Overview) else None
+
+
+def sets_of(mirror: Mirror, open_bucket: Open) -> Sequence[card.TrainingSet]:
+    """The training sets of a mirror, at most 20 seconds old.
+
+    Raises:
+        MirrorError: The bucket cannot be read.
+    """
+    return _sets.get(mirror, lambda _: card.sets(open_bucket(mirror)))
 
 
 def look(mirrors: Sequence[Mirror], open_bucket: Open, patience: float = PATIENCE) -> Mapping[Mirror, Seen]:

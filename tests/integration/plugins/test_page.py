@@ -381,6 +381,14 @@ def test_a_project_without_radiographs_has_its_overview_and_hides_no_plan(server
     assert "25 images" in answer.text
 
 
+def test_the_overview_lists_training_sets_with_their_age_against_the_mirror(server, viewer):
+    page = overview_of(server, viewer, PREFIX)
+    section = page.partition('<h2 id="sets">')[2].partition("</section>")[0]
+    row = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", section.partition("<tbody>")[2])).strip()
+    assert row == "512 4,535 1 left out 340 MB 2 4,400 train, 135 test 5 hours ago 3 images newer"
+    assert '<h2 id="sets">' not in overview_of(server, viewer, NO_INDEX)
+
+
 def test_every_mirror_that_a_run_ever_went_to_is_listed_with_its_numbers(server, viewer):
     """Also the one before hundreds of nightly runs, and beside buckets that cannot be read."""
     for _ in range(10):  # what takes longer than some seconds is in the next answer
