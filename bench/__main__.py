@@ -3,8 +3,8 @@
     python -m bench [--short]            all parts except the soak
     python -m bench <part> … [--short]   these parts; their sections of bench/results.md are replaced
 
-Against other clients, or what the servers can give: streaming, lane, password, rerun, verification, pace, copies. The
-project by itself, in bench/own/: planning, airflow_share, scale_out and soak. With --short each part runs on little data
+Against other clients, or what the servers can give: streaming, lane, password, rerun, verification, pace, copies, pixels,
+loading. The project by itself, in bench/own/: planning, airflow_share, scale_out and soak. With --short each part runs on little data
 and nothing is written to bench/results.md: such figures only show that the part works. Run it on a machine that does
 nothing else.
 """
@@ -108,6 +108,8 @@ PARTS = {
     "airflow_share": Part("Airflow's share", _of("own.airflow_share")),
     "pace": Part("Pace, with PhysioNet as its users report it", _pace),
     "copies": Part("Copies inside S3", _of("copies")),
+    "pixels": Part("Training sets: small copies", _of("pixels")),
+    "loading": Part("Training sets: loading", _of("loading")),
     "scale_out": Part("Scale-out", _scale_out),
     "soak": Part("Soak", _of("own.soak")),
 }
