@@ -299,6 +299,7 @@ class PointSpans:
         etag: Of the object that the pieces are of.
     """
 
+    announced = False
     piece = 8 << 20  # as much as is held at a time: a request costs a round trip, and S3 is fast
 
     def __init__(self, point: AccessPoint, file: File, size: int, etag: str) -> None:

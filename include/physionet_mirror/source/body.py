@@ -97,7 +97,10 @@ class Body:
         """The same file in pieces; None if its size or its ETag does not allow that."""
         if self.size is None or self._sha256 is None or not self._etag or self._etag.startswith("W/"):
             return None
-        return WebsiteSpans(self._session, self._dataset, self._path, self._sha256, self.size, self._etag)
+        spans = WebsiteSpans(self._session, self._dataset, self._path, self._sha256, self.size, self._etag)
+        # Where the file itself was asked for, the server has to notice first that nobody reads it.
+        spans.announced = self._answer.complete and self._answer.headers.get("accept-ranges") == "bytes"
+        return spans
 
     def fill(self, view: memoryview) -> int:
         """What comes next, as much as the view takes; without a resume and without a proof.
@@ -203,6 +206,7 @@ class WebsiteSpans:
         etag: Of the file that the pieces are of.
     """
 
+    announced = False
     piece = 1 << 20  # 1.6 s at PhysioNet's pace, of which a round trip is a twenty-fifth
 
     def __init__(self, session: Session, dataset: Dataset, path: str, sha256: str, size: int, etag: str) -> None:

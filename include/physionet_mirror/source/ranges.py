@@ -43,7 +43,7 @@ from physionet_mirror.mover import Fetched, Turn
 from physionet_mirror.s3.bucket import Bucket, Listed, Part, Upload
 from physionet_mirror.source import replies
 from physionet_mirror.source.body import RESUMES, wait_to_resume
-from physionet_mirror.source.spans import Changed, Piece, Spans
+from physionet_mirror.source.spans import Changed, NoSpans, Piece, Spans
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ IDLE = 300.0
 """Seconds without a new part after which another run's upload is taken over: a live run stores one every two minutes over one
 connection of 0.04 MB/s, and gives up after so long (`transfer.PATIENCE`) when the source is down."""
 
-_LEAST = 256 << 10  # bytes of a piece near the file's end, so that all connections end together
+_LEAST = 256 << 10  # bytes of the first pieces, and of those near the file's end, so that all connections end together
 _READERS = 64
 _AT_ONCE = 2  # files: the second one's pieces fill the connections that the first one's end leaves idle
 _PATIENCE = 300.0  # seconds for which an S3 that takes no part is asked again
@@ -166,10 +166,12 @@ class _Attempt:
         self._etag: str | None = None  # of the completed upload
         self._is_resumed = False
         self._is_proven = False
+        self._beginning = threading.Lock()  # held while memory is waited for
         self._cutting = threading.Lock()
         self._next = 1  # part to begin
         self._open: _Part | None = None  # that pieces are cut from
         self._uncut = spans.size  # bytes
+        self._pieces = 0  # cut so far
         self._lock = threading.Lock()
         self._in_memory: set[_Part] = set()
         self._error: BaseException | None = None
@@ -187,6 +189,9 @@ class _Attempt:
                 self._fetch()
                 if not self._is_resumed:
                     self._prove(self._digest.hexdigest())
+        except NoSpans:
+            self._give_up()
+            raise
         except Changed:
             self._give_up()
             raise replies.changed(self._file.path) from None
@@ -251,10 +256,10 @@ class _Attempt:
     def _fetch(self) -> None:
         """All parts that are missing."""
         try:
-            first = self._cut()
-            if first is None:
+            if not self._waits_for_memory():
                 return
-            self._read(first[1])  # alone, to see whether the source gives pieces at all
+            # Alone, to see whether the source gives pieces at all.
+            first = None if self._spans.announced else self._read_next()
             if self._upload is None:
                 kind = self._how["content_type"]
                 self._upload = self._bucket.begin_upload(self._mine, content_type=kind)
@@ -266,7 +271,8 @@ class _Attempt:
             for thread in threads:
                 thread.start()
             with self._noting():
-                self._came(*first)
+                if first is not None:
+                    self._came(*first)
             for thread in threads:
                 thread.join()
         finally:
@@ -278,9 +284,9 @@ class _Attempt:
     def _work(self) -> None:
         """A thread: one piece after the other, and each part that becomes whole."""
         with self._noting():
-            while (cut := self._cut()) is not None:
-                self._read(cut[1])
-                self._came(*cut)
+            while self._waits_for_memory():
+                if (came := self._read_next()) is not None:
+                    self._came(*came)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -295,21 +301,33 @@ class _Attempt:
     def _is_wanted(self) -> bool:
         return not self._failed.is_set()
 
+    def _waits_for_memory(self) -> bool:
+        """Wait, without a place, until there is a part to cut pieces from; false if there is none, or the attempt failed."""
+        with self._beginning:
+            part = self._open
+            if part is None:
+                part = self._open = self._begin_part()
+            return part is not None and not self._failed.is_set()
+
     def _cut(self) -> tuple[_Part, Piece] | None:
-        """The next piece to ask for, in order; None if there is none, or the attempt has failed."""
+        """The next piece to ask for, in order; None if it has to be waited for."""
         with self._cutting:
-            part = self._open or self._begin_part()
-            if part is None or self._failed.is_set():
+            part = self._open
+            if part is None:
                 return None
             left = len(part.buffer) - part.cut
-            size = max(_LEAST, min(self._spans.piece, self._uncut // (2 * self._turn.at_once)))
+            at_once, self._pieces = self._turn.at_once, self._pieces + 1
+            size = min(self._spans.piece, self._uncut // (2 * at_once))
+            # The first ones grow in steps: later ones then end one after the other, and parts become whole evenly.
+            size = max(_LEAST, size * min(self._pieces, at_once) // at_once)
             if left - size < _LEAST:
                 size = left
             view = memoryview(part.buffer)[part.cut : part.cut + size]
             piece = Piece((part.number - 1) * self._part_size + part.cut, view)
             part.cut += size
             self._uncut -= size
-            self._open = part if part.cut < len(part.buffer) else None
+            if part.cut == len(part.buffer):
+                self._open = None
             return part, piece
 
     def _begin_part(self) -> _Part | None:
@@ -326,22 +344,28 @@ class _Attempt:
             self._in_memory.add(part)
         return part
 
-    def _read(self, piece: Piece) -> None:
+    def _read_next(self) -> tuple[_Part, Piece] | None:
+        """The next piece, chosen once it has a place, so that parts become whole in order; None as `_cut`."""
+        with self._turn.another(self._is_wanted) as turn:
+            if (cut := self._cut()) is not None:
+                self._read(cut[1], turn)
+        return cut
+
+    def _read(self, piece: Piece, turn: Turn) -> None:
         """A piece, resumed where it breaks off; a few times in a row, and later each time."""
         in_vain = 0
-        with self._turn.another(self._is_wanted) as turn:
-            while True:
-                before = piece.received
-                try:
-                    self._spans.read(piece, turn)
-                except (Truncated, Stalled, Throttled, SourceUnavailable) as error:
-                    in_vain = in_vain if piece.received == before else 0
-                    if in_vain == len(RESUMES) or self._failed.is_set():
-                        raise
-                    wait_to_resume(turn, RESUMES[in_vain], error)
-                    in_vain += 1
-                else:
-                    return
+        while True:
+            before = piece.received
+            try:
+                self._spans.read(piece, turn)
+            except (Truncated, Stalled, Throttled, SourceUnavailable) as error:
+                in_vain = in_vain if piece.received == before else 0
+                if in_vain == len(RESUMES) or self._failed.is_set():
+                    raise
+                wait_to_resume(turn, RESUMES[in_vain], error)
+                in_vain += 1
+            else:
+                return
 
     # -- a part that is whole ---------------------------------------------------------------------------------------
 

@@ -38,10 +38,12 @@ class Spans(Protocol):
     Attributes:
         size: Of the file, in bytes.
         piece: Bytes to ask for at a time: enough that a round trip counts little.
+        announced: Whether the source says beforehand that it gives pieces.
     """
 
     size: int
     piece: int
+    announced: bool
 
     def read(self, piece: Piece, turn: Turn) -> None:
         """Read what is missing of a piece; one attempt, and what came of it stays.

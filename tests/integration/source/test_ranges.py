@@ -7,17 +7,21 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import boto3
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from demo import stack
 from demo.lookalike import UNLIMITED, Fault, Kind, Lookalike, Profile, User
 from physionet_mirror.dataset import Dataset
-from physionet_mirror.errors import ImagesFailed
+from physionet_mirror.errors import Corrupt, ImagesFailed, Truncated
 from physionet_mirror.files import File
 from physionet_mirror.layout import PARTS, parts_of
+from physionet_mirror.mover import ALONE, Turn
 from physionet_mirror.pace import Pace
 from physionet_mirror.records import ShardResult
 from physionet_mirror.s3.bucket import Bucket, Upload
@@ -25,6 +29,8 @@ from physionet_mirror.source import download, ranges, through
 from physionet_mirror.source.access_point import AccessPoint
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
+from physionet_mirror.source.ranges import Ranges, Window
+from physionet_mirror.source.spans import Piece
 from physionet_mirror.source.through import ThroughWorker
 from physionet_mirror.transfer import Transfer
 
@@ -190,12 +196,15 @@ def test_a_large_file_with_a_wrong_byte_becomes_no_object(physionet: Lookalike, 
     assert_nothing_left(bucket)
 
 
+@pytest.mark.parametrize("size", [None, SIZE], ids=["unknown", "known"])
 def test_a_server_without_ranges_gives_it_over_one_connection(
-    physionet: Lookalike, bucket: Bucket, file: File, data: bytes
+    physionet: Lookalike, bucket: Bucket, file: File, data: bytes, size: int | None
 ) -> None:
+    """Even one that announces ranges."""
     physionet.faults.set(Fault(Kind.NO_RANGES, attempts=None))
-    fetch(physionet, bucket, file)
-    assert physionet.counters.peak_connections <= 2  # each answer that is of no use ends a connection
+    fetch(physionet, bucket, File(file.path, file.sha256, size))
+    if size is None:
+        assert physionet.counters.peak_connections <= 2  # each answer that is of no use ends a connection
     assert bucket.read(file.path) == data
     assert_nothing_left(bucket)
 
@@ -366,3 +375,85 @@ def test_an_access_point_s_file_that_changes_meanwhile_is_not_stitched_together(
     result = run(mover, File(file.path, file.sha256, SIZE), 4)
     assert result.faults["truncated"] == 1
     assert_stored(bucket, file, data)
+
+
+@dataclass
+class Made:
+    """A file in pieces whose source fails as it is told to (`Spans`)."""
+
+    data: bytes
+    piece: int
+    failures: list[float]  # shares of the pieces to come that arrive before the next failure
+    announced: bool = True
+    resumes: int = 0
+    sent: int = 0
+
+    def __post_init__(self) -> None:
+        self.size, self._lock = len(self.data), threading.Lock()
+
+    def read(self, piece: Piece, turn: Turn) -> None:
+        turn.answered(serves=True)
+        wanted = len(piece.view) - piece.received
+        with self._lock:
+            share = self.failures.pop() if self.failures else 1.0
+            come = int(share * wanted)
+            self.sent += come
+        begin = piece.start + piece.received
+        piece.view[piece.received : piece.received + come] = self.data[begin : begin + come]
+        piece.received += come
+        if come < wanted:
+            raise Truncated("broken off")
+
+    def resumed(self) -> None:
+        self.resumes += 1
+
+    def corrupt(self) -> NoReturn:
+        raise Corrupt("wrong bytes")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    size=st.integers(1, 400_000),
+    part=st.integers(40_000, 200_000),
+    piece=st.integers(1, 90_000),
+    window=st.integers(1, 500_000),
+    left=st.sets(st.integers(1, 10)),
+    wrong=st.booleans(),
+    announced=st.booleans(),
+    failures=st.lists(st.floats(0.0, 0.99), max_size=6),
+)
+def test_any_cut_any_leftovers_and_any_breaks_end_with_the_file(
+    s3_server: stack.S3Server,
+    bucket_name: str,
+    size: int,
+    part: int,
+    piece: int,
+    window: int,
+    left: set[int],
+    wrong: bool,
+    announced: bool,
+    failures: list[float],
+) -> None:
+    bucket = Bucket.open(s3_server.session(), bucket_name, "mine", endpoint_url=s3_server.endpoint)
+    data = random.Random(size).randbytes(size)
+    made = File("any.bin", hashlib.sha256(data).hexdigest())
+    known = {number: data[(number - 1) * part : number * part] for number in left if (number - 1) * part < size}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(ranges, "PART", part)
+        patched.setattr(ranges, "RESUMES", (0.0,) * 7)
+        patched.setattr(ranges, "_LEAST", 10_000)
+        upload = bucket.begin_upload(parts_of(made.path, made.sha256) + RUN)
+        for number, each in known.items():
+            bucket.put_part(upload, number, bytes(len(each)) if wrong else each)
+        large = Ranges(bucket, {"content_type": "x/y", "storage_class": "STANDARD"}, RUN, Window(window))
+        if wrong and known:
+            with pytest.raises(Corrupt):
+                large.fetch(Made(data, piece, []), made, ALONE).store()
+            assert bucket.head(made.path) is None
+            known = {}
+        spans = Made(data, piece, list(failures), announced)
+        large.fetch(spans, made, ALONE).store()
+    assert bucket.read(made.path) == data
+    assert spans.sent == size - sum(map(len, known.values()))
+    assert_nothing_left(bucket)
+    bucket.discard([made.path])
