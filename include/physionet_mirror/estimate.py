@@ -126,6 +126,7 @@ def estimate(
     exact: tuple[int, int] | None = None,
     mode: Mode = "download",
     in_aws: bool = True,
+    reads_back: bool = False,
 ) -> Estimate:
     """Estimate a run.
 
@@ -142,6 +143,7 @@ def estimate(
         exact: Bytes of all images and of the missing ones, if the source has listed their sizes.
         mode: How the files come.
         in_aws: The bucket is Amazon's; otherwise what passes the worker leaves AWS.
+        reads_back: The store gives no SHA-256, so that ``checksum`` reads back what is fetched (`Capabilities`).
     """
     missing = images if missing is None else min(max(missing, 0), images)
     speed = learn(reports, otherwise, mode)
@@ -151,8 +153,9 @@ def estimate(
     size, fetched = exact or (round(images * mean_bytes), round(missing * mean_bytes))
     # All images are listed twice, before and after; each new one gets a HEAD for its checksum.
     checks = {"LIST": 2 * math.ceil(images / KEYS_PER_LIST), "HEAD": missing}
-    read = images if verify == "content" else 0
-    read_bytes = size if read else 0
+    read, read_bytes = (images, size) if verify == "content" else (0, 0)
+    if reads_back and verify == "checksum":
+        read, read_bytes = missing, fetched
     gigabytes_read = read_bytes / 2**30
     leaving = transfer_out(fetched if mode == "through" else 0, (region or DEFAULT_REGION) if in_aws else None)
     retrieval = prices.get(storage_class, prices["STANDARD"]).retrieval_gb
@@ -214,6 +217,7 @@ def estimate_run(
     streams: int,
     region: str | None = None,
     in_aws: bool = True,
+    reads_back: bool = False,
     reports: Iterable[RunReport] = (),
     exact: tuple[int, int] | None = None,
     between: tuple[int, int] | None = None,
@@ -231,6 +235,7 @@ def estimate_run(
         streams: As in `usual_speed`.
         region: Region of the bucket.
         in_aws: As in `estimate`.
+        reads_back: As in `estimate`.
         reports: Reports of earlier runs, newest first.
         exact: As in `estimate`.
         between: The least and the most bytes to be fetched, if only a range is known.
@@ -251,6 +256,7 @@ def estimate_run(
         exact=exact,
         mode=mode,
         in_aws=in_aws,
+        reads_back=reads_back,
     )
     least, most = between or (0, 0)
     return replace(

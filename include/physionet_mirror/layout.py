@@ -9,6 +9,7 @@ _mirror/links.parquet                 each study's admission, emergency and ICU 
 _mirror/left.sha256                   what a night left over, for the next one to take along
 _mirror/copying/                      copies inside S3 until they are proven
 _mirror/parts/<name>/<run>            one large file while its parts arrive, and until it is proven
+_mirror/store-check/                  what the access check writes and removes to see what the store can do
 _mirror/verified/<group>.tsv.gz       what was verified when (see verified_cache.py)
 _mirror/runs/<run_id>/                a run of mimic_cxr_jpg
 _mirror/runs/<dag_id>@<run_id>/       a run of any other DAG; no run id holds an @
@@ -49,6 +50,7 @@ LEFT = MIRROR + "left.sha256"
 TRAINING = "_training/"
 COPYING = MIRROR + "copying/"
 PARTS = MIRROR + "parts/"
+STORE_CHECK = MIRROR + "store-check/"
 
 MAIN_DAG = "mimic_cxr_jpg"
 """The DAG whose runs' folders bear their run id alone."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar, get_args, get_o
 
 from physionet_mirror import words
 from physionet_mirror.layout import BEFORE, MAIN_DAG, RunLayout
+from physionet_mirror.s3.capabilities import Capabilities
 from physionet_mirror.s3.prices import PRICES_AS_OF, PRICES_SOURCE
 
 if TYPE_CHECKING:
@@ -331,7 +332,8 @@ class Estimate(Record):
         put_cost: PUT requests of the images fetched, once.
         check_cost: LIST and HEAD requests of comparing and verifying, once.
         hours_most: Duration of the transfer, at worst.
-        read_back: Images read back from the bucket (``verify=content``).
+        read_back: Images read back from the bucket: all for ``verify=content``; for ``checksum`` those to be fetched, if the
+            store gives no SHA-256.
         read_hours: Duration of reading them back.
         read_cost: GET requests and retrieval, once.
         read_transfer_cost: Transfer to a worker outside AWS, once; within the bucket's region it is free.
@@ -469,6 +471,11 @@ class Estimate(Record):
 
 
 @dataclass(frozen=True)
+class Store(Capabilities, Record):
+    """What the bucket's S3 can do, as the run's access check has found it (`Capabilities`, field by field)."""
+
+
+@dataclass(frozen=True)
 class PlannedDataset(Record):
     """The version that a plan chose from: its SHA256SUMS.txt, and how many images it has."""
 
@@ -497,6 +504,7 @@ class Plan(Record):
         request: The params, as given.
         dataset, selection: What the params selected.
         way: How the files are transferred (``Way.to_json``); empty in a plan of an earlier version.
+        store: What the bucket's S3 can do; None where nobody has tried, as in a plan of an earlier version.
         shards: In order of index.
         estimate: What the run is expected to take.
     """
@@ -509,6 +517,7 @@ class Plan(Record):
     request: Mapping[str, Any] = field(default_factory=dict)
     dataset: PlannedDataset = PlannedDataset()
     way: Mapping[str, Any] = field(default_factory=dict)
+    store: Store | None = None
     selection: PlannedSelection = PlannedSelection()
     estimate: Estimate = Estimate()
 
@@ -860,6 +869,7 @@ class RunReport(Record):
 
     Attributes:
         way: How the files were transferred (``Way.to_json``); empty in a report of an earlier version.
+        store: What the bucket's S3 can do, as the plan says.
         noun: What was mirrored: ``image`` or ``file``.
         whole: Whether all figures shown for an earlier run could be read; always true for a new report.
     """
@@ -871,6 +881,7 @@ class RunReport(Record):
     destination: Destination = Destination()
     params: Mapping[str, Any] = field(default_factory=dict)
     way: Mapping[str, Any] = field(default_factory=dict)
+    store: Store | None = None
     notes: Sequence[str] = ()
     result: Result = Result()
     cohort: ReportedCohort = ReportedCohort()

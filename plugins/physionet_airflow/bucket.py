@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from physionet_mirror.dataset import Dataset
     from physionet_mirror.mover import Mode
+    from physionet_mirror.records import Store
     from physionet_mirror.request import Source
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.source.access_point import AccessPoint
@@ -115,6 +116,14 @@ def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
             safety.account_block, bucket, session, _owner(connection, aws_conn_id), connection.botocore_config
         )
     safety.check(bucket, account_block=of_account)
+
+
+def try_store(bucket: Bucket, storage_class: str) -> Store:
+    """What the bucket's S3 can do, found by trying; see `probe`."""
+    from physionet_mirror.records import Store
+    from physionet_mirror.s3.probe import probe
+
+    return Store(**asdict(probe(bucket, storage_class)))
 
 
 @dataclass(frozen=True)
@@ -245,6 +254,7 @@ def open_copiers(bucket: Bucket, point: AccessPoint, aws_conn_id: str = AWS_CONN
             server_side_encryption=own.extra_config.get("server_side_encryption") or None,
             expected_owner=_owner(own, aws_conn_id),
         )
+        found[point.conn_id].can = bucket.can
     return found
 
 

@@ -146,6 +146,7 @@ class PlanShardsOperator(BaseOperator):
                 way=way,
                 point=open_access_point(run.request.dataset, self.aws_conn_id) if way.source == "s3" else None,
                 site=site,
+                store=run.store,
             )
         context["ti"].xcom_push(
             key=PLAN,

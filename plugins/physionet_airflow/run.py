@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from physionet_mirror.layout import RunLayout
     from physionet_mirror.mover import Mover
+    from physionet_mirror.records import Store
     from physionet_mirror.request import Request
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.source.access_point import AccessPoint
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
 ACCESS_CHECK = "check_access"
-"""Task id of the `AccessCheckSensor`, whose XCom says which way the run's files take."""
+"""Task id of the `AccessCheckSensor`, whose XCom says which way the run's files take, and what the bucket's S3 can do."""
 
 _NOT_OURS = {"openlineage"}
 """Keys that Airflow's own operators put into the conf of a run that they trigger."""
@@ -88,6 +89,7 @@ class Run:
         layout: Where the run's files lie.
         started: When the run began.
         aws_conn_id: The bucket's account.
+        store: What the bucket's S3 can do, as ``check_access`` has found; None where it did not run.
     """
 
     params: Mapping[str, Any]
@@ -96,6 +98,7 @@ class Run:
     layout: RunLayout
     started: datetime
     aws_conn_id: str = AWS_CONN_ID
+    store: Store | None = None
 
     @classmethod
     def of(cls, context: Context, aws_conn_id: str = AWS_CONN_ID, **overrides: Any) -> Run:
@@ -112,13 +115,18 @@ class Run:
         if params.get("prefix", "") is None and params.get("project") is None:
             del params["prefix"]  # an audit or a clean-up of the default's
         request = Request.from_params(params)
+        bucket = open_bucket(request.bucket, request.prefix, aws_conn_id)
+        store = _store_of(_checked(context))
+        if store is not None:
+            bucket.can = store
         return cls(
             params,
             request,
-            open_bucket(request.bucket, request.prefix, aws_conn_id),
+            bucket,
             RunLayout(context["run_id"], context["ti"].dag_id),
             context["dag_run"].start_date or datetime.now(UTC),
             aws_conn_id,
+            store,
         )
 
     def way(self, context: Context) -> Way:
@@ -129,11 +137,9 @@ class Run:
         """
         from physionet_mirror.source.way import Way
 
-        group = context["ti"].task_id.rpartition(".")[0]
-        for task_id in ([f"{group}.{ACCESS_CHECK}"] if group else []) + [ACCESS_CHECK]:
-            chosen = context["ti"].xcom_pull(task_ids=task_id, map_indexes=-1)
-            if isinstance(chosen, dict):
-                return Way.from_json(chosen)
+        checked = _checked(context)
+        if checked is not None:
+            return Way.from_json(checked)
         return choose_way(self.request.source, self.request.dataset, self.bucket, self.aws_conn_id)
 
     def origin(
@@ -168,6 +174,23 @@ class Run:
         copiers = open_copiers(self.bucket, point, self.aws_conn_id)
         bucket = copiers.get(way.keys, self.bucket)
         return ServerSideCopy(point, bucket, storage_class, conditional=way.conditional)
+
+
+def _checked(context: Context) -> Mapping[str, Any] | None:
+    """What ``check_access`` of this run, or of this task's group, has returned."""
+    group = context["ti"].task_id.rpartition(".")[0]
+    for task_id in ([f"{group}.{ACCESS_CHECK}"] if group else []) + [ACCESS_CHECK]:
+        found = context["ti"].xcom_pull(task_ids=task_id, map_indexes=-1)
+        if isinstance(found, dict):
+            return found
+    return None
+
+
+def _store_of(checked: Mapping[str, Any] | None) -> Store | None:
+    from physionet_mirror.records import Store
+
+    found = (checked or {}).get("store")
+    return Store.from_json(found) if isinstance(found, dict) else None
 
 
 def dataset_overrides(context: Context, dataset: str | None, dataset_param: str | None) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from physionet_airflow.bucket import AWS_CONN_ID, check_bucket, choose_way
+from physionet_airflow.bucket import AWS_CONN_ID, check_bucket, choose_way, try_store
 from physionet_airflow.compat import (
     AirflowFailException,
     AirflowRescheduleException,
@@ -50,7 +50,8 @@ class AccessCheckSensor(BaseSensorOperator):
         dataset_param: The param that names the dataset, where it is one of several.
 
     Returns (XCom):
-        ``Way.to_json()``: where the run's files come from, and why. What follows keeps to it.
+        ``Way.to_json()``: where the run's files come from, and why; and ``store``, what the bucket's S3 can do
+        (``Store.to_json()``). What follows keeps to both.
     """
 
     ui_color = "#e8f0e4"
@@ -132,6 +133,7 @@ class AccessCheckSensor(BaseSensorOperator):
                 with closing(run.origin(way, physionet_conn_id=self.physionet_conn_id)) as source:
                     self._outage_of = _asked(source, run.request.dataset)
                     self.ask(source, run.request.dataset)
+                store = try_store(run.bucket, run.request.storage_class)
         except MirrorError as error:
             # What passes by itself within hours; a page for everybody is maintenance.
             passes = error.retry_delay is not None or isinstance(error, NotTheFile)
@@ -144,7 +146,9 @@ class AccessCheckSensor(BaseSensorOperator):
             return False
         self.log.info("PhysioNet serves %s, and %s is in reach.", run.request.dataset.name, run.bucket.uri())
         self.log.info("For the whole run, %s.", way)
-        return PokeReturnValue(is_done=True, xcom_value=way.to_json())
+        for lack in store.lacks():
+            self.log.info("For the whole run: %s.", lack)
+        return PokeReturnValue(is_done=True, xcom_value={**way.to_json(), "store": store.to_json()})
 
     def _in_vain(self) -> AirflowSensorTimeout:
         return AirflowSensorTimeout(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from physionet_mirror import estimate, words
+from physionet_mirror import estimate, records, words
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.mover import Mode
 from physionet_mirror.records import Estimate, Plan, PlannedDataset, PlannedSelection, RunReport, Shard, ShardResult
@@ -288,6 +288,14 @@ def test_requests_are_priced_by_kind() -> None:
     cost = estimate.request_cost({"LIST": 1000, "HEAD": 1000, "PUT": 1000, "DELETE": 1000}, "us-east-1", "STANDARD_IA")
 
     assert cost == pytest.approx(0.005 + 0.001 + 0.01)
+
+
+def test_a_store_without_sha256_reads_back_what_is_fetched() -> None:
+    plain, without = (estimate.estimate(100, 1e6, 8, missing=30, reads_back=reads_back) for reads_back in (False, True))
+    assert (plain.read_back, without.read_back) == (0, 30)
+    assert without.read_hours == pytest.approx(30e6 / records.READ_BACK_BYTES_PER_SECOND / 3600)
+    assert estimate.estimate(100, 1e6, 8, missing=30, reads_back=True, verify="count").read_back == 0
+    assert estimate.estimate(100, 1e6, 8, missing=30, reads_back=True, verify="content").read_back == 100
 
 
 def test_the_table_reads_as_text() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from physionet_mirror import records
 from physionet_mirror.files import File
-from physionet_mirror.records import Failure, Plan, RunReport, ShardResult, SumsSeen
+from physionet_mirror.records import Failure, Plan, RunReport, ShardResult, Store, SumsSeen
 from physionet_mirror.shards import Shard, encode
 from physionet_mirror.steps import plan
 from physionet_mirror.throughput import stretches, use
@@ -46,7 +46,14 @@ DOCUMENTS = [
     (ShardResult, RESULT.to_json()),
     (
         Plan,
-        {"run_id": "r", "dag_id": "d", "request": {}, "selection": {"notes": ["n"]}, "shards": [SHARD.to_json()]},
+        {
+            "run_id": "r",
+            "dag_id": "d",
+            "request": {},
+            "store": Store(sha256=False).to_json(),
+            "selection": {"notes": ["n"]},
+            "shards": [SHARD.to_json()],
+        },
     ),
     (RunReport, {"run": {"id": "r", "finished": "2026-03-01T22:00:00Z"}, "transfer": {"bytes": 1}, "params": {}}),
     (SumsSeen, SumsSeen("e", "ab" * 32, "cd" * 32, ("a note",)).to_json()),
@@ -227,3 +234,12 @@ def test_a_plan_whose_estimate_is_lost_expects_to_fetch_everything() -> None:
     for estimate in (None, [], {"missing": "two"}):
         document = {"schema": "physionet-mirror/plan/1", "shards": [SHARD.to_json()], "estimate": estimate}
         assert Plan.from_json(document).estimate.missing == SHARD.images
+
+
+def test_a_plan_knows_what_its_store_can_do_and_one_of_an_earlier_version_does_not() -> None:
+    document = {"run_id": "r", "request": {}, "shards": [SHARD.to_json()]}
+    store = Store(sha256=False, conditions=False)
+    made = Plan.from_json({**document, "store": store.to_json()})
+    assert made.store == store
+    assert Plan.from_json(json.loads(json.dumps(made.to_json()))) == made
+    assert Plan.from_json(document).store is None

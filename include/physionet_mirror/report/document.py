@@ -39,6 +39,7 @@ from physionet_mirror.records import (
     RunReport,
     ShardResult,
     Sizes,
+    Store,
     grouped,
     load,
 )
@@ -84,6 +85,7 @@ def write(
     software: Mapping[str, str] | None = None,
     shard_of: Mapping[str, int] | None = None,
     way: Mapping[str, Any] | None = None,
+    store: Store | None = None,
     expected: Estimate | None = None,
 ) -> RunReport:
     """Write the run's report, and return it.
@@ -101,6 +103,7 @@ def write(
         software: Versions to show besides those determined here.
         shard_of: The shard of each image that is not in the bucket (see `explain`).
         way: How the files were transferred (``Way.to_json``).
+        store: What the bucket's S3 can do; None = nobody has tried.
         expected: The plan's estimate, which has the region of the bucket.
 
     Raises:
@@ -127,6 +130,7 @@ def write(
         index_rows=index_rows,
         notes=notes,
         way=way,
+        store=store,
         expected=expected,
         software=software,
     )
@@ -182,6 +186,7 @@ def build(
     notes: Sequence[str] = (),
     software: Mapping[str, str] | None = None,
     way: Mapping[str, Any] | None = None,
+    store: Store | None = None,
     expected: Estimate | None = None,
 ) -> RunReport:
     """Build the report; ``problems`` are those of the verdict after `explain`. The other arguments are as in `write`."""
@@ -208,6 +213,7 @@ def build(
         destination=Destination(bucket.name, bucket.prefix, bucket.uri()),
         params={str(name): value for name, value in params.items()},
         way=way or {},
+        store=store,
         notes=[*notes, *verdict.notes],
         result=Result(
             passed=verdict.passed,

@@ -518,6 +518,19 @@ class Bucket:
             )
         )
 
+    def refusal_of(self, path: str, data: bytes, **asked: str) -> str:
+        """S3's code if it refuses to store a small object with these parameters of boto3's ``put_object``, else empty."""
+        parameters: Any = {**asked, **self._encryption, **self._owner}
+        with self._asking("PUT", path):
+            try:
+                self.client.put_object(Bucket=self.name, Key=self.key(path), Body=data, **parameters)
+            except botocore.exceptions.ClientError as error:
+                code, status = replies.code_of(error), replies.status_of(error)
+                if code in replies.BUSY or (status.startswith("5") and status != "501"):
+                    raise
+                return code
+        return ""
+
     def write_unless_changed(
         self, path: str, data: bytes, before: Stored | None, *, content_type: str = "application/octet-stream"
     ) -> bool:
@@ -533,13 +546,7 @@ class Bucket:
                 self._put_small(path, data, content_type, **condition)
                 return True
             except botocore.exceptions.ClientError as error:
-                if replies.code_of(error) in {
-                    "PreconditionFailed",
-                    "ConditionalRequestConflict",
-                    "NoSuchKey",
-                    "412",
-                    "409",
-                }:
+                if replies.code_of(error) in replies.CONDITION:
                     return False
                 if not takes_no_conditions(error):
                     raise

@@ -30,7 +30,7 @@ class Capabilities:
         start_after: A LIST with StartAfter begins there.
         multipart: Multipart uploads, which files above 32 MiB need.
         copies: CopyObject within the bucket.
-        copies_with_sha256: And the answer to it has the copy's SHA-256; else each copy is read back once.
+        copies_with_sha256: The answer to CopyObject has the copy's SHA-256; else each copy is read back once.
         copies_if_absent: CopyObject with If-None-Match; else a copy replaces what appeared meanwhile.
         keeps_storage_class: An object has the storage class that its PUT named.
         deletes: We may delete what we have written.

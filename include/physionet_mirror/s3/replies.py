@@ -45,6 +45,9 @@ BUSY = {
 
 ABSENT = {"NoSuchKey", "NotFound", "404", "NoSuchVersion"}
 
+CONDITION = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409"}
+"""Codes of a write whose If-Match or If-None-Match does not hold."""
+
 _STAYS = "What is stored stays stored."
 _THEN = "Then trigger the run again: it goes on where it stopped."
 _POLICY = "The policy that a role needs is in docs/deploy.md."

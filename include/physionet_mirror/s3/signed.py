@@ -189,8 +189,8 @@ class SignedRequests:
             data: Its bytes; they are sent from where they lie.
             sha256: Their SHA-256 (hex), which is signed.
             paced: See the class.
-            options: ChecksumSHA256 and ContentMD5, with which S3 compares the bytes that arrive; ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId, ExpectedBucketOwner, as boto3's
-                ``put_object`` takes them.
+            options: ChecksumSHA256, ContentMD5, ContentType, StorageClass, ServerSideEncryption, SSEKMSKeyId and
+                ExpectedBucketOwner, as boto3's ``put_object`` takes them.
         """
         asked: dict[str, Any] = dict(options)
         answer = self._ask("PutObject", "PUT", key, asked, data, sha256, paced=paced)

@@ -23,7 +23,7 @@ from physionet_mirror.estimate import ENOUGH_SECONDS, estimate_run, usual_speed
 from physionet_mirror.files import File
 from physionet_mirror.layout import LEFT, MANIFEST, RUNS, SUMS_SEEN, RunLayout, group_of, has_no_report
 from physionet_mirror.mover import Mode
-from physionet_mirror.records import Plan, PlannedDataset, PlannedSelection, RunReport, SumsSeen, load
+from physionet_mirror.records import Plan, PlannedDataset, PlannedSelection, RunReport, Store, SumsSeen, load
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.selection import choose
@@ -66,6 +66,7 @@ def make_plan(
     way: Way | None = None,
     point: AccessPoint | None = None,
     site: sizes.Site | None = None,
+    store: Store | None = None,
 ) -> Plan:
     """Choose the images, cut them into shards, estimate what it takes, and write it all down under the run's folder.
 
@@ -82,6 +83,7 @@ def make_plan(
         point: The access point, where they come from there: it is listed, so that sizes are exact, and what it lacks is
             known.
         site: The website, which a plan for a project's files asks for sizes that are not known; None = nobody is asked.
+        store: What the bucket's S3 can do, as the access check has found; None = nobody has tried.
 
     Raises:
         InputError: A filter that matches nothing, a shard size that cannot be. Nothing was written.
@@ -98,6 +100,8 @@ def make_plan(
     frame, notes = chosen.frame, [*everything.attrs["notes"], *chosen.notes]
     if way is not None:
         notes.insert(0, str(way))
+    if store is not None:
+        notes += store.lacks()
     if part is not None and request.slices is not None:
         frame, note = _part_of(frame, part, request.slices, bucket)
         notes.append(note)
@@ -146,6 +150,7 @@ def make_plan(
         streams=streams,
         region=bucket.region(),
         in_aws=bucket.in_aws,
+        reads_back=bucket.can.reads_back,
         reports=earlier_reports(bucket, mode=mode),
         exact=exact,
         between=between,
@@ -169,6 +174,7 @@ def make_plan(
         request=params,
         dataset=PlannedDataset(request.dataset.name, request.dataset.title, sums_sha256, chosen.of),
         way=way.to_json() if way is not None else {},
+        store=store,
         selection=PlannedSelection(chosen.matched, count, notes),
         shards=[shard for shard, _ in packed],
         estimate=expected,
