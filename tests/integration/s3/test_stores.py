@@ -15,6 +15,7 @@ import pytest
 from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
+from demo import store
 from demo.lookalike import Lookalike
 from demo.stack import S3Server
 from physionet_mirror.dataset import MIMIC_CXR_JPG
@@ -115,18 +116,18 @@ def test_a_whole_run_where_the_store_takes_no_sha256(
     params = {"bucket": bucket.name, "prefix": bucket.prefix, "select": "all"}
     wish, run, began = Request.from_params(params), RunLayout("b2"), datetime.now(UTC)
 
-    store = Store(**asdict(probe(bucket)))
+    known = Store(**asdict(probe(bucket)))
     refused, without = dict(b2.refused), b2.without  # some of the check's own PUTs carry none
 
     def of_a_task() -> Bucket:
         """Each task opens its own, and is told."""
         opened = Bucket.open(s3_server.session(), bucket.name, bucket.prefix, endpoint_url=b2.endpoint)
-        opened.can = store
+        opened.can = known
         return opened
 
     with closing(PhysioNet(physionet.url, *reader, connections=4)) as source:
         fetch_metadata.fetch_metadata(source, of_a_task(), MIMIC_CXR_JPG)
-        made = plan.make_plan(wish, of_a_task(), run, streams=2, params=params, store=store)
+        made = plan.make_plan(wish, of_a_task(), run, streams=2, params=params, store=known)
         for shard in made.shards:
             mirror_shard.find_missing(shard, wish, of_a_task(), run, started=began)
             task = of_a_task()
@@ -145,7 +146,7 @@ def test_a_whole_run_where_the_store_takes_no_sha256(
     assert b2.without == without
     kept = load(bucket, run.plan, Plan)
     assert kept is not None
-    assert kept.store == report.store == store
+    assert kept.store == report.store == known
     assert made.estimate.read_back == len(expected)
     assert any("takes no SHA-256" in note for note in report.notes)
 
@@ -266,3 +267,20 @@ def test_a_wrong_byte_is_refused_where_the_store_takes_any_sha256_for_granted(b2
     b2.set(Fault(Kind.FLIPPED, "*/x.*"))
     with pytest.raises(DestinationError, match="BadDigest"):
         put(bucket)
+
+
+def test_a_store_may_be_tried_beforehand_and_nothing_stays(
+    b2: B2Like,
+    s3_server: S3Server,
+    bucket_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_server.secret_key)
+    assert store.main([b2.endpoint, bucket_name]) == 0
+    said = capsys.readouterr().out
+    assert "sha256               no" in said
+    assert "60 images mirrored and verified; 0 of them read back wrong." in said
+    assert not list(Bucket.open(s3_server.session(), bucket_name, "", endpoint_url=s3_server.endpoint).list())
+    assert store.main([b2.endpoint, "no-such-bucket-anywhere"]) == 1
