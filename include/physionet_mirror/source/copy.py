@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import Any
 from uuid import uuid4
 
 from physionet_mirror.compare import sha256_of
 from physionet_mirror.errors import BucketRefused, Corrupt, DestinationError, DestinationUnavailable, Throttled
 from physionet_mirror.files import File
 from physionet_mirror.layout import COPYING
-from physionet_mirror.mover import Fetched, Mode, SourceStats, Turn
+from physionet_mirror.mover import Fetched, Mode, Turn
 from physionet_mirror.s3.bucket import Bucket, Copy, Listed, Stored, copies_whole
 from physionet_mirror.source.access_point import COPIES_A_CONNECTION, AccessPoint
+from physionet_mirror.source.from_point import FromPoint
 
 log = logging.getLogger(__name__)
 
 _UNKNOWN = datetime.min.replace(tzinfo=UTC)
 
 
-class ServerSideCopy:
+class ServerSideCopy(FromPoint):
     """Files of an access point, copied by S3 itself; a `Mover`.
 
     A copy is proven by the SHA-256 that S3 computed, or else by reading it back. Wrong bytes never replace what stands
@@ -42,23 +42,8 @@ class ServerSideCopy:
     def __init__(
         self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD", *, conditional: bool = False
     ) -> None:
-        self._point, self._bucket, self._conditional = point, bucket, conditional
-        self._how: dict[str, Any] = {"content_type": point.dataset.image_type, "storage_class": storage_class}
-
-    def __repr__(self) -> str:
-        return f"<ServerSideCopy from {self._point!r}>"
-
-    @property
-    def stats(self) -> SourceStats:
-        """The access point's."""
-        return self._point.stats
-
-    def check(self) -> None:
-        """Ask for the checksum file; raises as `AccessPoint.check_access`."""
-        self._point.check_access()
-
-    def close(self) -> None:
-        """Nothing is kept open."""
+        super().__init__(point, bucket, storage_class)
+        self._conditional = conditional
 
     def fetch(self, file: File, turn: Turn) -> Fetched:
         """Copy one file and prove it.

@@ -6,20 +6,20 @@ import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from physionet_mirror.files import File
-from physionet_mirror.mover import Fetched, KeptMemory, Mode, SourceStats, Turn
+from physionet_mirror.mover import Fetched, KeptMemory, Mode, Turn
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.access_point import READS_A_CONNECTION, AccessPoint
 from physionet_mirror.source.body import BIG
+from physionet_mirror.source.from_point import FromPoint
 from physionet_mirror.source.ranges import LARGE, Ranges
 from physionet_mirror.source.spans import NoSpans
 
 log = logging.getLogger(__name__)
 
 
-class ThroughWorker:
+class ThroughWorker(FromPoint):
     """Files of an access point, through memory, where their SHA-256 is compared before the PUT; a `Mover`.
 
     A file too big for memory is uploaded while it comes, a large one in many parts at once (`ranges`); either becomes visible
@@ -38,26 +38,10 @@ class ThroughWorker:
     def __init__(
         self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD", run: str | None = None
     ) -> None:
-        self._point, self._bucket = point, bucket
+        super().__init__(point, bucket, storage_class)
         self._memory = KeptMemory()
-        self._how: dict[str, Any] = {"content_type": point.dataset.image_type, "storage_class": storage_class}
         self._ranges = Ranges(bucket, self._how, run)
         self._gives_spans = True
-
-    def __repr__(self) -> str:
-        return f"<ThroughWorker from {self._point!r}>"
-
-    @property
-    def stats(self) -> SourceStats:
-        """The access point's."""
-        return self._point.stats
-
-    def check(self) -> None:
-        """Ask for the checksum file; raises as `AccessPoint.check_access`."""
-        self._point.check_access()
-
-    def close(self) -> None:
-        """Nothing is kept open."""
 
     def fetch(self, file: File, turn: Turn) -> Fetched:
         """Read one file and prove it.
