@@ -532,7 +532,7 @@ def test_a_second_try_adds_to_the_report_and_overwrites_nothing(
     wish = wish_of(bucket, shard_size=100)
     (shard,) = plan.make_plan(wish, bucket, FIRST, streams=1, params={}).shards
     mirror_shard.find_missing(shard, wish, bucket, FIRST)
-    physionet.faults.add(Fault(Kind.STATUS, "*.jpg", share=0.3, status=404, attempts=None))
+    physionet.faults.add(Fault(Kind.STATUS, "*.jpg", share=0.05, status=404, attempts=None))
     with pytest.raises(ImagesFailed):
         mirror_shard.stream_shard(
             shard, wish, Download(source, MIMIC_CXR_JPG, bucket), bucket, FIRST, connections=4, stop=mirror_shard.Stop()
