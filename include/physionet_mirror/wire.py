@@ -1,8 +1,7 @@
 """HTTP/1.1 over kept sockets, for the requests that are made once a file: PhysioNet's and S3's side both go through here.
 
     with origin.exchange("GET", "/files/…", headers) as answer:
-        while received := answer.read_into(view[at:]):
-            at += received
+        size = answer.fill(view)
 
 The body goes from the socket into the caller's buffer and from the caller's buffer into the socket: no chunk objects, no
 joins, one pass of the header. Why this and no library, with figures: docs/performance.md, "One HTTP path".
@@ -13,8 +12,10 @@ What it leaves out on purpose: redirects, cookies, retries of what failed after 
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
+import time
 from base64 import b64encode
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +27,8 @@ from urllib.parse import unquote, urlsplit
 from urllib3.util import wait_for_read
 
 PORTS = {"http": 80, "https": 443}
+PIECE = 1 << 19
+"""Bytes of a body after which it is hashed so far: they are still in the processor's cache, which a whole image is not."""
 _HEAD_AT_MOST = 1 << 16
 """Bytes of an answer's status line and headers."""
 _RECEIVE = 1 << 14
@@ -324,14 +327,38 @@ class Answer:
             self._end()
         return self._count(received)
 
+    def fill(self, view: memoryview, seconds: float = math.inf) -> int:
+        """As many bytes of the body as ``view`` holds, or as there are; fewer once it has taken ``seconds``.
+
+        0 as `read_into` gives it, and raises as that. `received` then tells how much came before.
+        """
+        until = time.monotonic() + seconds
+        at = self.read_into(view) if len(self._rest) else 0  # what came with the head
+        if self._left <= 0 or self._connection is None:
+            while at < len(view) and (received := self.read_into(view[at:])):
+                at += received
+                if time.monotonic() > until:
+                    break
+            return at
+        begun, most, receive_into = at, min(len(view), at + self._left), self._connection.recv_into
+        try:
+            while at < most and (received := receive_into(view[at:most])):
+                at += received
+                if time.monotonic() > until:
+                    break
+        finally:
+            self._left -= at - begun
+            self.received += at - begun
+        if not self._left:
+            self._end()
+        return at
+
     def read(self, most: int) -> bytes:
         """The body where it is small, cut off after ``most`` bytes; the connection is kept only if it ended there."""
-        held = bytearray(most)
-        view, at = memoryview(held), 0
-        while at < most and (received := self.read_into(view[at:])):
-            at += received
+        held = memoryview(bytearray(most))
+        size = self.fill(held)
         self.close()
-        return bytes(view[:at])
+        return bytes(held[:size])
 
     def close(self) -> None:
         """Give the connection back where the body was read to its end, else close it; harmless when done twice."""

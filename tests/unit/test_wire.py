@@ -242,6 +242,49 @@ def test_chunks_of_any_size_make_the_same_body(body: bytes, cuts: list[int], ste
     assert answer.complete
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks", "close"])
+@given(body=st.binary(max_size=3000), step=st.integers(1, 1200), later=st.integers(0, 3000))
+def test_a_view_is_filled_whatever_the_framing(framing: str, body: bytes, step: int, later: int) -> None:
+    if framing == "chunks":
+        size, reply = (
+            b"Transfer-Encoding: chunked",
+            b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in (body[:700], body[700:]) if c),
+        )
+        reply += b"0\r\n\r\n"
+    else:
+        size, reply = b"Content-Length: %d" % len(body) if framing == "length" else b"X: y", body
+    at_once = max(0, len(reply) - later)  # with the head comes all of the body, some of it, or none
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\n" + size + b"\r\n\r\n" + reply[:at_once])
+        answer = Answer(Origin("http://127.0.0.1:1"), ours, "GET")
+        theirs.sendall(reply[at_once:])
+        theirs.shutdown(socket.SHUT_WR)
+        held, view = bytearray(), memoryview(bytearray(step))
+        while received := answer.fill(view):
+            held += view[:received]
+            assert received == step or len(held) == len(body)
+
+    assert bytes(held) == body
+    assert (answer.complete, answer.received) == (True, len(body))
+
+
+def test_a_view_that_fills_slowly_is_given_back_in_time_and_what_came_before_a_break_is_known() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nab")
+        answer = Answer(Origin("http://127.0.0.1:1"), ours, "GET")
+        theirs.sendall(b"cd")
+        view = memoryview(bytearray(10))
+        assert answer.fill(view, 0.0) == 4
+        theirs.sendall(b"efg")
+        ours.settimeout(0.05)
+        with pytest.raises(TimeoutError):
+            answer.fill(view[4:])
+        assert (bytes(view[:7]), answer.received, answer.complete) == (b"abcdefg", 7, False)
+
+
 def test_a_body_without_a_length_ends_with_its_connection() -> None:
     def talk(connection: socket.socket, _: int) -> None:
         read_request(connection)

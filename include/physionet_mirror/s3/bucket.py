@@ -36,6 +36,7 @@ from physionet_mirror.s3.capabilities import (
     takes_no_such_request,
 )
 from physionet_mirror.s3.signed import SignedRequests, trusted
+from physionet_mirror.wire import PIECE
 from physionet_mirror.worker_settings import check_ca_bundle
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ PART_SIZE = 8 << 20
 _KEYS_A_LIST = 1000  # ListObjectsV2's page
 _KEYS_A_DELETE = 1000  # DeleteObjects' limit
 _ENCRYPTIONS = "AES256", "aws:kms", "aws:kms:dsse"
-_READ = 1 << 18  # bytes hashed at a time; hashlib lets other threads run meanwhile
 _ONE_COPY = 5 << 30  # CopyObject's limit, in bytes
 _NO_ETAG = f'"{"0" * 32}"'
 
@@ -350,7 +350,13 @@ class Bucket:
         self.can = self.can.without("sha256")
 
     def get_into(
-        self, path: str, buffer: bytearray | memoryview, *, etag: str | None = None, paced: bool = False
+        self,
+        path: str,
+        buffer: bytearray | memoryview,
+        *,
+        etag: str | None = None,
+        paced: bool = False,
+        seen: Callable[[memoryview], object] = lambda _: None,
     ) -> memoryview:
         """One whole object into a buffer that the caller keeps; the part of it that the object fills.
 
@@ -359,6 +365,7 @@ class Bucket:
             buffer: At least as large as the object.
             etag: Only the object that has this ETag.
             paced: See the class.
+            seen: Called with each piece as soon as it is there, in order: to hash it.
 
         Raises:
             FileNotFoundError: There is no such object.
@@ -368,15 +375,17 @@ class Bucket:
         view = memoryview(buffer)
         options = {"IfMatch": f'"{etag}"'} if etag else {}
         with self._asking("GET", path), self._signed.get(self.key(path), paced=paced, **options, **self._owner) as body:
-            size = body.length if body.length is not None and body.length > len(view) else body.fill(view)
-            if size > len(view) or (
-                size == len(view) and body.length is None and body.read_into(memoryview(bytearray(1)))
-            ):
+            at = 0
+            too_large = (body.length or 0) > len(view)
+            while not too_large and at < len(view) and (size := body.fill(view[at : at + PIECE])):
+                seen(view[at : at + size])
+                at += size
+            if too_large or (at == len(view) and body.length is None and body.fill(memoryview(bytearray(1)))):
                 raise DestinationError(
                     f"{self.uri(path)} is larger than the {len(view):,} bytes that were expected. Nothing of it was kept. Find "
                     "out who replaced it."
                 )
-        return view[:size]
+        return view[:at]
 
     def get_span(self, path: str, start: int, view: memoryview, *, etag: str, paced: bool = False) -> bool:
         """The bytes of an object from ``start`` on, as many as ``view`` takes, which must be there.
@@ -406,7 +415,7 @@ class Bucket:
             DestinationUnavailable: It did not come whole.
         """
         if (buffer := getattr(self._kept, "buffer", None)) is None:
-            buffer = self._kept.buffer = memoryview(bytearray(_READ))
+            buffer = self._kept.buffer = memoryview(bytearray(PIECE))
         digest = hashlib.sha256()
         with self._asking("GET", path), self._signed.get(self.key(path), **self._owner) as body:
             while size := body.fill(buffer):

@@ -77,26 +77,24 @@ class Body:
         self.length = length
         self._received = 0
 
-    def read_into(self, view: memoryview) -> int:
-        """Some bytes into ``view``; 0 at the end."""
+    def fill(self, view: memoryview) -> int:
+        """As many bytes into ``view`` as it holds, or as there are; how many."""
+        source: Any = self._source
+        at = 0
         try:
-            source: Any = self._source
-            received: int = source.read_into(view) if isinstance(source, Answer) else source.readinto(view)
+            if isinstance(source, Answer):
+                at = source.fill(view)
+            else:
+                while at < len(view) and (received := source.readinto(view[at:])):
+                    at += received
         except TimeoutError as error:
             raise ReadTimeoutError(endpoint_url=self._url, error=error) from None
         except OSError as error:
             raise ConnectionClosedError(endpoint_url=self._url, error=error) from None
-        self._received += received
-        broken = isinstance(self._source, Answer) and not self._source.complete
-        if not received and len(view) and (broken or (self.length or 0) > self._received):
+        self._received += at
+        broken = isinstance(source, Answer) and not source.complete
+        if at < len(view) and (broken or (self.length or 0) > self._received):
             raise IncompleteReadError(actual_bytes=self._received, expected_bytes=self.length or 0)
-        return received
-
-    def fill(self, view: memoryview) -> int:
-        """As many bytes into ``view`` as it holds, or as there are; how many."""
-        at = 0
-        while at < len(view) and (received := self.read_into(view[at:])):
-            at += received
         return at
 
 

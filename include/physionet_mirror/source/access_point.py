@@ -178,8 +178,9 @@ class AccessPoint:
     def read_into(self, file: File, buffer: bytearray | memoryview, turn: Turn) -> memoryview:
         """A listed file's bytes, proven, in a buffer that the caller keeps. Raises as `stream`."""
         assert file.bytes is not None
+        digest = hashlib.sha256()
         try:
-            data = self.bucket.get_into(file.path, memoryview(buffer)[: file.bytes], paced=True)
+            data = self.bucket.get_into(file.path, memoryview(buffer)[: file.bytes], paced=True, seen=digest.update)
         except (BucketRefused, FileNotFoundError) as error:
             turn.answered(serves=False)
             self.blame(file.path, error)
@@ -189,7 +190,7 @@ class AccessPoint:
             raise self.corrupt(file.path, file.sha256, f"Nothing was stored. {error}") from None
         turn.answered(serves=True)
         self.received(len(data))
-        if hashlib.sha256(data).hexdigest() != file.sha256:
+        if digest.hexdigest() != file.sha256:
             raise self.corrupt(file.path, file.sha256, "Nothing was stored.")
         return data
 

@@ -15,7 +15,7 @@ from physionet_mirror.mover import Turn
 from physionet_mirror.source import replies
 from physionet_mirror.source.session import Session
 from physionet_mirror.source.spans import Changed, NoSpans, Piece
-from physionet_mirror.wire import Answer
+from physionet_mirror.wire import PIECE, Answer
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ LEAST_SPEED = 1024
 """Bytes a second, over a read time-out, below which a download is ended as stalled. On the worst days that users report,
 PhysioNet gives a connection forty times as much (0.04 MB/s)."""
 
-_CHUNK = 1 << 16  # at PhysioNet's pace a tenth of a second: what the pace is measured by
+_CHUNK = 1 << 16
+_LOOK = 0.1  # seconds after which what has come is counted: the pace is measured by it
 RESUMES = 1, 2, 4, 8, 16, 30, 30
 """Seconds before the tries in a row to resume a big file."""
 
@@ -88,10 +89,12 @@ class Body:
         Raises:
             SourceError: Any of its subclasses.
         """
-        at = 0
-        while at < len(memory):
-            at += self._next(memory[at : at + _CHUNK])
-        self._prove(hashlib.sha256(memory).hexdigest())
+        digest = hashlib.sha256()
+        for at in range(0, len(memory), PIECE):
+            piece = memory[at : at + PIECE]
+            self._next(piece)
+            digest.update(piece)
+        self._prove(digest.hexdigest())
 
     def spans(self) -> WebsiteSpans | None:
         """The same file in pieces; None if its size or its ETag does not allow that."""
@@ -108,9 +111,9 @@ class Body:
         Raises:
             Truncated, Stalled: The answer broke off or came to a halt; what came of this view is lost.
         """
-        size = self._read(view)
-        self._received += size
-        return size
+        begun = self._received
+        self._read(view, begun)
+        return self._received - begun
 
     def close(self) -> None:
         """End it; before its end, its connection is closed."""
@@ -122,33 +125,40 @@ class Body:
 
     def _next(self, view: memoryview) -> int:
         """Fill the view with what comes next; less than its length only at the file's end, and then 0 in the end."""
+        begun = self._received
         while True:
             try:
-                size = self._read(view)
+                self._read(view, begun)
             except (Truncated, Stalled) as error:
                 self._resume(error)
             else:
-                self._received += size
-                return size
+                return self._received - begun
 
-    def _read(self, view: memoryview) -> int:
-        """As `_next`, without a resume.
+    def _read(self, view: memoryview, begun: int) -> None:
+        """As `_next`, without a resume: fill the view from where it is filled to, ``begun`` being its first byte's place.
 
         Raises:
-            Truncated, Stalled: The answer broke off or came to a halt; what came of this view is lost.
+            Truncated, Stalled: The answer broke off or came to a halt; what came before stays in the view.
         """
-        answer, session, wanted = self._answer, self._session, len(view)
-        size, begun = 0, time.monotonic()
+        answer, session = self._answer, self._session
+        marked, since = self._received, time.monotonic()
         try:
-            while size < wanted:
-                received = answer.read_into(view[size:] if size else view)
+            while (at := self._received - begun) < len(view):
+                before = answer.received
+                try:
+                    received = answer.fill(view[at:], _LOOK)
+                finally:
+                    if came := answer.received - before:
+                        self._received += came
+                        session.received(came)
                 if not received:
                     if not answer.complete:
                         raise ConnectionError
-                    break
-                size += received
-                seconds = time.monotonic() - begun
-                if seconds > session.read_timeout and size < LEAST_SPEED * seconds:
+                    return
+                seconds = time.monotonic() - since
+                if (size := self._received - marked) >= _CHUNK:
+                    marked, since = self._received, since + seconds
+                elif seconds > session.read_timeout and size < LEAST_SPEED * seconds:
                     answer.close()
                     session.fault(replies.stalled(self._path, f"{size:,} bytes came in {seconds:.0f} s"))
         except TimeoutError:
@@ -158,9 +168,6 @@ class Body:
             answer.close()
             left = None if self.size is None else self.size - self._begun
             session.fault(replies.truncated(self._path, self._received - self._begun, left))
-        if size:
-            session.received(size)
-        return size
 
     def _resume(self, broken: SourceError) -> None:
         """Ask for the rest, provided that it is still the same file. Raises ``broken`` where that is of no use."""
