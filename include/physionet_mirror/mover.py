@@ -147,6 +147,15 @@ class Mover(Protocol):
         """Files under way at once for each PhysioNet connection that the run may hold."""
         ...
 
+    @property
+    def keeps_turn(self) -> bool:
+        """Whether a file keeps its slot until it is stored; otherwise it gives it back once it is fetched.
+
+        It gives it back if the slots are the source's connections, which are scarce. S3's are not: there the slots bound
+        the files under way, each of which costs memory and pushes the bytes of the others out of the processor's cache.
+        """
+        ...
+
     def check(self) -> None:
         """Ask the source for a small file that exists, to probe whether it is up.
 

@@ -1,6 +1,7 @@
 """Threads and retries of one shard, given a mover: many files at once, each retried until stored or reported as failed.
 
-A file waits for a slot, is fetched and proven, gives the slot back and is stored. A failure is one of four:
+A file waits for a slot, is fetched and proven, gives the slot back and is stored (or is stored before it gives it back, see
+`Mover.keeps_turn`). A failure is one of four:
 
 - fatal (password, agreement, bucket): the shard stops at once;
 - congestion (429, 503, connects that time out, connections that are never answered while others are): fewer connections,
@@ -543,13 +544,10 @@ class Transfer:
                 ):  # said before the slot is free, so that nothing else is asked for
                     self._end(error)
                 raise
-        with self._changed:
-            self._served += 1
-            self._suspects.clear()
-            job.storing = fetched.in_memory
-            self._storing += 1
-            self._held += fetched.in_memory
-        self._store(fetched)
+            if self._mover.keeps_turn:
+                self._store(job, fetched)
+        if not self._mover.keeps_turn:
+            self._store(job, fetched)
         self._on_stored(time.monotonic() - begun)
         return fetched.size
 
@@ -574,8 +572,14 @@ class Transfer:
                 self._changed.wait(min(max(left, 0.005), 0.2) if left > 0 else 0.2)
             return False
 
-    def _store(self, fetched: Fetched) -> None:
+    def _store(self, job: _Job, fetched: Fetched) -> None:
         """Into the bucket, and again for as long as S3 is away: what was fetched is not thrown away."""
+        with self._changed:
+            self._served += 1
+            self._suspects.clear()
+            job.storing = fetched.in_memory
+            self._storing += 1
+            self._held += fetched.in_memory
         begun, wait = time.monotonic(), 0.5
         while True:
             try:

@@ -67,6 +67,7 @@ class Source:
 
     mode: Mode = "download"
     per_connection = 1
+    keeps_turn = False
 
     def __init__(self, meet: Callable[[str], Any] = lambda _: None, *, up: Callable[[], bool] = lambda: True) -> None:
         self.meet, self.up = meet, up
@@ -223,6 +224,26 @@ def test_less_is_stored_at_once_when_s3_asks_for_less(monkeypatch):
     tally = make(images(400), Source(), Bucket(busy), connections=4, patience=60.0).run()
     assert tally.stored == 400
     assert tally.faults["destination unavailable"] < 200  # otherwise each would be refused again and again
+
+
+def test_a_mover_that_keeps_its_turn_has_no_more_under_way_than_it_may():
+    source, lock, under_way, most = Source(), threading.Lock(), 0, 0
+
+    def count(by: int) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += by
+            most = max(most, under_way)
+
+    def store(_: str) -> None:
+        time.sleep(0.005)
+        count(-1)
+
+    source.keeps_turn = True
+    source.meet = lambda _: count(+1)
+    tally = make(images(40), source, Bucket(store), connections=4).run()
+
+    assert (tally.stored, under_way, most) == (40, 0, 4)
 
 
 # -- classifying failures -------------------------------------------------------------------------------------------

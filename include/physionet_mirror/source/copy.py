@@ -38,6 +38,7 @@ class ServerSideCopy(FromPoint):
 
     mode: Mode = "copy"
     per_connection = COPIES_A_CONNECTION
+    keeps_turn = True
 
     def __init__(
         self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD", *, conditional: bool = False

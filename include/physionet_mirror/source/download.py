@@ -37,6 +37,7 @@ class Download:
 
     mode: Mode = "download"
     per_connection = 1
+    keeps_turn = False
 
     def __init__(
         self,

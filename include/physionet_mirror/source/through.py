@@ -34,6 +34,7 @@ class ThroughWorker(FromPoint):
 
     mode: Mode = "through"
     per_connection = READS_A_CONNECTION
+    keeps_turn = True
 
     def __init__(
         self, point: AccessPoint, bucket: Bucket, storage_class: str = "STANDARD", run: str | None = None
