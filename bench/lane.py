@@ -107,7 +107,9 @@ class _Lane:
                 "kind": kind,
                 "login": ("nobody", "nothing"),
                 "sums": str(sums),
-                "connections": IN_FLIGHT // processes // (1 if kind == "website" else READS_A_CONNECTION),
+                "connections": IN_FLIGHT // processes
+                if kind == "website"
+                else max(1, IN_FLIGHT // processes // READS_A_CONNECTION),
                 "flat": False,
             }
             command = python("bench.lane", "--child")

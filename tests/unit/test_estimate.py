@@ -247,9 +247,9 @@ def test_sizes_that_were_listed_are_exact_to_the_byte() -> None:
         ("download", 8, 8, "8 connections, 0.044"),
         ("download", 64, 64, "64 connections, 0.044"),
         ("copy", 8, 256, "256 copies under way, 0.3 s a copy"),
-        ("copy", 64, 1024, "1,024 copies under way, 0.3 s a copy"),
-        ("through", 8, 64, "64 reads under way, 100 MB/s through the worker"),
-        ("through", 64, 512, "512 reads under way, 100 MB/s through the worker"),
+        ("copy", 64, 1600, "1,600 copies under way, 0.3 s a copy"),
+        ("through", 8, 128, "128 reads under way, 100 MB/s through the worker"),
+        ("through", 64, 1024, "1,024 reads under way, 100 MB/s through the worker"),
     ],
 )
 def test_files_under_way_are_those_that_the_streams_allow(

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^/]+/\d{8}/([^/]+)/s3/")
 _IN_VAIN = 10  # consecutive direct failures, each of which boto3 then got, after which only boto3 is used
+_FIRST = 2.0  # seconds for which the others wait for boto3's first answer: hundreds at once take seconds of CPU time
 _LONGEST = 1 << 16  # bytes of an answer's body that is not an object
 _KEEP = 512  # idle connections: a server-side copy is little work, and hundreds are in flight
 _BOTO3S = CLOCK | REGION | {"SignatureDoesNotMatch"}
@@ -120,6 +121,8 @@ class SignedRequests:
         self._verify = verify
         self._signer: _SignedOrigin | None = None
         self._in_vain = 0
+        self._first = threading.Lock()  # whoever gets it makes boto3's first request, the others wait for its answer
+        self._begun = threading.Event()  # there was an answer, or it took too long
         self._asked = threading.local()  # of this thread: .sent, address and signature of what boto3 has just sent;
         #                                  .in_vain, the count when it began to ask; .status, what it was answered
         for operation in ("HeadObject", "GetObject", "PutObject", "CopyObject"):
@@ -142,6 +145,7 @@ class SignedRequests:
             found = self._client.head_object(Bucket=self._bucket, Key=key, **asked)
         except ClientError as error:
             if status_of(error) == "404":
+                self._learn(key)
                 return None
             raise self._explained(error, key, options) from None
         self._learn(key)
@@ -261,6 +265,9 @@ class SignedRequests:
             ClientError: S3 has said itself why not.
         """
         self._asked.in_vain, self._asked.status = self._in_vain, 0
+        if not self._begun.is_set() and not self._first.acquire(blocking=False):
+            self._begun.wait(_FIRST)
+            self._begun.set()
         signer = self._signer
         if signer is None or self._in_vain >= _IN_VAIN:
             return None
@@ -289,6 +296,12 @@ class SignedRequests:
         """boto3 got an answer: reuse its address and region, unless that takes more than a signature (a proxy, for instance)."""
         url, signature = getattr(self._asked, "sent", ("", b""))
         self._asked.sent = "", b""
+        try:
+            self._learn_from(url, signature, key)
+        finally:
+            self._begun.set()
+
+    def _learn_from(self, url: str, signature: bytes | str, key: str) -> None:
         if self._signer is not None:
             if (
                 self._asked.status < 500

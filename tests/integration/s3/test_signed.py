@@ -177,6 +177,32 @@ def test_only_the_first_goes_through_boto3_and_threads_keep_their_connections(sc
         assert "x-amz-expected-bucket-owner" in headers["authorization"]  # signed
 
 
+def test_of_many_that_begin_together_one_goes_through_boto3(scripted, to_scripted):
+    scripted.script = [-3]  # its answer is late
+    bucket = to_scripted()
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(bucket.head, ["x"] * 48))
+    assert scripted.by_boto3 == [True] + [False] * 47
+
+
+def test_of_many_that_begin_together_none_waits_for_one_that_fails(scripted, to_scripted, monkeypatch):
+    monkeypatch.setattr("physionet_mirror.s3.signed._FIRST", 0.05)
+    scripted.script = [403, 200, 404]
+    bucket = to_scripted()
+    with pytest.raises(BucketRefused):
+        put(bucket)
+    put(bucket)
+    assert bucket.head("x") is None
+    assert scripted.by_boto3 == [True, True, False]
+
+
+def test_that_there_is_no_such_object_is_an_answer_too(scripted, to_scripted):
+    scripted.script = [404, 404]
+    bucket = to_scripted()
+    assert [bucket.head("x"), bucket.head("x")] == [None, None]
+    assert scripted.by_boto3 == [True, False]
+
+
 def test_a_put_says_all_that_boto3_says(scripted, to_scripted):
     bucket = to_scripted(expected_owner="123456789012", kms_key="my-key")
     for _ in range(2):
