@@ -32,6 +32,10 @@ USUAL_SHARDS = 400
 """Most shards that the plan makes by choice: each costs Airflow about a second, and more as there are more
 (docs/performance.md)."""
 
+USUAL_FAST_SHARDS = 60
+"""The same from the access point, where the whole dataset takes minutes to two hours. A shard that is tried again asks for
+what is missing only, and its progress is published every few seconds, so larger shards lose nothing."""
+
 MOST_SHARDS = 1_000
 """Airflow maps a task at most 1,024 times, unless its setting ``[core] max_map_length`` says otherwise."""
 
@@ -54,11 +58,12 @@ def size_for(
     image_bytes: float = MIMIC_CXR_JPG.image_bytes,
     bytes_per_second: float = BYTES_PER_SECOND,
     most: int = MOST_SHARDS,
+    usual: int = USUAL_SHARDS,
 ) -> int:
     """Images per shard, chosen so that a shard is a few minutes of work.
 
     The work is fetching the images that are expected to be missing, with a stream's share of the connections. The number
-    of shards stays between ``streams`` (unless there are only a handful of images) and 400; a shard holds at most
+    of shards stays between ``streams`` (unless there are only a handful of images) and ``usual``; a shard holds at most
     10,000 images, unless that would make more than ``most`` shards.
 
     Args:
@@ -69,6 +74,7 @@ def size_for(
         image_bytes: Mean size of an image.
         bytes_per_second: Speed of one connection.
         most: Most shards.
+        usual: Most shards unless they would be too large.
     """
     if images <= 0:
         return 1
@@ -76,7 +82,7 @@ def size_for(
     missing = images if expected_missing is None else min(max(expected_missing, 0), images)
     a_second = bytes_per_second * max(connections / streams, 1) / image_bytes
     count = math.ceil(missing / (a_second * SHARD_SECONDS))
-    usual = min(USUAL_SHARDS, most)
+    usual = min(usual, most)
     count = min(count, usual)
     count = max(count, math.ceil(images / LARGEST_SHARD), min(streams, images // HANDFUL), 1)
     count = min(count, most)
@@ -117,6 +123,7 @@ def cut_by_bytes(
     connections: int,
     bytes_per_second: float = BYTES_PER_SECOND,
     most: int = MOST_SHARDS,
+    usual: int = USUAL_SHARDS,
 ) -> list[slice] | None:
     """Contiguous slices of some minutes of work each, however differently large the files are; a huge one is alone.
 
@@ -126,6 +133,7 @@ def cut_by_bytes(
         connections: PhysioNet connections of all streams together.
         bytes_per_second: What one connection carries.
         most: Shards at most.
+        usual: As in `size_for`.
 
     Returns:
         None where that would be more than ``most`` shards.
@@ -133,7 +141,7 @@ def cut_by_bytes(
     streams = max(streams, 1)
     work = bytes_per_second * max(connections / streams, 1) * SHARD_SECONDS
     parts = max(math.ceil(sum(sizes) / work), min(streams, len(sizes) // HANDFUL), 1)
-    budget = max(sum(sizes) / min(parts, USUAL_SHARDS, most), 1)
+    budget = max(sum(sizes) / min(parts, usual, most), 1)
     starts, held = [0], 0
     for at, size in enumerate(sizes):
         if at > starts[-1] and (held + size > budget * 1.1 or at - starts[-1] >= LARGEST_SHARD):

@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from physionet_mirror.errors import InputError, MetadataError
+from physionet_mirror.estimate import usual_speed
 from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
+from physionet_mirror.mover import Mode
+from physionet_mirror.request import Request
 from physionet_mirror.shards import (
     HANDFUL,
     LARGEST_SHARD,
     MOST_SHARDS,
+    USUAL_FAST_SHARDS,
     Shard,
     check_size,
     cut,
@@ -117,6 +121,15 @@ def test_a_shard_size_is_measured_by_what_this_airflow_can_map() -> None:
 
 def test_the_whole_dataset_makes_about_400_shards() -> None:
     assert len(cut(377_110, size_for(377_110, 4, 8))) == 400
+
+
+@pytest.mark.parametrize("mode", ["copy", "through"])
+@pytest.mark.parametrize("streams", [1, 4, 8, 16])
+def test_the_fast_ways_make_the_whole_dataset_at_most_60_shards(mode: Mode, streams: int) -> None:
+    at_once, speed = usual_speed(Request.from_params({"bucket": "b-1"}), 1_624_000, mode, streams)
+    rate = speed.bytes_per_second
+    size = size_for(377_110, streams, at_once, None, 1_624_000, rate, usual=USUAL_FAST_SHARDS)
+    assert streams <= len(cut(377_110, size)) <= 60
 
 
 def test_a_rerun_that_expects_nothing_missing_makes_few() -> None:

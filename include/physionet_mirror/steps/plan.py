@@ -134,10 +134,11 @@ def make_plan(
     if request.shard_size is None:
         at_once, speed = usual_speed(request, mean_bytes, mode, streams)
         rate = speed.bytes_per_second
-        size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards)
+        usual = shards.USUAL_SHARDS if mode == "download" else shards.USUAL_FAST_SHARDS
+        size = shards.size_for(max(1, count), streams, at_once, count - known, mean_bytes, rate, most_shards, usual)
         if listed is not None and request.selection.noun == "file":
             to_fetch = [0 if path in present else listed.get(path, 0) for path in frame["path"]]
-            parts = shards.cut_by_bytes(to_fetch, streams, at_once, rate, most_shards)
+            parts = shards.cut_by_bytes(to_fetch, streams, at_once, rate, most_shards, usual)
     else:
         size = request.shard_size
         shards.check_size(count, size, most_shards)
