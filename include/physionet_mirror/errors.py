@@ -60,7 +60,7 @@ class MirrorError(Exception):
     reason: ClassVar[str] = "mirror error"
     summary: ClassVar[str] = "Something went wrong"
     next_step: ClassVar[str] = (
-        f"{AGAIN}: it fetches only these images. If it comes back, the log of their shard's task says more."
+        f"{AGAIN}: it fetches only these. If it comes back, the log of their shard's task says more."
     )
 
     def __init_subclass__(cls) -> None:
@@ -230,7 +230,7 @@ class BucketRefused(DestinationError):
 
     permanent = True
     summary = "S3 refuses"
-    next_step = f"S3's own words, in the detail of each image, say what it refuses. Put that right. {AGAIN}."
+    next_step = f"S3's own words, in the detail of each file, say what it refuses. Put that right. {AGAIN}."
 
 
 class ObjectArchived(DestinationError):
@@ -264,14 +264,14 @@ class DestinationUnavailable(DestinationError):
 
     retry_delay = timedelta(minutes=1)
     summary = "S3 cannot be reached"
-    next_step = f"S3 could not take the images. {AGAIN}; if it comes back, check endpoint and network."
+    next_step = f"S3 could not take the files. {AGAIN}; if it comes back, check endpoint and network."
 
 
 class ImagesFailed(MirrorError):
-    """Some images of a shard could not be fetched after all attempts; the others are stored."""
+    """Some files of a shard could not be fetched after all attempts; the others are stored."""
 
     retry_delay = timedelta(seconds=30)
-    summary = "Some images could not be fetched"
+    summary = "Some files could not be fetched"
 
 
 class VerificationFailed(MirrorError):

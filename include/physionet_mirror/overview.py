@@ -140,7 +140,7 @@ def _fetch(bucket: Bucket, path: str, file: Path) -> None:
             if size > overview_tables.MOST_BYTES:
                 raise MetadataError(
                     f"{path} has more than {overview_tables.MOST_BYTES >> 20} MB, so it is not read: this software writes none "
-                    "of that size. No image is affected. Look who wrote it."
+                    "of that size. No file is affected. Look who wrote it."
                 )
             out.write(chunk)
 

@@ -98,7 +98,7 @@ def load(bucket: Bucket, path: str, kind: type[R]) -> R | None:
     try:
         return read(bucket, path, kind)
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        log.warning("%s is damaged (%s) and counts as absent. No image is affected.", bucket.uri(path), error)
+        log.warning("%s is damaged (%s) and counts as absent. No file is affected.", bucket.uri(path), error)
         return None
 
 

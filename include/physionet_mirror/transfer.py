@@ -294,6 +294,7 @@ class Transfer:
         patience: Seconds to wait for a server that is down.
         backoff: Seconds before a file's second try, on average; doubled each time.
         stop: Set it to drain: files whose bytes are coming finish, the rest is left.
+        noun: What they are called where they fail: ``image`` or ``file``.
     """
 
     def __init__(
@@ -310,7 +311,9 @@ class Transfer:
         patience: float = PATIENCE,
         backoff: float = 1.0,
         stop: threading.Event | None = None,
+        noun: str = "image",
     ) -> None:
+        self._noun = noun
         self._ready = deque(_Job(file) for file in files)
         self._mover, self._pace, self._publish, self._on_stored = mover, pace, publish, on_stored
         self._about = about or ShardResult(0)
@@ -392,7 +395,7 @@ class Transfer:
         failed, tally = self.tally.failed, self.tally
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(f.reason for f in failed).most_common())
         return ImagesFailed(
-            f"{len(failed)} of {tally.todo} images could not be had ({reasons}); {tally.stored} are stored and stay. The "
+            f"{len(failed)} of {tally.todo} {self._noun}s could not be had ({reasons}); {tally.stored} are stored and stay. The "
             f"first one: {failed[0].detail} The report names them all; trigger the run again to try only these."
         )
 
@@ -792,6 +795,6 @@ def _served_nobody(error: SourceError, seconds: float) -> SourceError:
     if not isinstance(error, FileError):
         return error
     return SourceUnavailable(
-        f"PhysioNet has served no file for {seconds:.0f} s. What is stored stays stored, and no image is given up: the shard is "
+        f"PhysioNet has served no file for {seconds:.0f} s. What is stored stays stored, and no file is given up: the shard is "
         f"tried again later. Its last answer: {error}"
     )

@@ -80,7 +80,7 @@ class Verdict(Comparison):
             later = set(self.postponed)
             self.problems = [p for p in self.problems if p.path not in later]
             self.notes.append(
-                f"To be continued: the time was up, and {len(later):,} images are left to the next run, which fetches them."
+                f"To be continued: the time was up, and {len(later):,} {self.noun}s are left to the next run, which fetches them."
             )
 
     def raise_if_failed(self, report: str = "") -> None:

@@ -365,7 +365,7 @@ class StreamShardOperator(WithLineage, BaseOperator):
         self.lineage = Lineage([published(run.request.dataset)], [written])
         if self._killed:
             raise AirflowException(
-                f"Told to stop after {result.stored:,} of {result.todo:,} images, which are stored. "
+                f"Told to stop after {result.stored:,} of {result.todo:,} {run.request.selection.noun}s, which are stored. "
                 "The next try goes on from there."
             )
         figures = result.to_json()

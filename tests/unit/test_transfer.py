@@ -259,6 +259,8 @@ def test_an_image_is_tried_three_times_and_then_named(error):
     assert source.asked[bad] == 3
     assert [(f.path, f.reason, f.detail) for f in transfer.tally.failed] == [(bad, error("").reason, "why it failed")]
     assert len(bucket.objects) == 29
+    with pytest.raises(ImagesFailed, match="1 of 30 files could not be had"):
+        make(images(30), Source(fails(lambda: error("why it failed"), None, {bad})), Bucket(), noun="file").run()
     assert transfer.tally.state == "failed"
 
 

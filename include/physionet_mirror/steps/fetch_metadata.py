@@ -178,7 +178,7 @@ def _manifest_of(bucket: Bucket, seen: SumsSeen) -> tuple[tuple[str, Any] | None
         return None, False
     proven = hashlib.sha256(data).hexdigest() == seen.manifest
     if seen.manifest and not proven:
-        log.warning("%s is not as it was written. No image is affected: it is built anew.", bucket.uri(MANIFEST))
+        log.warning("%s is not as it was written. No file is affected: it is built anew.", bucket.uri(MANIFEST))
     file = BytesIO(data)
     sums_sha256 = manifest.sums_sha256_of(file)
     if sums_sha256 is None:

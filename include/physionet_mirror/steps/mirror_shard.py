@@ -211,6 +211,7 @@ def stream_shard(
         publish=publish,
         on_stored=watch.image if watch is not None else lambda _: None,
         stop=stop.event,
+        noun=shard.noun,
     )
     try:
         tally = transfer.run()

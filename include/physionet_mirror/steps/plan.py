@@ -267,7 +267,7 @@ def manifest_bytes(bucket: Bucket) -> bytes:
         return bucket.read(MANIFEST)
     except FileNotFoundError:
         raise MetadataError(
-            f"{bucket.uri(MANIFEST)} is not there, so nothing is known of the images. Nothing was written. Run the task "
+            f"{bucket.uri(MANIFEST)} is not there, so nothing is known of the files. Nothing was written. Run the task "
             "fetch_metadata of this run (clear it, with what comes after it)."
         ) from None
 

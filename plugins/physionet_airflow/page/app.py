@@ -295,7 +295,7 @@ def _file(run: Run, path: str, most: int | None = None) -> Iterator[bytes]:
                 raise HTTPException(
                     413,
                     f"{_bucket_of(run).uri(path)} has more than {most >> 20} MB and is not shown here: this software writes "
-                    "none of that size. No image is affected. Use an S3 client to look at it and to find out who wrote it.",
+                    "none of that size. No file is affected. Use an S3 client to look at it and to find out who wrote it.",
                 )
             yield piece
 

@@ -36,7 +36,7 @@ STATE_WORDS: Mapping[str, str] = {
 _AT_WORK: Mapping[str, str] = {
     "check_access": "Asking PhysioNet and S3 whether they let us in",
     "fetch_metadata": "Fetching the tables and checksums",
-    "plan": "Choosing the images and cutting them into shards",
+    "plan": "Choosing what is wanted and cutting it into shards",
     "approve": "Waiting for a person's yes or no (under Required Actions)",
     "verify": "Verifying the whole selection",
     "audit": "Comparing the bucket with PhysioNet's checksums",
@@ -177,22 +177,22 @@ def _verdict(run: Run, tasks: RunTasks, progress: Progress) -> tuple[str, str, s
         return _of_another_kind(run, others, broken)
     result = result_of(progress.report)
     if run.params.get("dry_run") and progress.planned and run.state == "success":
-        return "good", f"Dry run: {progress.images:,} images are planned", "Nothing was fetched."
+        return "good", f"Dry run: {progress.images:,} {run.noun}s are planned", "Nothing was fetched."
     if result:
         level = f"Verified at level {result.level}: {LEVEL_MEANS[result.level]}."
         if result.passed:
             one = result.selected == 1
             return (
                 "good",
-                "The one selected image is in the bucket and verified"
+                f"The one selected {run.noun} is in the bucket and verified"
                 if one
-                else f"All {result.selected:,} selected images are in the bucket and verified",
+                else f"All {result.selected:,} selected {run.noun}s are in the bucket and verified",
                 level,
             )
         lacking = result.selected - result.verified
         return (
             "bad",
-            f"{lacking:,} of {result.selected:,} selected images {'is' if lacking == 1 else 'are'} not there",
+            f"{lacking:,} of {result.selected:,} selected {run.noun}s {'is' if lacking == 1 else 'are'} not there",
             f"The other {result.verified:,} are verified and stay. Trigger the same run again: it goes on from there.",
         )
     if run.state == "failed":
@@ -238,8 +238,8 @@ def _of_another_kind(run: Run, others: Mapping[str, str | None], broken: list[st
         if others.get("audit") == "success" and others["judge"] == "failed":
             return (
                 "bad",
-                "The audit found images that are missing or wrong",
-                "The log of its task judge says how many, and where their list is. An audit changes no image.",
+                f"The audit found {run.noun}s that are missing or wrong",
+                f"The log of its task judge says how many, and where their list is. An audit changes no {run.noun}.",
             )
     if "delete" in others and run.state == "success":
         if others["delete"] == "success":

@@ -111,6 +111,19 @@ def test_a_report_that_is_not_ours_counts_as_none(change):
     )
 
 
+def test_a_project_without_radiographs_is_told_in_files():
+    dry = Progress(planned=True, images=41)
+    said = headline(
+        "success", {"plan": "success"}, dag_id="physionet_project", progress=dry, project="a/1", dry_run=True
+    )
+    assert said[0] == "Dry run: 41 files are planned"
+    over = Progress(planned=True, images=10, report=RunReport.from_json(REPORT))
+    said = headline("success", {"plan": "success"}, dag_id="physionet_project", progress=over, project="a/1")
+    assert said[0] == "All 10 selected files are in the bucket and verified"
+    others = {"audit": "success", "judge": "failed"}
+    assert "found files that" in headline("failed", others, dag_id="mimic_cxr_audit", project="a/1")[0]
+
+
 @pytest.mark.parametrize(
     ("mode", "busy", "cell"),
     [
