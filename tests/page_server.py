@@ -67,8 +67,14 @@ class PageServer:
 
 
 @contextmanager
-def page_server(folder: Path) -> Iterator[PageServer]:
-    """Run the server until the block ends; ``folder`` receives the database and the bucket."""
+def page_server(folder: Path, *, spoilt: bool = True) -> Iterator[PageServer]:
+    """Run the server until the block ends.
+
+    Args:
+        folder: Receives the database and the bucket.
+        spoilt: Whether runs went to places where somebody else's files lie, and to a bucket that is not there, and
+            hundreds of nightly runs have come since.
+    """
     home = folder / "airflow"
     with stack.s3_server(folder / "s3") as s3:
         fill_bucket(s3)
@@ -81,6 +87,7 @@ def page_server(folder: Path) -> Iterator[PageServer]:
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": users,
             "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "MIMIC_CXR_BUCKET": BUCKET,
+            "PAGE_SERVER_SPOILT": "yes" if spoilt else "",
         }
         stack.migrate(home, env)
         for name, command in {
@@ -333,6 +340,7 @@ def seed() -> None:
     from airflow.utils.session import create_session
     from sqlalchemy import insert, select
 
+    spoilt = bool(os.environ["PAGE_SERVER_SPOILT"])
     conf = {"bucket": BUCKET, "prefix": PREFIX, "sample_size": SHARDS * A_SHARD}
     with create_session() as session:
         for dag_id, run_id, state, given, hours in (
@@ -340,14 +348,17 @@ def seed() -> None:
             ("physionet_project", TABLES_RUN, "success", {"bucket": BUCKET, "project": TABLES}, 30.0),
             ("mimic_cxr_jpg", DONE, "success", conf, 49.0),
             ("mimic_cxr_jpg", LIVE, "running", conf, 3.5),
-            ("mimic_cxr_audit", ELSEWHERE, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0),
             *(
                 ("mimic_cxr_jpg_backfill", f"night-{night}", "success", conf, 50.0 + night / 100)
-                for night in range(NIGHTS)
+                for night in range(NIGHTS if spoilt else 0)
+            ),
+            *(
+                ("mimic_cxr_audit", run_id, "success", {"bucket": "other-bucket", "prefix": PREFIX}, 60.0)
+                for run_id in ((ELSEWHERE,) if spoilt else ())
             ),
             *(
                 ("mimic_cxr_audit", f"of-{prefix}", "success", {"bucket": BUCKET, "prefix": prefix}, 70.0)
-                for prefix in (BOMB, DAMAGED, NO_INDEX)
+                for prefix in ((BOMB, DAMAGED, NO_INDEX) if spoilt else ())
             ),
         ):
             at = datetime.now(UTC) - timedelta(hours=hours)

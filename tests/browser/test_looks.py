@@ -8,13 +8,14 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.browser.conftest import log_in
-from tests.page_server import BUCKET, DONE, LIVE, SHARDS, go_on, page_server
+from tests.page_server import BUCKET, DONE, LIVE, SHARDS, TABLES, go_on, page_server
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 VIEWS = {
     "overview": "/physionet/",
     "plan": "/physionet/plan?sample_size=5000&labels=Edema&labels=Pneumonia&views=AP&views=PA",
+    "project": f"/physionet/plan/project?project={TABLES}&include=icu/**&include=*.txt",
     "live": f"/physionet/dags/mimic_cxr_jpg/runs/{LIVE.replace('+', '%2B')}",
     "report": f"/physionet/dags/mimic_cxr_jpg/runs/{DONE.replace('+', '%2B')}/report",
 }
@@ -22,7 +23,7 @@ VIEWS = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with page_server(tmp_path_factory.mktemp("looks")) as server:
+    with page_server(tmp_path_factory.mktemp("looks"), spoilt=False) as server:
         yield server
 
 
@@ -102,8 +103,25 @@ def test_the_estimate_follows_the_form_and_is_said_aloud(server, window):
         page.get_by_label("Select", exact=True).select_option("all")
         expect(page.locator("#r-images")).to_have_text(re.compile(r"^(\d,\d|[5-9]\d)\d\d"))
         page.get_by_label("Bucket").fill("No Bucket")
-        page.locator(".field[data-name=bucket] .error", has_text="such as my-lab-bucket").wait_for()
+        page.locator(".field[data-name=bucket] .error", has_text="is no S3 bucket name").wait_for()
         assert page.get_by_label("Bucket").get_attribute("aria-invalid") == "true"
+
+
+def test_any_project_is_planned_as_it_is_typed_and_triggered_as_its_own_dag(server, window):
+    with window() as page:
+        log_in(page, server.url, "viewer", server.password("viewer"))
+        page.goto(f"{server.url}/physionet/plan?bucket={BUCKET}")
+        page.get_by_role("link", name="Any project").click()
+        page.get_by_text("Name a project first").first.wait_for()
+        page.get_by_label("Project", exact=True).fill(TABLES)
+        page.locator("#r-images", has_text="41").wait_for()
+        page.get_by_label("Include").fill("icu/*\n*.txt")
+        page.locator("#spoken", has_text="19 files, 4.91 GB to fetch").wait_for(state="attached")
+        page.get_by_label("Include").fill("icuu/*")
+        page.locator(".field[data-name=include] .error", has_text="no file of this project matches 'icuu/*'").wait_for()
+        page.get_by_label("Include").fill("")
+        page.get_by_role("button", name="Trigger with these params").click()
+        page.get_by_role("heading", name="Trigger physionet_project with these params").wait_for()
 
 
 def test_a_viewer_may_plan_but_airflow_refuses_the_trigger(server, window):

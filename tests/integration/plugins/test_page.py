@@ -26,6 +26,7 @@ from tests.page_server import (
     PROJECT,
     SHARDS,
     TABLES,
+    TABLES_RUN,
     page_server,
     result_of,
 )
@@ -470,6 +471,16 @@ def test_the_two_plans_lead_to_each_other_and_known_projects_are_offered(server,
     assert '<option value="mimic-iv-ecg/1.0">' in page
     assert "api/v2/dags/physionet_project" in page
     assert 'href="/physionet/plan/project"' in viewer.get(f"{server.url}/physionet/plan", headers=HTML).text
+
+
+def test_a_projects_run_is_told_in_files_and_leads_to_its_own_page(server, viewer):
+    run = {"run_id": TABLES_RUN, "dag_id": "physionet_project"}
+    page = viewer.get(server.run_url(**run), headers=HTML).text
+    assert "Failed files" in page
+    assert not re.search(r"\bimages\b", re.sub(r"<[^>]+>", " ", page))
+    assert f"{BUCKET}/{TABLES}/</code>" in viewer.get(server.run_url(view="s3", **run), headers=HTML).text
+    answer = viewer.get(server.run_url(view="dataset", **run), allow_redirects=False)
+    assert answer.headers["Location"] == f"https://physionet.org/content/{TABLES}/"
 
 
 def overview_of(server, viewer, prefix):
