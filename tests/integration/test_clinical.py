@@ -218,6 +218,7 @@ def planned(lab: Lab, **filters: Any) -> set[int]:
     request = Request.from_params({"bucket": lab.name, "select": "all", "shard_size": 1000, **filters})
     run = layout.RunLayout(f"r{uuid4().hex[:6]}")
     made = plan.make_plan(request, lab.mirror, run, streams=1, params=filters)
+    assert drawn.MARKER not in lab.mirror.read_text(run.plan)
     lists = (lab.mirror.read_text(shard.path) for shard in made.shards)
     return {int(line.split("/s")[1].partition("/")[0]) for text in lists for line in text.splitlines()}
 

@@ -41,6 +41,9 @@ _AT_WORK: Mapping[str, str] = {
     "verify": "Verifying the whole selection",
     "audit": "Comparing the bucket with PhysioNet's checksums",
     "repair": "Looking for what to repair",
+    "fetch_files": "Fetching what is not there yet",
+    "build_reports": "Reading the reports by their sections",
+    "build_links": "Finding each study's stays",
     "judge": "Counting what differs",
     "list_objects": "Listing what would be deleted",
     "delete": "Deleting what was approved",
@@ -232,6 +235,14 @@ def _on_its_way(
 
 def _of_another_kind(run: Run, others: Mapping[str, str | None], broken: list[str]) -> tuple[str, str, str]:
     """The same for an audit, a clean-up or a run that fetches only the tables; told apart by their tasks."""
+    if "build_links" in others:
+        if run.state == "success":
+            return (
+                "good",
+                "The tables are beside the training index",
+                "The log of its task judge says what was left out.",
+            )
+        return _failed(broken)
     if "judge" in others:
         if run.state == "success":
             return "good", "The audit found nothing that differs", "The log of its task audit has the counts."
