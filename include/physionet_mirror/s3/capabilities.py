@@ -88,7 +88,7 @@ class Capabilities:
         if not self.conditions:
             said.append(
                 "this S3 does not make a write depend on If-Match: of two runs that end at the same moment, one may undo the "
-                "other's rows in index.parquet and in the memory of what is verified; no image is affected, and the next run "
+                "other's rows in index.parquet and in the memory of what is verified; no file is affected, and the next run "
                 "adds the rows again"
             )
         if not self.start_after:

@@ -85,7 +85,12 @@ def sensor(
         "params": {**dag.params.dump(), "bucket": bucket_name},
         "dag_run": SimpleNamespace(conf={}, start_date=datetime.now(UTC)),
         "run_id": "r1",
-        "ti": SimpleNamespace(dag_id="mimic_cxr_jpg", task_id="check_access", get_first_reschedule_date=lambda _: None),
+        "ti": SimpleNamespace(
+            dag_id="mimic_cxr_jpg",
+            task_id="check_access",
+            get_first_reschedule_date=lambda _: None,
+            xcom_pull=lambda **_: None,
+        ),
         "task_reschedule_count": 0,
     }
     return made, context
