@@ -42,10 +42,9 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
     photograph = folder / "photograph.jpg"
     photograph.write_bytes(_photograph())
 
-    def child(interpreter: str, case: str) -> dict[str, Any]:
+    def child(case: str) -> dict[str, Any]:
         command = [
-            interpreter,
-            *python("bench.pixels")[1:],
+            *python("bench.pixels"),
             "--child",
             case,
             "--images",
@@ -55,14 +54,17 @@ def run(folder: Path, *, short: bool = False) -> dict[str, Any]:
         ]
         return measure(command, environment(), folder / "child.log").json()
 
-    rows = [{"library": case, **child(sys.executable, case)} for case in WAYS if case != PEER]
+    rows = [{"library": case, **child(case)} for case in WAYS]
     if peer := _peer():
-        rows.append({"library": PEER, **child(str(peer), PEER)})
+        words = ["--image", radiograph, "--size", str(SIZE), "--images", str(images)]
+        command = [peer, Path(__file__).with_name("_img2dataset.py"), *words]
+        cost = measure(command, environment({"NO_ALBUMENTATIONS_UPDATE": "1"}), folder / "peer.log")
+        rows.append({"library": PEER, "ms": None, "db": None, "photo_db": None, **cost.json()})
     return {
         "bytes": radiograph.stat().st_size,
         "images": images,
         "rows": rows,
-        "rate": child(sys.executable, "two threads")["rate"],
+        "rate": child("two threads")["rate"],
     }
 
 
@@ -106,7 +108,7 @@ def _peer() -> Path | None:
 
 # -- in a process of its own -------------------------------------------------------------------------------------------
 
-Way = Callable[[bytes, int], Any]  # JPEG, wanted short side; a grey image or array, or for the peer a JPEG
+Way = Callable[[bytes, int], Any]  # JPEG, wanted short side; a grey image
 
 
 def _pillow(eighths: int) -> Way:
@@ -148,14 +150,6 @@ def _ours(data: bytes, size: int) -> Any:
     return reduced(data, Recipe(size))[0]
 
 
-def _img2dataset(data: bytes, size: int) -> Any:
-    from img2dataset.resizer import Resizer
-
-    resizer = Resizer(size, "keep_ratio", True, upscale_interpolation="lanczos", downscale_interpolation="area",
-                      encode_quality=95, encode_format="jpg")  # fmt: skip
-    return resizer(io.BytesIO(data))[0]
-
-
 WAYS: dict[str, Way] = {
     "Pillow, whole": _pillow(8),
     "Pillow at 1/2": _pillow(4),
@@ -163,7 +157,6 @@ WAYS: dict[str, Way] = {
     "Pillow at 1/2, cykooz-resizer": _half_and_cykooz,
     "simplejpeg at 3/8, Pillow's Lanczos": _simplejpeg,
     OURS: _ours,
-    PEER: _img2dataset,
 }
 
 
@@ -184,11 +177,6 @@ def _child(case: str, images: int, folder: Path) -> dict[str, Any]:
             list(pool.map(lambda _: small_copy(data, Recipe(SIZE)), range(2 * images)))
         return {"rate": 2 * images / (time.perf_counter() - begun)}
     way = WAYS[case]
-    if case == PEER:
-        import cv2
-
-        cv2.setNumThreads(1)
-        return {"ms": None, "written_ms": _ms(lambda: way(data, SIZE), images), "db": None, "photo_db": None}
 
     def written() -> None:
         way(data, SIZE).save(io.BytesIO(), "JPEG", quality=95)
