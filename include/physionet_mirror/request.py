@@ -119,6 +119,10 @@ class Selection:
         return "image" if self.include is None else "file"
 
 
+FILTERS = ("views", "splits", "labels", "groups", "subjects", "linked", "has_report")
+"""The filters of a `Selection` that hold whatever is sampled."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What a run is asked to do, validated. The defaults are those of the trigger form.

@@ -31,6 +31,8 @@ SIZE = 32, 4096
 REDUCED_FROM = 4.9
 """Times the wanted size from which an original is decoded at three eighths of its own. A small sharp photograph has 50.8 dB
 at 4.9 times and 49.8 at 4.6; the detectors' 2,544 pixels are 4.97 times 512, at 53 dB."""
+CPU_SECONDS_A_GB = 15.0
+"""CPU that a GB of originals takes: reading, SHA-256, decoding, reducing, encoding (docs/performance.md)."""
 QUALITY = 1, 100
 """JPEG's qualities (source: libjpeg, jpeg_set_quality)."""
 

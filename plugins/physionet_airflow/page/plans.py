@@ -16,11 +16,11 @@ from physionet_airflow.page.access import params_of
 from physionet_airflow.page.cache import RefreshingCache
 from physionet_airflow.page.runs import MAIN_DAG, PROJECT_DAG, Mirror, Place
 from physionet_airflow.run import streams
-from physionet_mirror import overview, preview
+from physionet_mirror import overview, preview, words
 from physionet_mirror.clinical.studies import chosen_by
 from physionet_mirror.errors import InputError, MirrorError
 from physionet_mirror.mover import Mode
-from physionet_mirror.request import Request
+from physionet_mirror.request import FILTERS, Request, Selection
 
 _BAD_PLACES = 3  # unreadable manifests before the page gives up
 
@@ -74,6 +74,7 @@ def plan(view: View, given: QueryParams, session: SessionDep, dags: Sequence[str
         "source": None,
         "trouble": "",
         "notes": [],
+        "training": None,
         "dag_id": view.dag_id,
     }
     wanted = filled.request
@@ -94,6 +95,8 @@ def plan(view: View, given: QueryParams, session: SessionDep, dags: Sequence[str
                 continue
             shown["cohort"] = _preview(found, place, asked, filled, session, dags)
             shown["source"] = mirror
+            if view.kind == "images":
+                shown["training"] = _as_training_set(wanted, shown["cohort"])
             if found.trouble and mirror == asked:
                 troubles.append(found.trouble)
             break
@@ -156,3 +159,23 @@ def _preview(
     question = json.dumps(filled.conf, sort_keys=True)
     learnt = tuple(r.run.id for r in reports), len(plans)
     return _previews.get((mirror, found.etags, learnt, mode, question), count)
+
+
+def _as_training_set(wanted: Request, cohort: overview.Preview) -> dict[str, Any]:
+    """What a training set of these images takes, with the DAG's defaults, and the conf to trigger it with."""
+    from physionet_mirror.training.pixels import CPU_SECONDS_A_GB
+    from physionet_mirror.training.request import TrainingRequest
+    from physionet_mirror.training.tars import expected_bytes
+
+    chosen = wanted.selection
+    filters = {name: getattr(chosen, name) for name in FILTERS}
+    asked = TrainingRequest(wanted.bucket, wanted.prefix, Selection(select="all", **filters))
+    size = expected_bytes(cohort.selected, asked.recipe)
+    return {
+        "name": asked.name,
+        "pixels": asked.recipe.size,
+        "bytes": size,
+        "tars": max(len(cohort.splits), -(-size // (asked.shard_mb * 10**6))),
+        "cpu": words.about(cohort.estimate.bytes / 1e9 * CPU_SECONDS_A_GB),
+        "conf": json.dumps({"bucket": wanted.bucket, "prefix": wanted.prefix, **asked.filters}),
+    }

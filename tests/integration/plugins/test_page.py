@@ -390,6 +390,17 @@ def test_the_overview_lists_training_sets_with_their_age_against_the_mirror(serv
     assert '<h2 id="sets">' not in overview_of(server, viewer, NO_INDEX)
 
 
+def test_the_plan_says_what_a_training_set_of_the_images_takes(server, viewer):
+    text = html.unescape(ask(server, viewer, bucket=BUCKET, select="all", labels="Edema", splits="test").text)
+    section = text.partition('<h3 id="training-title">')[2].partition("</section>")[0]
+    size, tars = re.search(r"At 512 pixels about ([0-9.]+) MB in (\d+) tar", section).groups()
+    images = int(re.search(r'id="r-images">([\d,]+)<', text)[1].replace(",", ""))
+    assert 0.06 < float(size) / images < 0.12
+    assert tars == "1"
+    conf = json.loads(re.search(r"<code>(\{.*?\})</code>", section)[1])
+    assert conf == {"bucket": BUCKET, "prefix": PREFIX, "labels": ["Edema"], "splits": ["test"]}
+
+
 def test_every_mirror_that_a_run_ever_went_to_is_listed_with_its_numbers(server, viewer):
     """Also the one before hundreds of nightly runs, and beside buckets that cannot be read."""
     for _ in range(10):  # what takes longer than some seconds is in the next answer
