@@ -41,7 +41,7 @@ from physionet_mirror.s3.prices import DEFAULT_REGION, PRICES_AS_OF, TRANSFER_OU
 from physionet_mirror.selection import choose
 from physionet_mirror.training import card, tars
 from physionet_mirror.training.card import LabelCount, SplitCount, TrainingSet
-from physionet_mirror.training.pixels import Recipe, SmallCopy, UndecodableImage, small_copy
+from physionet_mirror.training.pixels import CPU_SECONDS_A_GB, Recipe, SmallCopy, UndecodableImage, small_copy
 from physionet_mirror.training.request import TrainingRequest
 from physionet_mirror.training.tars import TarRecord
 
@@ -52,14 +52,11 @@ SCHEMA = "physionet-mirror/training-plan/1"
 READS = 16
 """Originals that a task reads at once, beside those that are decoded."""
 
-CPU_SECONDS_A_GB = 15.0
-"""CPU that a GB of originals takes: reading, SHA-256, decoding, reducing, encoding (docs/performance.md)."""
-
 _TRIES = 5
 """Of one original, beside the client's own; a longer outage is the task's to wait for."""
 
 _TYPE = "application/vnd.apache.parquet"
-_ROWS_APART = ("key", "uri")  # of the training index; they follow from the path
+_FOLLOW = ("key", "uri")  # from the path
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -255,7 +252,7 @@ def _selected(request: TrainingRequest, bucket: Bucket) -> tuple[pa.Table, int]:
             f"{bucket.uri(INDEX)} lists no verified image, so there is nothing to make a training set of. Nothing was done. "
             "Run mimic_cxr_jpg to this bucket and prefix first."
         )
-    table = table.select([name for name in table.column_names if name not in _ROWS_APART])
+    table = table.select([name for name in table.column_names if name not in _FOLLOW])
     chosen = choose(manifest.frame_of(table), request.selection, studies.chosen_by(bucket, request.selection))
     indexed, table = table.num_rows, table.take(pa.array(chosen.frame.index.to_numpy()))
     return _with_reports(table, bucket) if request.reports else table, indexed
@@ -549,7 +546,9 @@ def _write_index(
     out, writer = io.BytesIO(), None
     for tar, (_, members) in zip(plan.tars, found, strict=True):
         try:
-            part = tars.joined(_read_rows(bucket, tar, recipe), members, bucket.uri(training.root) + "/")
+            rows, begin = _read_rows(bucket, tar, recipe), bucket.key("")
+            uris = f"s3://{bucket.name}/{begin}"
+            part = tars.joined(rows, members, begin, uris, f"{uris}{training.root}")
         except ValueError as error:
             raise VerificationFailed(
                 f"{bucket.uri(training.members(tar.name))} does not fit its tar: {error}. Nothing else is affected. Delete it and "

@@ -131,6 +131,12 @@ def expected_sizes(table: pa.Table, recipe: Recipe) -> np.ndarray[tuple[int], np
     return sizes
 
 
+def expected_bytes(images: int, recipe: Recipe) -> int:
+    """Size that a set of so many radiographs is expected to have, where nothing is known of each."""
+    usual = pa.table({"height": [3056], "width": [2544]})  # of most detectors
+    return round(images * float(expected_sizes(usual, recipe)[0]))
+
+
 def inputs_digest(rows: pa.Table, recipe: Recipe) -> str:
     """SHA-256 (hex) of all that the bytes of a tar depend on: originals, what is said of them, recipe, and this form.
 
@@ -246,12 +252,14 @@ def read_members(data: bytes) -> tuple[TarRecord, pa.Table]:
     return record, table.replace_schema_metadata(None)
 
 
-def joined(rows: pa.Table, members: pa.Table, uri: str) -> pa.Table:
+def joined(rows: pa.Table, members: pa.Table, keys: str, uris: str, uri: str) -> pa.Table:
     """The set's index for one tar: all columns of the training index, then those of `MEMBERS`; without what was left out.
 
     Args:
-        rows: The tar's rows of the training index.
+        rows: The tar's rows of the training index, without ``key`` and ``uri``, which follow from the path.
         members: Of the tar, in the same order.
+        keys: What the keys of originals begin with.
+        uris: ``s3://…/`` of the originals.
         uri: ``s3://…/`` of the set's folder, for the column ``tar_uri``.
 
     Raises:
@@ -260,6 +268,10 @@ def joined(rows: pa.Table, members: pa.Table, uri: str) -> pa.Table:
     if rows["dicom_id"].cast(pa.string()).to_pylist() != members["dicom_id"].to_pylist():
         raise ValueError("it is of other images")
     rows = rows.select([name for name in rows.column_names if name not in _TEXTS])  # reports.parquet has these
+    for name, begin in (("uri", uris), ("key", keys)):
+        rows = rows.add_column(
+            1, name, pc.binary_join_element_wise(pa.scalar(begin), rows["path"].cast(pa.string()), "")
+        )
     for name in MEMBERS.names[1:-1]:
         rows = rows.append_column(name, members[name])
     rows = rows.append_column("tar_uri", pc.binary_join_element_wise(pa.scalar(uri), rows["tar"], ""))

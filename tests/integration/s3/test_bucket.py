@@ -231,6 +231,19 @@ def test_a_part_that_was_damaged_on_its_way_leaves_no_object(strict):
     assert not strict.client.list_multipart_uploads(Bucket=strict.name).get("Uploads")
 
 
+def test_a_file_in_one_put_has_a_checksum_of_the_whole_and_no_other_bytes_become_it(strict, tmp_path):
+    file = tmp_path / "big.tar"
+    file.write_bytes(random.Random(3).randbytes(2 * PART_SIZE + 1))
+    whole = sha256(file.read_bytes())
+    with file.open("rb") as stream:
+        etag = strict.put_file("big.tar", stream, sha256=whole, content_type="application/x-tar")
+        with pytest.raises(DestinationError, match="BadDigest"):
+            strict.put_file("other.tar", stream, sha256=sha256(b"other"), content_type="application/x-tar")
+    stored = strict.head("big.tar")
+    assert (stored.etag, stored.sha256, stored.content_type) == (etag, whole, "application/x-tar")
+    assert strict.head("other.tar") is None
+
+
 def test_an_upload_in_parts_has_no_checksum_of_the_whole(strict):
     data = random.Random(2).randbytes(2 * PART_SIZE + 1)
     strict.upload("big.bin", [data], content_type="application/zip")

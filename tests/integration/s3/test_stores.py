@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -61,11 +62,15 @@ def in_parts(bucket: Bucket) -> None:
     bucket.upload("x.bin", iter([bytes(PART_SIZE), b"end"]))
 
 
+def whole_file(bucket: Bucket) -> None:
+    bucket.put_file("x.tar", io.BytesIO(DATA), sha256=DIGEST, content_type="application/x-tar")
+
+
 def look(bucket: Bucket) -> None:
     assert bucket.head("nothing") is None
 
 
-@pytest.mark.parametrize("first", [put, small, in_parts, look])
+@pytest.mark.parametrize("first", [put, small, in_parts, whole_file, look])
 def test_the_first_refusal_of_sha256_is_the_last(b2: B2Like, bucket: Bucket, first: Any) -> None:
     first(bucket)
     assert not bucket.can.sha256
@@ -75,12 +80,13 @@ def test_the_first_refusal_of_sha256_is_the_last(b2: B2Like, bucket: Bucket, fir
     put(bucket)
     small(bucket)
     in_parts(bucket)
+    whole_file(bucket)
     stored = bucket.head("x.jpg")
     assert stored is not None
     assert (stored.size, stored.sha256) == (len(DATA), None)
     assert sum(b2.refused.values()) == refused
     assert not b2.without  # each PUT carried Content-MD5
-    assert bucket.sha256("x.jpg") == DIGEST
+    assert bucket.sha256("x.jpg") == bucket.sha256("x.tar") == DIGEST
 
 
 def test_a_refusal_for_another_reason_leaves_sha256_on(b2: B2Like, bucket: Bucket) -> None:
