@@ -97,6 +97,10 @@ class Capabilities:
             )
         if not self.multipart:
             said.append("this S3 takes no multipart uploads: a file above 32 MiB cannot be stored")
+        if not self.copies:
+            said.append(
+                "this S3 takes no copies: a file above 64 MiB comes over one connection, and again from its start"
+            )
         if not self.keeps_storage_class:
             said.append("this S3 does not keep the storage class that was asked for")
         if not self.deletes:

@@ -51,7 +51,7 @@ class Download:
         self._how: dict[str, Any] = {"content_type": dataset.image_type, "storage_class": storage_class}
         self._memory = KeptMemory()
         self._ranges = Ranges(bucket, self._how, run)
-        self._gives_spans = True
+        self._gives_spans = bucket.can.copies  # what came in pieces is copied onto its key
 
     def __repr__(self) -> str:
         return f"<Download {self._dataset.name} from {self._source!r}>"

@@ -42,7 +42,7 @@ class ThroughWorker(FromPoint):
         super().__init__(point, bucket, storage_class)
         self._memory = KeptMemory()
         self._ranges = Ranges(bucket, self._how, run)
-        self._gives_spans = True
+        self._gives_spans = bucket.can.copies  # what came in pieces is copied onto its key
 
     def fetch(self, file: File, turn: Turn) -> Fetched:
         """Read one file and prove it.

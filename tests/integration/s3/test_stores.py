@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
@@ -17,19 +18,23 @@ from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from demo import store
-from demo.lookalike import Lookalike
+from demo.lookalike import Lookalike, User
 from demo.stack import S3Server
-from physionet_mirror.dataset import MIMIC_CXR_JPG
-from physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable
+from physionet_mirror.dataset import MIMIC_CXR_JPG, project
+from physionet_mirror.errors import BucketRefused, DestinationError, DestinationUnavailable, MirrorError
+from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout
+from physionet_mirror.pace import Pace
 from physionet_mirror.records import Plan, Store, load
 from physionet_mirror.request import Request
 from physionet_mirror.s3.bucket import PART_SIZE, Bucket
 from physionet_mirror.s3.capabilities import Capabilities
 from physionet_mirror.s3.probe import probe
+from physionet_mirror.source import download
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.steps import fetch_metadata, mirror_shard, plan, verify
+from physionet_mirror.transfer import Transfer
 from tests.b2_like import B2Like
 from tests.chaos.s3_proxy import Fault, Kind
 from tests.integration.unordered_s3 import UnorderedS3, by_hash
@@ -227,7 +232,7 @@ def test_a_store_that_does_next_to_nothing_is_no_error() -> None:
         server.close()
     does = {what for what, it in asdict(can).items() if it}
     assert does <= {"sha256", "start_after", "deletes_many", "copies"}
-    assert len(can.lacks()) == 7
+    assert len(can.lacks()) == 7 + (not can.copies)
     assert all(key.startswith("p/_mirror/store-check/") for key in server.objects)
 
 
@@ -290,3 +295,34 @@ def test_a_store_may_be_tried_beforehand_and_nothing_stays(
     assert "60 images mirrored and verified; 0 of them read back wrong." in said
     assert not list(Bucket.open(s3_server.session(), bucket_name, "", endpoint_url=s3_server.endpoint).list())
     assert store.main([b2.endpoint, "no-such-bucket-anywhere"]) == 1
+
+
+def test_a_large_file_comes_in_one_stream_where_the_store_takes_no_copies(
+    b2: B2Like, bucket: Bucket, tmp_path: Path, reader: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_copies(method: str, address: str, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
+        return (501, "NotImplemented", "No copies.") if "x-amz-copy-source" in headers else None
+
+    b2.refusal = no_copies
+    monkeypatch.setattr(download, "LARGE", 1 << 20)
+    data = random.Random(1).randbytes(3 << 20)
+    digest = hashlib.sha256(data).hexdigest()
+    large = project("large/1.0")
+    (tmp_path / large.name).mkdir(parents=True)
+    (tmp_path / large.name / "large.bin").write_bytes(data)
+    (tmp_path / large.name / "SHA256SUMS.txt").write_text(f"{digest} large.bin\n")
+    file = File("large.bin", digest, len(data))
+    login, password = reader
+    with (
+        Lookalike(tmp_path, users={login: User(password)}, check_seconds=0) as site,
+        closing(PhysioNet(site.url, login, password, connections=4)) as source,
+    ):
+        with pytest.raises(MirrorError):  # what happens to whom nobody has told
+            transfer(Download(source, large, bucket), file)
+        assert not probe(bucket).copies
+        transfer(Download(source, large, bucket), file)
+    assert bucket.sha256("large.bin") == digest
+
+
+def transfer(mover: Download, file: File) -> None:
+    Transfer([file], mover=mover, pace=Pace(4, received=lambda: mover.stats.received), backoff=0.01).run()

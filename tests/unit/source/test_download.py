@@ -11,6 +11,7 @@ from physionet_mirror.dataset import MIMIC_CXR, MIMIC_CXR_JPG, Dataset
 from physionet_mirror.errors import Corrupt, NotTheFile
 from physionet_mirror.files import File
 from physionet_mirror.mover import ALONE, SourceStats, Turn
+from physionet_mirror.s3.capabilities import Capabilities
 from physionet_mirror.source.body import BIG
 from physionet_mirror.source.download import Download
 
@@ -64,6 +65,7 @@ class Bucket:
         self.objects: dict[str, bytes] = {}
         self.kinds: set[tuple[str, str]] = set()
         self.uploads = 0
+        self.can = Capabilities()
 
     def put(self, path: str, data: bytes, *, content_type: str, storage_class: str, sha256: str, paced: bool) -> str:
         assert sha256 == hashlib.sha256(data).hexdigest()
