@@ -85,7 +85,7 @@ def test_everything_comes_from_the_access_point_alone(
     assert f"{sum(map(len, stored.values())):,} bytes as listed" in log
     many, out = ("copies under way", "") if mode == "copy" else ("reads under way", "the internet")
     assert re.search(rf"time .* {many}, ", log)
-    assert f"at most 64 {many}." in log if mode == "copy" else f"at most 16 {many}." in log
+    assert f"at most 64 {many}." in log if mode == "copy" else f"at most 32 {many}." in log
     assert not re.search(r"\d connections", log)
     assert plan["estimate"]["transfer_to"] == report["transfer"]["out_to"] == out  # this S3 is not Amazon's
     assert (report["transfer"]["out_usd"] > 0) == bool(out)
