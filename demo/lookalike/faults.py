@@ -39,6 +39,8 @@ class Kind(StrEnum):
     """A few bytes more than the file has, included in Content-Length."""
     NO_RANGES = "no ranges"
     """The whole file with 200, whatever part of it is asked for."""
+    NO_ETAG = "no etag"
+    """The file without an ETag."""
     FLIPPED_BYTE = "flipped byte"
     """The byte at the share ``at`` of the file has its bits inverted."""
 

@@ -54,6 +54,8 @@ class Reply:
             "Content-Disposition": "inline",
             "Vary": "Cookie",
         }
+        if kind is Kind.NO_ETAG:
+            del headers["ETag"]
         asked = {} if kind is Kind.NO_RANGES else self.request.headers
         status, start, end = _range(asked, stat.st_size, headers)
         if status == 416:

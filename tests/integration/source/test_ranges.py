@@ -196,14 +196,15 @@ def test_a_large_file_with_a_wrong_byte_becomes_no_object(physionet: Lookalike, 
     assert_nothing_left(bucket)
 
 
-@pytest.mark.parametrize("size", [None, SIZE], ids=["unknown", "known"])
+@pytest.mark.parametrize("size", [None, SIZE], ids=["size unknown", "size known"])
+@pytest.mark.parametrize("kind", [Kind.NO_RANGES, Kind.NO_ETAG])
 def test_a_server_without_ranges_gives_it_over_one_connection(
-    physionet: Lookalike, bucket: Bucket, file: File, data: bytes, size: int | None
+    physionet: Lookalike, bucket: Bucket, file: File, data: bytes, kind: Kind, size: int | None
 ) -> None:
     """Even one that announces ranges."""
-    physionet.faults.set(Fault(Kind.NO_RANGES, attempts=None))
+    physionet.faults.set(Fault(kind, attempts=None))
     fetch(physionet, bucket, File(file.path, file.sha256, size))
-    if size is None:
+    if size is None or kind is Kind.NO_ETAG:
         assert physionet.counters.peak_connections <= 2  # each answer that is of no use ends a connection
     assert bucket.read(file.path) == data
     assert_nothing_left(bucket)
@@ -345,6 +346,17 @@ def test_an_access_point_gives_a_large_file_in_pieces(
     assert run(mover, known, 16).stored == 1
     assert point.stats.received == SIZE
     assert_stored(bucket, file, data)
+
+
+def test_an_access_point_that_ignores_ranges_gives_it_in_one_stream(
+    point: AccessPoint, bucket: Bucket, file: File, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed, get = point.bucket._signed, point.bucket._signed.get
+    monkeypatch.setattr(signed, "get", lambda key, Range="", **how: get(key, **how))  # noqa: ARG005, N803
+    mover = ThroughWorker(point, bucket)
+    assert run(mover, File(file.path, file.sha256, SIZE), 16).stored == 1
+    assert bucket.read(file.path) == data
+    assert_nothing_left(bucket)
 
 
 def test_an_access_point_s_file_goes_on_with_the_parts_that_are_there(
