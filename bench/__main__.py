@@ -3,10 +3,10 @@
     python -m bench [--short]            all parts except the soak
     python -m bench <part> … [--short]   these parts; their sections of bench/results.md are replaced
 
-Against other clients, or what the servers can give: streaming, lane, password, rerun, verification, pace, copies, pixels,
-loading. The project by itself, in bench/own/: planning, airflow_share, scale_out, clinical and soak. With --short each part
-runs on little data and nothing is written to bench/results.md: such figures only show that the part works. Run it on a
-machine that does nothing else.
+Against other clients, or what the servers can give: streaming, lane, large, tiny, password, rerun, verification, pace,
+copies, pixels, loading. The project by itself, in bench/own/: planning, airflow_share, scale_out, clinical and soak. With
+--short each part runs on little data and nothing is written to bench/results.md: such figures only show that the part
+works. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -101,6 +101,8 @@ def _scale_out(folder: Path, short: bool) -> tuple[str, list[Check]]:
 PARTS = {
     "streaming": Part("Streaming, unthrottled", _of("streaming")),
     "lane": Part("The lane: TLS on both sides", _of("lane")),
+    "large": Part("One large file over many connections", _of("large")),
+    "tiny": Part("Tiny files", _of("tiny")),
     "password": Part("The password check", _of("password")),
     "planning": Part("Planning at full size", _planning),
     "rerun": Part("A re-run at full size", _of("rerun")),
