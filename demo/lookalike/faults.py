@@ -189,7 +189,7 @@ class Faults:
         """The fault of this request instead of, or within, the file; a HEAD has none of the body."""
 
         def wanted(fault: Fault) -> bool:
-            met = fault.kind in (Kind.STATUS, Kind.LOGIN_PAGE) or not head
+            met = fault.kind in (Kind.STATUS, Kind.LOGIN_PAGE, Kind.NO_ETAG) or not head
             return met and fault.kind not in EVENTS and not fault.comes_at_the_door
 
         return next(self._strike(path, wanted), None)

@@ -113,7 +113,7 @@ def _range(asked: Mapping[str, str], size: int, headers: dict[str, str]) -> tupl
     """
     match = _RANGE.fullmatch(asked.get("range", ""))
     condition = asked.get("if-range")
-    same = condition is None or condition in (headers["ETag"], headers["Last-Modified"])
+    same = condition is None or condition in (headers.get("ETag"), headers["Last-Modified"])
     if not match or match[0] == "bytes=-" or not same:
         return 200, 0, size
     first, last = match.groups()

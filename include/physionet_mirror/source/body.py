@@ -227,7 +227,7 @@ class WebsiteSpans:
         answer = self._session.ask("GET", self._dataset, self._path, condition, turn)
         try:
             if answer.status != 206 or answer.headers.get("content-range") != f"bytes {first}-{last}/{self.size}":
-                raise NoSpans if answer.headers.get("etag") == self._etag else Changed
+                raise NoSpans if answer.headers.get("etag", self._etag) == self._etag else Changed
             body = Body(self._session, self._dataset, self._path, None, answer, turn)
             while piece.received < len(piece.view):
                 size = body.fill(piece.view[piece.received : piece.received + _CHUNK])

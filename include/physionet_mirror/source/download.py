@@ -82,6 +82,7 @@ class Download:
                     "%s does not give parts of a file: large files come over one connection.", self._source.base_url
                 )
         self._gives_spans = False
+        turn.leave()  # or it waits for a second place, while it holds one
         with (
             turn.another() as one,
             closing(self._source.open(self._dataset, file.path, file.sha256, one)) as body,

@@ -198,12 +198,13 @@ def test_a_large_file_with_a_wrong_byte_becomes_no_object(physionet: Lookalike, 
 
 @pytest.mark.parametrize("size", [None, SIZE], ids=["size unknown", "size known"])
 @pytest.mark.parametrize("kind", [Kind.NO_RANGES, Kind.NO_ETAG])
+@pytest.mark.parametrize("connections", [1, CONNECTIONS])
 def test_a_server_without_ranges_gives_it_over_one_connection(
-    physionet: Lookalike, bucket: Bucket, file: File, data: bytes, kind: Kind, size: int | None
+    physionet: Lookalike, bucket: Bucket, file: File, data: bytes, kind: Kind, size: int | None, connections: int
 ) -> None:
     """Even one that announces ranges."""
     physionet.faults.set(Fault(kind, attempts=None))
-    fetch(physionet, bucket, File(file.path, file.sha256, size))
+    fetch(physionet, bucket, File(file.path, file.sha256, size), connections=connections)
     if size is None or kind is Kind.NO_ETAG:
         assert physionet.counters.peak_connections <= 2  # each answer that is of no use ends a connection
     assert bucket.read(file.path) == data
