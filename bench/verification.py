@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import rerun
-from bench._measure import STATE, Check, alternating, environment, measure, medians, python, scratch, spread
+from bench._measure import STATE, Check, alternating, cpu_of, environment, measure, medians, python, scratch, spread
 from bench.pace import make_images
 from demo import stack
 from physionet_mirror.dataset import MIMIC_CXR_JPG
@@ -141,7 +141,10 @@ def _store(s3: stack.S3Server, version: Path, images: Mapping[str, str]) -> None
 def _distant(folder: Path, sums: Path, objects: int) -> dict[str, float]:
     with rerun.listing(sums.parent, folder / "listing.log", delay=DELAY) as server:
         given = {"endpoint": server.url, "keys": rerun.KEYS, "sums": str(sums)}
-        return {"objects": objects, **_once(given, _commands(given, folder)["verify"], folder)}
+        before = cpu_of([server.service])
+        found = _once(given, _commands(given, folder)["verify"], folder)
+        used = cpu_of([server.service]) - before
+        return {"objects": objects, **found, "server_cpu": 1000 * used / objects}
 
 
 def _commands(given: dict[str, Any], folder: Path) -> dict[str, list[str | Path]]:
@@ -338,7 +341,9 @@ def table(result: dict[str, Any]) -> str:
     lines = ["| HEADs with checksum | requests/s | all rounds | client CPU ms a request |", "|---|---|---|---|"]
     lines += [f"| {c['client']} | {c['rate']:.0f} | {c['rates']} | {c['cpu']:.2f} |" for c in result["clients"]]
     far = result["distant"]
-    lines.append(f"| verify, a server 25 ms away | {far['rate']:.0f} | of {FAR:.0f} | {far['cpu']:.2f} |")
+    lines.append(
+        f"| verify, a server 25 ms away | {far['rate']:.0f} | of {FAR:.0f} | {far['cpu']:.2f} (server: {far['server_cpu']:.2f}) |"
+    )
     lines += [
         "",
         "| adoption: objects read back | objects/s | client CPU ms an object |",
