@@ -35,6 +35,7 @@ def provider_info() -> dict[str, Any]:
                         "host": "https://physionet.org",
                         "port": "443; Airflow's Test button needs one",  # its UI sends 0 for an empty field
                         "login": "as at physionet.org/login",
+                        "password": "S3 keys and ARN: in physionet_s3, type Amazon Web Services",
                     },
                 },
                 "conn-fields": {
