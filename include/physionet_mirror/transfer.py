@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal, Self
+from typing import Literal, Self, TypeGuard
 
 from physionet_mirror.errors import (
     Corrupt,
@@ -542,14 +542,11 @@ class Transfer:
                     turn.congested(error)
                 raise
             except MirrorError as error:
-                if error.permanent or not isinstance(
-                    error, SourceError
-                ):  # said before the slot is free, so that nothing else is asked for
+                if not _leaves_hope(error):  # said before the slot is free, so that nothing else is asked for
                     self._end(error)
                 raise
-            if self._mover.keeps_turn:
-                self._store(job, fetched)
-        if not self._mover.keeps_turn:
+            if not self._mover.keeps_turn:
+                turn.leave()
             self._store(job, fetched)
         self._on_stored(time.monotonic() - begun)
         return fetched.size
@@ -650,7 +647,7 @@ class Transfer:
         with self._changed:
             self.tally.faults[error.reason] += 1
             others = self._served > served or any(other.coming for other in self._running if other is not job)
-        if not isinstance(error, SourceError) or error.permanent:
+        if not _leaves_hope(error):
             up = True
             self._end(error)
         elif isinstance(error, Throttled) or job.unanswered:
@@ -788,6 +785,11 @@ class Transfer:
         self._ready.append(job)
         self.tally.retries += 1
         return True
+
+
+def _leaves_hope(error: MirrorError) -> TypeGuard[SourceError]:
+    """Whether other files may fare better, or this one later; otherwise going on is senseless."""
+    return isinstance(error, SourceError) and not error.permanent
 
 
 def _served_nobody(error: SourceError, seconds: float) -> SourceError:
