@@ -54,7 +54,8 @@ _KEYS_A_LIST = 1000  # ListObjectsV2's page
 _KEYS_A_DELETE = 1000  # DeleteObjects' limit
 _ENCRYPTIONS = "AES256", "aws:kms", "aws:kms:dsse"
 _ONE_COPY = 5 << 30  # CopyObject's limit, in bytes
-_NO_ETAG = f'"{"0" * 32}"'
+NO_ETAG = f'"{"0" * 32}"'
+"""An ETag that no object has, to try out whether a condition is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -486,13 +487,8 @@ class Bucket:
         """
 
         def put(can: Capabilities) -> str:
-            checksums = {}
-            if can.sha256:
-                checksums["ChecksumSHA256"] = b64encode(bytes.fromhex(sha256)).decode()
-            if can.wants_md5:
-                file.seek(0)
-                digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))  # type: ignore[arg-type]
-                checksums["ContentMD5"] = b64encode(digest.digest()).decode()
+            file.seek(0)
+            checksums = _checksums(can, file, sha256)
             file.seek(0)
             answer = self.client.put_object(
                 Bucket=self.name,
@@ -822,7 +818,7 @@ class Bucket:
         """
         with self._asking("DELETE", path):
             try:
-                self.client.delete_object(Bucket=self.name, Key=self.key(path), IfMatch=_NO_ETAG, **self._owner)
+                self.client.delete_object(Bucket=self.name, Key=self.key(path), IfMatch=NO_ETAG, **self._owner)
             except botocore.exceptions.ClientError as error:
                 if replies.status_of(error) in {"409", "412"}:
                     return True
@@ -961,15 +957,35 @@ def _encryption(kms_key: str | None, server_side_encryption: str | None) -> dict
     return {"ServerSideEncryption": how, **({"SSEKMSKeyId": kms_key} if kms_key else {})}
 
 
-def _checksums(can: Capabilities, data: bytes | bytearray | memoryview, sha256: str | None = None) -> dict[str, str]:
-    """The parameters of a PUT by which a server refuses other bytes; ``sha256`` is that of ``data`` (hex)."""
+def _checksums(
+    can: Capabilities, data: bytes | bytearray | memoryview | BinaryIO, sha256: str | None = None
+) -> dict[str, str]:
+    """The parameters of a PUT by which a server refuses other bytes.
+
+    Args:
+        can: What the server takes.
+        data: What is sent; a file is read from where it stands, if at all.
+        sha256: That of ``data`` (hex), where it is known.
+    """
     found = {}
     if can.sha256:
-        digest = hashlib.sha256(data).digest() if sha256 is None else bytes.fromhex(sha256)
-        found["ChecksumSHA256"] = b64encode(digest).decode()
+        found["ChecksumSHA256"] = _digest(data, "sha256") if sha256 is None else _base64(bytes.fromhex(sha256))
     if can.wants_md5:
-        found["ContentMD5"] = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        found["ContentMD5"] = _digest(data, "md5")
     return found
+
+
+def _digest(data: bytes | bytearray | memoryview | BinaryIO, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    if isinstance(data, bytes | bytearray | memoryview):
+        digest.update(data)
+    else:
+        digest = hashlib.file_digest(data, lambda: digest)  # type: ignore[arg-type]
+    return _base64(digest.digest())
+
+
+def _base64(digest: bytes) -> str:
+    return b64encode(digest).decode()
 
 
 def _age(since: datetime | None, answer: Mapping[str, Any]) -> float:

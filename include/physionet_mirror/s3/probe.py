@@ -12,7 +12,7 @@ from typing import Any
 from physionet_mirror.errors import DestinationError, DestinationUnavailable
 from physionet_mirror.layout import STORE_CHECK
 from physionet_mirror.s3 import replies
-from physionet_mirror.s3.bucket import Bucket
+from physionet_mirror.s3.bucket import NO_ETAG, Bucket
 from physionet_mirror.s3.capabilities import Capabilities
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _copies(bucket: Bucket, there: Any, copies: list[Any]) -> bool:
 
 def _keeps_conditions(bucket: Bucket) -> bool:
     """Whether a PUT is refused whose If-Match or If-None-Match does not hold."""
-    conditions = {"IfMatch": f'"{"0" * 32}"'}, {"IfNoneMatch": "*"}
+    conditions = {"IfMatch": NO_ETAG}, {"IfNoneMatch": "*"}
     return all(bucket.refusal_of(_PLAIN, _DATA, **condition) in replies.CONDITION for condition in conditions)
 
 
