@@ -7,7 +7,7 @@ of the project is asked for. An overview is a few numbers; a catalog of all 377,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -292,13 +292,19 @@ class Preview:
         return sorted(((label.name, label.positive) for label in self.counts.labels), key=lambda pair: -pair[1])
 
 
-def open_ways(mode: Mode, region: str | None, in_aws: bool) -> tuple[Mode, list[Mode]]:
-    """The way that is expected, and all that may be open: no copy crosses Regions, so it is then through the worker."""
+def by_each_way(
+    estimate: Callable[[Mode], Estimate], mode: Mode, region: str | None, in_aws: bool
+) -> tuple[Estimate, list[Estimate]]:
+    """The estimate by the way that is expected, and those by all that may be open.
+
+    No copy crosses Regions: where one would have to, it is through the worker.
+    """
     modes: list[Mode] = ["download", "copy", "through"]
     if in_aws and region not in (None, DEFAULT_REGION):
         modes.remove("copy")
         mode = "through" if mode == "copy" else mode
-    return mode, modes
+    ways = {each: estimate(each) for each in modes}
+    return ways[mode], list(ways.values())
 
 
 def preview(
@@ -330,20 +336,19 @@ def preview(
     chosen = choose(catalog.frame, request.selection, studies)
     verified = catalog.verified[chosen.frame.index.to_numpy()]
     counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
-    mode, modes = open_ways(mode, region, in_aws)
     reports = list(reports)
-    ways = {
-        each: estimate_run(
+
+    def estimate(by: Mode) -> Estimate:
+        return estimate_run(
             request,
             counts.images,
             counts.images - counts.verified,
             catalog.mean_bytes or request.dataset.image_bytes,
-            mode=each,
+            mode=by,
             streams=streams,
             region=region,
             in_aws=in_aws,
             reports=reports,
         )
-        for each in modes
-    }
-    return Preview(counts, chosen.matched, ways[mode], list(ways.values()), chosen.notes)
+
+    return Preview(counts, chosen.matched, *by_each_way(estimate, mode, region, in_aws), chosen.notes)

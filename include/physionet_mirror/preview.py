@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from physionet_mirror import sizes
 from physionet_mirror.estimate import estimate_run
 from physionet_mirror.mover import Mode
-from physionet_mirror.overview import Catalog, open_ways
+from physionet_mirror.overview import Catalog, by_each_way
 from physionet_mirror.selection import choose
 
 if TYPE_CHECKING:
@@ -102,15 +102,15 @@ def preview_files(
     count, there = len(rows), int(catalog.verified[rows].sum())
     missing, stored = count - there, int(catalog.sizes[rows].sum())
     fetched, between, basis = _sizes(catalog, request, plans, count, missing, stored)
-    mode, modes = open_ways(mode, region, in_aws)
     reports = list(reports)
-    ways = {
-        each: estimate_run(
+
+    def estimate(by: Mode) -> Estimate:
+        return estimate_run(
             request,
             count,
             missing,
             fetched / missing if missing else catalog.mean_bytes or sizes.GUESS,
-            mode=each,
+            mode=by,
             streams=streams,
             region=region,
             in_aws=in_aws,
@@ -120,13 +120,13 @@ def preview_files(
             sizes=basis,
             listed=False,
         )
-        for each in modes
-    }
+
     groups = chosen.frame["group"].value_counts()
     named = [(str(name), int(number)) for name, number in groups.head(MOST_FOLDERS).items()]
     if rest := count - sum(number for _, number in named):
         named.append(("all others", rest))
-    return FilePreview(count, there, len(catalog.frame), named, ways[mode], list(ways.values()), chosen.notes)
+    expected, ways = by_each_way(estimate, mode, region, in_aws)
+    return FilePreview(count, there, len(catalog.frame), named, expected, ways, chosen.notes)
 
 
 def _sizes(
