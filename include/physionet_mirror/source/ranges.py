@@ -76,7 +76,7 @@ def part_size(size: int) -> int:
     return PART if size <= PART * MOST_PARTS else -(-size // (MOST_PARTS << 20)) << 20
 
 
-class Window:
+class Memory:
     """The memory of all large files of a stream.
 
     Args:
@@ -126,13 +126,13 @@ class Ranges:
         bucket: Where they go.
         how: ``content_type`` and ``storage_class`` of the objects.
         run: Name of the run, by which its next attempt finds what a killed one has left; None = there will be none.
-        window: Their memory.
+        memory: What they share.
     """
 
     def __init__(
-        self, bucket: Bucket, how: dict[str, Any], run: str | None = None, window: Window | None = None
+        self, bucket: Bucket, how: dict[str, Any], run: str | None = None, memory: Memory | None = None
     ) -> None:
-        self._bucket, self._how, self._window = bucket, how, window or Window()
+        self._bucket, self._how, self._memory = bucket, how, memory or Memory()
         self._run = run or uuid4().hex
         self._files = threading.Semaphore(_AT_ONCE)
 
@@ -146,16 +146,16 @@ class Ranges:
         """
         turn.leave()  # whoever waits for memory must not hold a place that those who have it wait for
         with self._files:
-            return _Attempt(self._bucket, self._how, self._run, self._window, spans, file, turn).run()
+            return _Attempt(self._bucket, self._how, self._run, self._memory, spans, file, turn).run()
 
 
 class _Attempt:
     """One attempt at one file."""
 
     def __init__(
-        self, bucket: Bucket, how: dict[str, Any], run: str, window: Window, spans: Spans, file: File, turn: Turn
+        self, bucket: Bucket, how: dict[str, Any], run: str, memory: Memory, spans: Spans, file: File, turn: Turn
     ) -> None:
-        self._bucket, self._how, self._window = bucket, how, window
+        self._bucket, self._how, self._memory = bucket, how, memory
         self._spans, self._file, self._turn = spans, file, turn
         self._size, self._part_size = spans.size, part_size(spans.size)
         self._count = -(-spans.size // self._part_size)
@@ -277,7 +277,7 @@ class _Attempt:
                 thread.join()
         finally:
             for part in self._in_memory:
-                self._window.give_back(part.buffer)
+                self._memory.give_back(part.buffer)
         if self._error is not None:
             raise self._error
 
@@ -335,7 +335,7 @@ class _Attempt:
             self._next += 1
         if self._next > self._count:
             return None
-        buffer = self._window.take(self._length(self._next), self._is_wanted)
+        buffer = self._memory.take(self._length(self._next), self._is_wanted)
         if buffer is None:
             return None
         part = _Part(self._next, buffer)
@@ -414,7 +414,7 @@ class _Attempt:
             if not (part.is_hashed and part.is_stored):
                 return
             self._in_memory.remove(part)
-        self._window.give_back(part.buffer)
+        self._memory.give_back(part.buffer)
 
     # -- the whole file ---------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from physionet_mirror.source import download, ranges, through
 from physionet_mirror.source.access_point import AccessPoint
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.source.ranges import Ranges, Window
+from physionet_mirror.source.ranges import Memory, Ranges
 from physionet_mirror.source.spans import Piece
 from physionet_mirror.source.through import ThroughWorker
 from physionet_mirror.transfer import Transfer
@@ -458,7 +458,7 @@ def test_any_cut_any_leftovers_and_any_breaks_end_with_the_file(
         upload = bucket.begin_upload(parts_of(made.path, made.sha256) + RUN)
         for number, each in known.items():
             bucket.put_part(upload, number, bytes(len(each)) if wrong else each)
-        large = Ranges(bucket, {"content_type": "x/y", "storage_class": "STANDARD"}, RUN, Window(window))
+        large = Ranges(bucket, {"content_type": "x/y", "storage_class": "STANDARD"}, RUN, Memory(window))
         if wrong and known:
             with pytest.raises(Corrupt):
                 large.fetch(Made(data, piece, []), made, ALONE).store()
