@@ -12,7 +12,7 @@ from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.compat import AirflowSkipException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.notify import leave_notice
-from physionet_airflow.operators import INDEX, add_asset
+from physionet_airflow.operators import add_asset, place
 from physionet_airflow.run import Run, engine_errors
 from physionet_airflow.sensors import AccessCheckSensor
 from physionet_mirror.errors import AccessRefused
@@ -36,25 +36,6 @@ PARTS: Mapping[Part, str] = {"cxr": "mimic_cxr", "hosp": "mimiciv", "ed": "mimic
 
 BUILD_REPORTS, BUILD_LINKS, FETCH = "build_reports", "build_links", "fetch_files"
 """Task ids."""
-
-
-def place(context: Context) -> dict[str, str]:
-    """Bucket and prefix of the index whose event started this run; none where a person started it.
-
-    Where several mirrors have events, the newest one's; a log line names the others.
-    """
-    from physionet_mirror.layout import INDEX as INDEX_PATH
-
-    events = context.get("triggering_asset_events") or {}
-    try:
-        found = sorted(events[INDEX], key=lambda event: event.timestamp)
-    except KeyError:
-        return {}
-    uris = list(dict.fromkeys(str(event.asset.uri) for event in reversed(found)))
-    if not uris or not uris[0].startswith("s3://") or not uris[0].endswith(f"/{INDEX_PATH}"):
-        return {}
-    bucket, _, prefix = uris[0].removeprefix("s3://").removesuffix(f"/{INDEX_PATH}").partition("/")
-    return {"bucket": bucket, "prefix": prefix}
 
 
 def asked(context: Context) -> ClinicalRequest:
@@ -147,7 +128,7 @@ class FetchFilesOperator(BaseOperator):
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, **_overrides(context, self.part))
-            with closing(run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)) as source, _or_skip():
+            with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source, _or_skip():
                 found = fetch_files(source, run.bucket, run.request.dataset, FILES[self.part])
         return {
             "files": list(found.files),

@@ -82,7 +82,7 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
 
         with engine_errors():
             run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
-            with closing(run.origin(run.way(context), physionet_conn_id=self.physionet_conn_id)) as source:
+            with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source:
                 found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         written = [stored(run.bucket, path) for path in (*found.files, MANIFEST)]
         self.lineage = Lineage([published(run.request.dataset)], written)
@@ -130,7 +130,7 @@ class PlanShardsOperator(BaseOperator):
 
         with ExitStack() as open_now, engine_errors():
             run = Run.of(context, self.aws_conn_id)
-            way = run.way(context)
+            way = run.way()
             site = None
             if run.request.selection.noun == "file" and way.source == "physionet":
                 site = open_now.enter_context(closing(PhysioNetHook(self.physionet_conn_id).source(streams())))
@@ -352,7 +352,7 @@ class StreamShardOperator(WithLineage, BaseOperator):
             result = mirror_shard.stream_shard(
                 Shard.from_json(self.shard),
                 run.request,
-                run.mover(run.way(context), connections, self.physionet_conn_id),
+                run.mover(run.way(), connections, self.physionet_conn_id),
                 run.bucket,
                 run.layout,
                 connections=connections,
@@ -448,6 +448,25 @@ class VerifyOperator(WithLineage, BaseOperator):
 
 def _unmapped_upstream(task: BaseOperator) -> set[str]:
     return {t.task_id for t in task.get_flat_relatives(upstream=True) if t.get_closest_mapped_task_group() is None}
+
+
+def place(context: Context) -> dict[str, str]:
+    """Bucket and prefix of the index whose event started this run; none where a person started it.
+
+    Where several mirrors have events, the newest one's.
+    """
+    from physionet_mirror.layout import INDEX as INDEX_PATH
+
+    events = context.get("triggering_asset_events") or {}
+    try:
+        found = sorted(events[INDEX], key=lambda event: event.timestamp)
+    except KeyError:
+        return {}
+    uris = list(dict.fromkeys(str(event.asset.uri) for event in reversed(found)))
+    if not uris or not uris[0].startswith("s3://") or not uris[0].endswith(f"/{INDEX_PATH}"):
+        return {}
+    bucket, _, prefix = uris[0].removeprefix("s3://").removesuffix(f"/{INDEX_PATH}").partition("/")
+    return {"bucket": bucket, "prefix": prefix}
 
 
 def add_asset(context: Context, alias: AssetAlias, uri: str, figures: Mapping[str, Any]) -> None:

@@ -89,7 +89,7 @@ class Run:
         layout: Where the run's files lie.
         started: When the run began.
         aws_conn_id: The bucket's account.
-        store: What the bucket's S3 can do, as ``check_access`` has found; None where it did not run.
+        checked: What ``check_access`` has returned; None where it did not run.
     """
 
     params: Mapping[str, Any]
@@ -98,7 +98,15 @@ class Run:
     layout: RunLayout
     started: datetime
     aws_conn_id: str = AWS_CONN_ID
-    store: Store | None = None
+    checked: Mapping[str, Any] | None = None
+
+    @property
+    def store(self) -> Store | None:
+        """What the bucket's S3 can do, as ``check_access`` has found; None where it did not run."""
+        from physionet_mirror.records import Store
+
+        found = (self.checked or {}).get("store")
+        return Store.from_json(found) if isinstance(found, dict) else None
 
     @classmethod
     def of(cls, context: Context, aws_conn_id: str = AWS_CONN_ID, **overrides: Any) -> Run:
@@ -115,21 +123,20 @@ class Run:
         if params.get("prefix", "") is None and params.get("project") is None:
             del params["prefix"]  # an audit or a clean-up of the default's
         request = Request.from_params(params)
-        bucket = open_bucket(request.bucket, request.prefix, aws_conn_id)
-        store = _store_of(_checked(context))
-        if store is not None:
-            bucket.can = store
-        return cls(
+        run = cls(
             params,
             request,
-            bucket,
+            open_bucket(request.bucket, request.prefix, aws_conn_id),
             RunLayout(context["run_id"], context["ti"].dag_id),
             context["dag_run"].start_date or datetime.now(UTC),
             aws_conn_id,
-            store,
+            _checked(context),
         )
+        if run.store is not None:
+            run.bucket.can = run.store
+        return run
 
-    def way(self, context: Context) -> Way:
+    def way(self) -> Way:
         """Where the run's files come from, as ``check_access`` has chosen; chosen here where it was marked by hand.
 
         Raises:
@@ -137,9 +144,8 @@ class Run:
         """
         from physionet_mirror.source.way import Way
 
-        checked = _checked(context)
-        if checked is not None:
-            return Way.from_json(checked)
+        if self.checked is not None:
+            return Way.from_json(self.checked)
         return choose_way(self.request.source, self.request.dataset, self.bucket, self.aws_conn_id)
 
     def origin(
@@ -184,13 +190,6 @@ def _checked(context: Context) -> Mapping[str, Any] | None:
         if isinstance(found, dict):
             return found
     return None
-
-
-def _store_of(checked: Mapping[str, Any] | None) -> Store | None:
-    from physionet_mirror.records import Store
-
-    found = (checked or {}).get("store")
-    return Store.from_json(found) if isinstance(found, dict) else None
 
 
 def dataset_overrides(context: Context, dataset: str | None, dataset_param: str | None) -> dict[str, str]:

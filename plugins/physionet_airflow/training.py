@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.sdk import AssetAlias, BaseOperator, BaseSensorOperator, PokeReturnValue, task_group
 
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
-from physionet_airflow.clinical import place
 from physionet_airflow.compat import AirflowSkipException
-from physionet_airflow.operators import PLAN, AskOperator
+from physionet_airflow.operators import PLAN, AskOperator, add_asset, place
 from physionet_airflow.run import (
     SHARD_NAME,
     Run,
@@ -240,8 +239,6 @@ class VerifyTrainingSetOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any] | None:
         """Verify, describe, judge."""
-        from airflow.sdk import Asset
-
         from physionet_mirror.layout import TrainingLayout
         from physionet_mirror.steps import training_set
 
@@ -265,8 +262,7 @@ class VerifyTrainingSetOperator(BaseOperator):
             "left_out": len(made.left_out),
             "splits": {split.name: split.images for split in made.splits},
         }
-        uri = run.bucket.uri(TrainingLayout(request.name).card)
-        context["outlet_events"][TRAINING_SET].add(Asset(uri), extra=figures)
+        add_asset(context, TRAINING_SET, run.bucket.uri(TrainingLayout(request.name).card), figures)
         return figures
 
 

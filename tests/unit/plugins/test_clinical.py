@@ -10,7 +10,8 @@ import pytest
 from airflow.sdk import Asset, AssetAlias
 from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 
-from physionet_airflow.clinical import asked, place
+from physionet_airflow.clinical import asked
+from physionet_airflow.operators import place
 from physionet_mirror.errors import InputError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
