@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 from cachetools import LRUCache, TTLCache, cached
 
+from physionet_mirror.errors import MirrorError
+
 V = TypeVar("V")
 
 
@@ -39,3 +41,32 @@ class RefreshingCache(Generic[V]):
     def get(self, key: Hashable, make: Callable[[V | None], V]) -> V:
         """The value; ``make`` gets the previous one or None. Exceptions are not cached."""
         return self._load(key, make)
+
+
+class ErrorKeepingCache(Generic[V]):
+    """As `RefreshingCache`, of values that may be absent; a `MirrorError` is kept too, so that not every reader tries again.
+
+    Args:
+        seconds, most: As there.
+    """
+
+    def __init__(self, seconds: float, most: int) -> None:
+        self._cache: RefreshingCache[V | MirrorError | None] = RefreshingCache(seconds, most)
+
+    def get(self, key: Hashable, make: Callable[[V | None], V | None]) -> V | None:
+        """The value, or None where there is none.
+
+        Raises:
+            MirrorError: What ``make`` has raised, to this reader or an earlier one.
+        """
+
+        def load(before: V | MirrorError | None) -> V | MirrorError | None:
+            try:
+                return make(None if isinstance(before, MirrorError) else before)
+            except MirrorError as error:
+                return error
+
+        found = self._cache.get(key, load)
+        if isinstance(found, MirrorError):
+            raise found.with_traceback(None)
+        return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING
 
-from physionet_airflow.page.cache import RefreshingCache
+from physionet_airflow.page.cache import ErrorKeepingCache, RefreshingCache
 from physionet_mirror import overview
 from physionet_mirror.errors import MirrorError
 from physionet_mirror.training import card
@@ -29,7 +29,7 @@ PATIENCE = 6.0
 
 Open = Callable[["Mirror"], "Bucket"]
 
-_overviews: RefreshingCache[overview.Overview | MirrorError | bool] = RefreshingCache(seconds=20, most=200)
+_overviews: ErrorKeepingCache[overview.Overview] = ErrorKeepingCache(seconds=20, most=200)
 _sets: RefreshingCache[Sequence[card.TrainingSet]] = RefreshingCache(seconds=20, most=200)
 _at_work = ThreadPoolExecutor(4, thread_name_prefix="mirrors")
 _under_way: dict[Mirror, tuple[Future[Seen], float]] = {}  # with when it began
@@ -57,19 +57,7 @@ def overview_of(mirror: Mirror, open_bucket: Open) -> overview.Overview | None:
     Raises:
         MirrorError: The bucket cannot be read, or not its manifest.
     """
-
-    def load(known: overview.Overview | MirrorError | bool | None) -> overview.Overview | MirrorError | bool:
-        try:
-            return (
-                overview.overview(open_bucket(mirror), known if isinstance(known, overview.Overview) else None) or False
-            )
-        except MirrorError as error:
-            return error
-
-    found = _overviews.get(mirror, load)
-    if isinstance(found, MirrorError):
-        raise found.with_traceback(None)
-    return found if isinstance(found, overview.Overview) else None
+    return _overviews.get(mirror, lambda known: overview.overview(open_bucket(mirror), known))
 
 
 def sets_of(mirror: Mirror, open_bucket: Open) -> Sequence[card.TrainingSet]:

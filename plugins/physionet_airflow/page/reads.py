@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 from airflow.api_fastapi.common.db.common import SessionDep
 
 from physionet_airflow.bucket import open_bucket
 from physionet_airflow.page import runs, show
 from physionet_airflow.page.access import defaults_of
-from physionet_airflow.page.cache import RefreshingCache
+from physionet_airflow.page.cache import ErrorKeepingCache, RefreshingCache
 from physionet_airflow.page.runs import Mirror, Place, Run
 from physionet_mirror import overview, records
-from physionet_mirror.errors import MirrorError
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.preview import Planned
 from physionet_mirror.progress import MOST_BYTES
@@ -26,12 +25,13 @@ LATEST = 10
 """Runs of a mirror that are shown, and learnt from."""
 
 Kind = Literal["images", "files"]
+R = TypeVar("R", bound=records.Record)
 
 _buckets: RefreshingCache[Bucket] = RefreshingCache(seconds=300, most=200)
-_catalogs: RefreshingCache[overview.Catalog | MirrorError | bool] = RefreshingCache(seconds=20, most=2)
+_catalogs: ErrorKeepingCache[overview.Catalog] = ErrorKeepingCache(seconds=20, most=2)
 _places: RefreshingCache[Sequence[Place]] = RefreshingCache(seconds=5, most=32)
-_reports: RefreshingCache[records.RunReport | bool] = RefreshingCache(seconds=60, most=200)
-_plans: RefreshingCache[Planned | bool] = RefreshingCache(seconds=60, most=200)
+_reports: RefreshingCache[records.RunReport | None] = RefreshingCache(seconds=60, most=200)
+_plans: RefreshingCache[Planned | None] = RefreshingCache(seconds=60, most=200)
 
 
 def bucket_of(mirror: Mirror) -> Bucket:
@@ -50,18 +50,7 @@ def catalog_of(mirror: Mirror, kind: Kind) -> overview.Catalog | None:
     Raises:
         MirrorError: As ``overview.load``.
     """
-
-    def load(known: overview.Catalog | MirrorError | bool | None) -> overview.Catalog | MirrorError | bool:
-        try:
-            before = known if isinstance(known, overview.Catalog) else None
-            return overview.load(bucket_of(mirror), before, kind) or False
-        except MirrorError as error:
-            return error
-
-    found = _catalogs.get((mirror, kind), load)
-    if isinstance(found, MirrorError):
-        raise found.with_traceback(None)
-    return found if isinstance(found, overview.Catalog) else None
+    return _catalogs.get((mirror, kind), lambda known: overview.load(bucket_of(mirror), known, kind))
 
 
 def places_of(session: SessionDep, dags: Sequence[str]) -> Sequence[Place]:
@@ -80,37 +69,36 @@ def _defaults(session: SessionDep, dags: Sequence[str]) -> dict[str, dict[str, o
 
 def report_of(run: Run) -> records.RunReport | None:
     """The report of a finished run."""
-    if not run.over or run.mirror is None:
+    mirror = run.mirror
+    if not run.over or mirror is None:
         return None
-    bucket = bucket_of(run.mirror)
 
-    def read(_: Any) -> records.RunReport | bool:
-        path = layout_of(run, bucket).report_json
-        try:
-            found = records.read(bucket, path, records.RunReport, most=MOST_BYTES)
-        except ValueError as error:  # damaged, or not ours; the other reports are still shown
-            log.warning("%s is left out: %s.", bucket.uri(path), error)
-            return False
-        return found if found is not None and show.result_of(found) else False
+    def read(_: Any) -> records.RunReport | None:
+        found = _record(run, mirror, lambda layout: layout.report_json, records.RunReport)
+        return found if found is not None and show.result_of(found) else None
 
-    found = _reports.get((run.mirror, run.dag_id, run.run_id, run.ended), read)
-    return found if isinstance(found, records.RunReport) else None
+    return _reports.get((mirror, run.dag_id, run.run_id, run.ended), read)
 
 
 def planned_of(run: Run) -> Planned | None:
     """What a run's plan knows of sizes."""
-    if run.mirror is None:
+    mirror = run.mirror
+    if mirror is None:
         return None
-    bucket = bucket_of(run.mirror)
 
-    def read(_: Any) -> Planned | bool:
-        path = layout_of(run, bucket).plan
-        try:
-            found = records.read(bucket, path, records.Plan, most=MOST_BYTES)
-        except ValueError as error:
-            log.warning("%s is left out: %s.", bucket.uri(path), error)
-            return False
-        return Planned.of(found) if found is not None else False
+    def read(_: Any) -> Planned | None:
+        found = _record(run, mirror, lambda layout: layout.plan, records.Plan)
+        return Planned.of(found) if found is not None else None
 
-    found = _plans.get((run.mirror, run.dag_id, run.run_id, run.state), read)
-    return found if isinstance(found, Planned) else None
+    return _plans.get((mirror, run.dag_id, run.run_id, run.state), read)
+
+
+def _record(run: Run, mirror: Mirror, path_in: Callable[[RunLayout], str], kind: type[R]) -> R | None:
+    """A file of a run. One that is damaged, or not ours, is left out with a warning: the others are still shown."""
+    bucket = bucket_of(mirror)
+    path = path_in(layout_of(run, bucket))
+    try:
+        return records.read(bucket, path, kind, most=MOST_BYTES)
+    except ValueError as error:
+        log.warning("%s is left out: %s.", bucket.uri(path), error)
+        return None
