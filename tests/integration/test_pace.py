@@ -15,6 +15,7 @@ from demo.lookalike import Lookalike, Profile, User
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.files import File
 from physionet_mirror.pace import Pace
+from physionet_mirror.s3.capabilities import Capabilities
 from physionet_mirror.source.download import Download
 from physionet_mirror.source.physionet import PhysioNet
 from physionet_mirror.transfer import Transfer
@@ -25,6 +26,8 @@ LOGIN = {"login": "reader", "password": "correct horse"}
 
 class Memory:
     """A destination that takes no time."""
+
+    can = Capabilities()
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
