@@ -173,12 +173,12 @@ def test_what_is_waited_for_in_vain_is_said_with_the_last_answer(
     sensor: Any, physionet: Lookalike, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check, context = sensor
-    check.timeout = 0.5
     physionet.faults.set(OUTAGES["502"])
     with api_server("healthy") as url:
         monkeypatch.setenv("AIRFLOW__CORE__EXECUTION_API_SERVER_URL", url)
         with pytest.raises(TaskDeferred) as deferred:
             check.execute(context)
+    deferred.value.trigger.until = time.time()
     event = fired(deferred.value)
     with pytest.raises(
         AirflowSensorTimeout, match=r"in vain; nothing was fetched. The last answer was: PhysioNet answered 502"
