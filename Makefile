@@ -19,7 +19,8 @@ READY := $(VENV)/.ready
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements-dev.txt)
 AUDIT_VERSION := 2.10.1
 PYTEST := $(PY) -m pytest
-JOBS ?= auto
+# One more than there are cores: many tests wait for a server.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/include
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)

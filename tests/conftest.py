@@ -19,7 +19,15 @@ from demo.lookalike import Lookalike, User
 from tests.strict_s3 import strict_s3_server
 from tests.warm_airflow import WarmAirflow, warm_airflow
 
+LONGEST = ("test_state.py", "test_pace.py", "test_runs.py", "test_project.py", "test_backfill.py", "test_rights.py")
+"""The files that take longest are begun first, so that no worker is left alone with one of them at the end."""
+
 READER = ("reader", "correct horse battery staple")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring `LONGEST` to the front; xdist hands whole files out in this order."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
