@@ -19,7 +19,15 @@ from demo.lookalike import Lookalike, User
 from tests.strict_s3 import strict_s3_server
 from tests.warm_airflow import WarmAirflow, warm_airflow
 
-LONGEST = ("test_state.py", "test_pace.py", "test_runs.py", "test_project.py", "test_backfill.py", "test_rights.py")
+LONGEST = (
+    "test_state.py",
+    "test_pace.py",
+    "test_runs.py",
+    "test_project.py",
+    "test_backfill.py",
+    "test_rights.py",
+    "test_faults.py",
+)
 """The files that take longest are begun first, so that no worker is left alone with one of them at the end."""
 
 READER = ("reader", "correct horse battery staple")
