@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -28,7 +29,7 @@ from physionet_mirror.errors import InputError, MetadataError, VerificationFaile
 from physionet_mirror.request import ClinicalRequest, Request
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
-from physionet_mirror.steps import clinical, plan
+from physionet_mirror.steps import clinical, plan, verify
 from physionet_mirror.steps.clinical import FILES
 from physionet_mirror.steps.fetch_files import fetch_files
 from physionet_mirror.steps.fetch_metadata import fetch_metadata
@@ -218,7 +219,10 @@ def planned(lab: Lab, **filters: Any) -> set[int]:
     request = Request.from_params({"bucket": lab.name, "select": "all", "shard_size": 1000, **filters})
     run = layout.RunLayout(f"r{uuid4().hex[:6]}")
     made = plan.make_plan(request, lab.mirror, run, streams=1, params=filters)
-    assert drawn.MARKER not in lab.mirror.read_text(run.plan)
+    verify.verify_run(request, lab.mirror, run, params=filters, started=datetime.now(UTC))
+    written = {entry.path: lab.mirror.read(entry.path) for entry in lab.mirror.list(f"{layout.RUNS}{run.folder}/")}
+    assert run.report_html in written
+    assert not [path for path, data in written.items() if drawn.MARKER.encode() in data]
     lists = (lab.mirror.read_text(shard.path) for shard in made.shards)
     return {int(line.split("/s")[1].partition("/")[0]) for text in lists for line in text.splitlines()}
 
@@ -252,6 +256,7 @@ def test_a_selection_by_stays_and_reports_is_that_of_the_truth(
     request = Request.from_params({"bucket": lab.name, "select": "all", "linked": linked, "has_report": has_report})
     studies = chosen_by(lab.mirror, request.selection)
     seen = overview.preview(overview.load(lab.mirror), request, streams=1, studies=studies)
+    assert drawn.MARKER not in repr(seen)
     assert seen.matched == COHORT.images["study_id"].isin(wanted).sum()
 
 
