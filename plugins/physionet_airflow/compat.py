@@ -1,29 +1,25 @@
 """What differs between Airflow 3.1, 3.2 and 3.3; the other modules and the DAGs import these names from here.
 
+    TaskAsked                   since 3.3 a task that asks a person waits in a state of its own, not deferred
     AirflowException, …         in ``airflow.sdk`` since 3.2
     CronDataIntervalTimetable   in ``airflow.sdk`` since 3.2
     RETRY_BACKOFF               a factor since 3.2; 3.1 takes a bool, which doubles the delay each time
     retry_policy                since 3.3; before, a task's own ``retry_delay`` applies to every error
     stats                       functions of a module since 3.3; before, of a class
     teams_of                    one query for many DAGs since 3.2
-    give_up_waiting             needed since 3.3, where no trigger waits for a person's answer
 
 Permanent errors do not depend on any of it: `run.engine_errors` fails the task at once in every version.
 """
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
-from threading import Timer
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 from airflow import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from datetime import timedelta
 
     from airflow.sdk import CronDataIntervalTimetable
     from airflow.sdk.definitions.retry_policy import RetryPolicy
@@ -35,11 +31,10 @@ if TYPE_CHECKING:
         AirflowSensorTimeout,
         AirflowSkipException,
     )
+    from airflow.sdk.exceptions import TaskAwaitingInput as TaskAsked
     from sqlalchemy.orm import Session
 
     from physionet_mirror.errors import MirrorError
-
-log = logging.getLogger(__name__)
 
 __all__ = [
     "AIRFLOW",
@@ -51,7 +46,7 @@ __all__ = [
     "AirflowSensorTimeout",
     "AirflowSkipException",
     "CronDataIntervalTimetable",
-    "give_up_waiting",
+    "TaskAsked",
     "retry_policy",
     "stats",
     "teams_of",
@@ -81,6 +76,12 @@ if not TYPE_CHECKING:
             AirflowSkipException,
         )
         from airflow.timetables.interval import CronDataIntervalTimetable
+    if AIRFLOW >= (3, 3):
+        from airflow.sdk.exceptions import TaskAwaitingInput as TaskAsked
+    elif AIRFLOW >= (3, 2):
+        from airflow.sdk.exceptions import TaskDeferred as TaskAsked
+    else:
+        from airflow.exceptions import TaskDeferred as TaskAsked
 
 RETRY_BACKOFF: Any = 2 if AIRFLOW >= (3, 2) else True
 """For ``retry_exponential_backoff``: double the delay after each try."""
@@ -127,34 +128,3 @@ def teams_of(dag_ids: list[str], session: Session) -> Mapping[str, str | None]:
     if AIRFLOW < (3, 2):
         return {dag_id: DagModel.get_team_name(dag_id, session=session) for dag_id in dag_ids}
     return DagModel.get_dag_id_to_team_name_mapping(dag_ids, session=session)
-
-
-def give_up_waiting(ti_id: str, after: timedelta) -> None:
-    """Let a task of ``airflow dags test`` fail that still waits for a person's answer then.
-
-    Since 3.3 such a task waits in a state that only the scheduler ends; before, a trigger ends it, here too. For that
-    command only, whose process has Airflow's database.
-
-    Args:
-        ti_id: The task instance's.
-        after: When to give up.
-    """
-    if AIRFLOW < (3, 3):
-        return
-
-    def fail() -> None:
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-        from sqlalchemy import update
-
-        waits = (TaskInstance.id == UUID(ti_id)) & (TaskInstance.state == "awaiting_input")
-        with create_session() as session:
-            failed = session.scalars(
-                update(TaskInstance).where(waits).values(state="failed").returning(TaskInstance.id)
-            )
-            if failed.first():
-                log.error("Nobody answered within %s, so nothing was done after the question.", after)
-
-    timer = Timer(after.total_seconds(), fail)
-    timer.daemon = True
-    timer.start()

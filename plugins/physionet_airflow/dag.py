@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from physionet_airflow.dags_test import is_dags_test
 from physionet_airflow.notify import notifiers, run_limit
 from physionet_airflow.retry import TASK_DEFAULTS
-from physionet_airflow.run import is_dags_test
 
 
 def defaults() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,11 +70,6 @@ def most_shards() -> int:
     from physionet_mirror.shards import MOST_SHARDS
 
     return max(1, min(MOST_SHARDS, conf.getint("core", "max_map_length", fallback=MOST_SHARDS)))
-
-
-def is_dags_test() -> bool:
-    """Whether this process is ``airflow dags test``, where no scheduler looks after a run, and somebody watches it."""
-    return sys.argv[1:3] == ["dags", "test"]
 
 
 @dataclass(frozen=True)
