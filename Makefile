@@ -17,7 +17,6 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements-dev.txt)
-AUDIT_VERSION := 2.10.1
 PYTEST := $(PY) -m pytest
 # One more than there are cores: many tests wait for a server.
 JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
@@ -145,8 +144,7 @@ lint: $(READY) ## style, types, and imports that run one way: dags â†’ plugins â
 
 .PHONY: audit
 audit: $(READY) ## known vulnerabilities of everything that is installed (asks PyPI)
-	$(PY) -m uv tool run --quiet pip-audit==$(AUDIT_VERSION) --strict --no-deps --disable-pip --progress-spinner off \
-		--requirement <($(PY) -m uv pip freeze --quiet --python $(PY))
+	@.ci/audit
 
 .PHONY: format
 format: $(READY) ## let ruff put things right
