@@ -5,7 +5,7 @@ The audit covers every image that was ever verified, so that a lost one is notic
 | task | what it does |
 |---|---|
 | `audit` | Asks S3 again about every image of the share: listed (`count`), its SHA-256 (`checksum`), or its bytes read back (`content`). |
-| `repair` | With `repair=true`, triggers `mimic_cxr_jpg` for exactly the images that are missing or wrong, with the storage class, connections and source of the latest run; of a `project`, `physionet_project` for those files. Fails where that DAG is paused. Skipped otherwise. |
+| `repair` | With `repair=true`, triggers `mimic_cxr_jpg` for exactly the images that are missing or wrong, with the storage class, connections and source of the latest run; of a `project`, `physionet_project` for those files. Fails where that DAG is paused (Airflow 3.1 does not say so; there the run waits until the DAG is unpaused). Skipped otherwise. |
 | `judge` | Turns the run red when anything differs, with the counts and where the list is. |
 
 `content` reads every byte, which costs time and GET requests, so spread it out: with `share` set to `*/8`, each weekly run

@@ -14,6 +14,7 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike
+from physionet_airflow.compat import AIRFLOW
 
 PREFIX = "mimic-cxr-jpg/2.1.0"
 
@@ -129,14 +130,21 @@ def test_a_flipped_byte_is_found_repaired_and_the_run_can_be_deleted(
     (folder / victim).write_bytes(data)
     s3_server.client().delete_object(Bucket=bucket_name, Key=f"{PREFIX}/{lost}")
 
-    airflow_home.run("dags", "pause", "mimic_cxr_jpg", "-y")
-    code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, level="content", repair=True)
-    assert code != 0
-    assert states(airflow_home, "mimic_cxr_audit") == {"audit": ["success"], "repair": ["failed"], "judge": ["failed"]}
-    assert log.count("The repair was not triggered, because mimic_cxr_jpg is paused.") >= 2  # by repair and by judge
-    assert "was triggered, which" not in log
+    if AIRFLOW >= (3, 2):  # 3.1 does not tell a task which DAGs are paused
+        airflow_home.run("dags", "pause", "mimic_cxr_jpg", "-y")
+        code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, level="content", repair=True)
+        assert code != 0
+        assert states(airflow_home, "mimic_cxr_audit") == {
+            "audit": ["success"],
+            "repair": ["failed"],
+            "judge": ["failed"],
+        }
+        assert (
+            log.count("The repair was not triggered, because mimic_cxr_jpg is paused.") >= 2
+        )  # by repair and by judge
+        assert "was triggered, which" not in log
+        airflow_home.run("dags", "unpause", "mimic_cxr_jpg", "-y")
 
-    airflow_home.run("dags", "unpause", "mimic_cxr_jpg", "-y")
     code, log = run(airflow_home, "mimic_cxr_audit", bucket_name, level="content", repair=True)
     assert code != 0
     assert re.search(r"The run repair__\S+ of mimic_cxr_jpg was triggered, which fetches them again", log)
