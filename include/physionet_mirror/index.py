@@ -64,7 +64,7 @@ def read(bucket: Bucket, columns: Sequence[str] | None = None) -> pa.Table | Non
 
 def _warn(bucket: Bucket, error: BaseException) -> None:
     log.warning(
-        "%s is damaged (%s). No image is affected: this run goes on without it and writes it anew with its own images; a "
+        "%s is damaged (%s). No file is affected: this run goes on without it and writes it anew with its own files; a "
         "run with select=all fills in the others.",
         bucket.uri(INDEX),
         (str(error).splitlines() or [type(error).__name__])[0],
@@ -184,7 +184,7 @@ def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
         bucket.write(INDEX, out.getvalue(), content_type=_TYPE)
         return int(merged.num_rows)
     raise DestinationUnavailable(
-        f"{bucket.uri(INDEX)} was written by other runs in each of {_TRIES} tries. The images are untouched, and the index "
+        f"{bucket.uri(INDEX)} was written by other runs in each of {_TRIES} tries. The files are untouched, and the index "
         "has the rows of those runs. The task is retried by itself and adds its own."
     )
 

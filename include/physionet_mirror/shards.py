@@ -91,7 +91,7 @@ def size_for(
     return down if math.ceil(images / down) <= max(count, usual) else math.ceil(images / count)
 
 
-def check_size(images: int, size: int, most: int = MOST_SHARDS) -> None:
+def check_size(images: int, size: int, most: int = MOST_SHARDS, noun: str = "image") -> None:
     """Reject a chosen shard size that is out of range or makes more shards than Airflow can map.
 
     Raises:
@@ -104,7 +104,7 @@ def check_size(images: int, size: int, most: int = MOST_SHARDS) -> None:
     if (count := math.ceil(images / size)) > most:
         least = math.ceil(images / most)
         raise InputError(
-            f"shard_size: {size:,} cuts {images:,} images into {count:,} shards, and this Airflow maps at most {most:,} "
+            f"shard_size: {size:,} cuts {images:,} {noun}s into {count:,} shards, and this Airflow maps at most {most:,} "
             f"(its setting [core] max_map_length, and never more than {MOST_SHARDS:,}). Nothing was done; "
             + (f"give at least {least:,}, or leave it empty" if least <= LARGEST_SHARD else "leave it empty")
             + " to let the plan choose."
@@ -272,14 +272,14 @@ def read(bucket: Bucket, shard: Shard) -> list[File]:
         raise _damaged(f"{bucket.uri(shard.path)} is not there") from None
     images = decode(data)
     if len(images) != shard.images or not images:
-        raise _damaged(f"{bucket.uri(shard.path)} lists {len(images):,} images, and {shard.images:,} were planned")
+        raise _damaged(f"{bucket.uri(shard.path)} lists {len(images):,} files, and {shard.images:,} were planned")
     planned = shard.sha256 or hashlib.sha256(data).hexdigest()
     if (images[0].path, images[-1].path) != (shard.first, shard.last) or hashlib.sha256(data).hexdigest() != planned:
-        raise _damaged(f"{bucket.uri(shard.path)} does not list the images that were planned")
+        raise _damaged(f"{bucket.uri(shard.path)} does not list the files that were planned")
     return images
 
 
 def _damaged(fault: str) -> MetadataError:
     return MetadataError(
-        f"The shard file is damaged: {fault}. No image is affected; trigger a new run, which plans it again."
+        f"The shard file is damaged: {fault}. No file is affected; trigger a new run, which plans it again."
     )

@@ -113,12 +113,13 @@ def seconds_left(images: float, images_per_second: float) -> float | None:
     return images / images_per_second if images_per_second > 0 else None
 
 
-def progress_line(done: ShardResult, mode: str = "download") -> str:
-    """One log line for a running stream task: images stored, speed over the last minute, time left.
+def progress_line(done: ShardResult, mode: str = "download", noun: str = "image") -> str:
+    """One log line for a running stream task: files stored, speed over the last minute, time left.
 
     Args:
         done: The result so far.
         mode: How the files come (`mover.Mode`).
+        noun: What they are called: ``image`` or ``file``.
     """
     seconds, series = max(done.seconds, 1e-9), done.series
     earlier = [point[0] for point in series if point[0] <= seconds - 60]
@@ -127,7 +128,7 @@ def progress_line(done: ShardResult, mode: str = "download") -> str:
     rate, sent = (sum(point[column] for point in last_minute) / span for column in (1, 2))
     left = seconds_left(done.todo - done.stored - len(done.failed), rate)
     return (
-        f"{done.stored:,}/{done.todo:,} images  {rate:.1f} images/s  {words.size(sent)}/s  "
+        f"{done.stored:,}/{done.todo:,} {noun}s  {rate:.1f} {noun}s/s  {words.size(sent)}/s  "
         f"{words.under_way(done.connections, mode)}  {len(done.failed)} failed  "
         f"{'waiting' if left is None else f'{words.about(left)} left'}"
     )

@@ -428,7 +428,7 @@ class Transfer:
             if snapshot is None:
                 continue
             if now >= next_log:
-                log.info("%s", progress_line(snapshot, self._mover.mode))
+                log.info("%s", progress_line(snapshot, self._mover.mode, self._noun))
                 next_log = now + LOG_EVERY
             if now >= next_publish:
                 publisher.offer(snapshot)

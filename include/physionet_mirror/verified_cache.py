@@ -235,7 +235,7 @@ def _read(bucket: Bucket, group: str) -> dict[str, str]:
 def _damaged(bucket: Bucket, file: str, why: str) -> dict[str, str]:
     _warn_once(
         bucket,
-        f"{bucket.uri(file)} cannot be read ({why}). No image is affected: its objects are checked again and the file is "
+        f"{bucket.uri(file)} cannot be read ({why}). No file is affected: its objects are checked again and the file is "
         "rewritten.",
     )
     return {}

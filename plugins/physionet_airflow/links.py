@@ -1,4 +1,4 @@
-"""The links on tasks: live progress, report, the images in S3, the dataset's page at PhysioNet.
+"""The links on tasks: live progress, report, the files in S3, the dataset's page at PhysioNet.
 
 Each opens the page (see physionet_airflow/page), which checks the reader's rights and knows where the run's files
 lie. So a link exists as soon as its task does, reveals nothing by itself, and works as long as Airflow knows the run.
@@ -52,6 +52,6 @@ _SHARDS = ("PlanShardsOperator", "StreamShardOperator", "VerifyOperator")
 LINKS = [
     PageLink("Live progress", "", ("FetchMetadataOperator", *_SHARDS)),
     PageLink("Report", "report", ("VerifyOperator",)),
-    PageLink("Images in S3", "s3", _SHARDS),
+    PageLink("Files in S3", "s3", _SHARDS),
     PageLink("Dataset at PhysioNet", "dataset", ("FetchMetadataOperator", *_SHARDS)),
 ]

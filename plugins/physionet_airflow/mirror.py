@@ -24,7 +24,7 @@ def mirror_shards(shards: XComArg, *, runs_share_streams: bool = False) -> TaskG
         runs_share_streams: Limit the streams of all runs of the DAG together, not of each run.
     """
 
-    @task_group(group_id="mirror_shard", tooltip="One shard: its missing images are streamed")
+    @task_group(group_id="mirror_shard", tooltip="One shard: its missing files are streamed")
     def mirror_shard(shard: Any) -> None:
         missing = MissingSensor(
             task_id="missing", task_display_name="missing?", shard=shard, map_index_template=SHARD_NAME

@@ -150,7 +150,7 @@ def mirror_params() -> dict[str, Param]:
             enum=list(LEVELS),
             values_display=_LEVELS,
             title="Verification",
-            description="What is proven of every selected image before the run is green.",
+            description="What is proven of every selected file before the run is green.",
             section=_HOW,
         ),
         "source": Param(
@@ -179,7 +179,7 @@ def mirror_params() -> dict[str, Param]:
             Request.dry_run,
             type="boolean",
             title="Dry run",
-            description="Plan and estimate only: no image is fetched.",
+            description="Plan and estimate only: no file is fetched.",
             section=_SAFE,
         ),
     }
@@ -322,7 +322,7 @@ def transfer_params() -> dict[str, Param]:
             enum=list(STORAGE_CLASSES),
             values_display=STORAGE_CLASSES,
             title="Storage class",
-            description="S3 storage class of the images.",
+            description="S3 storage class of the files.",
             section=_HOW,
         ),
     }
@@ -365,7 +365,7 @@ def audit_params() -> dict[str, Param]:
             enum=list(LEVELS),
             values_display=_LEVELS,
             title="Level",
-            description="What is asked of every image.",
+            description="What is asked of every file.",
             section=_HOW,
         ),
         "share": Param(
@@ -418,7 +418,7 @@ def cleanup_params() -> dict[str, Param]:
             type=["string", "null"],
             pattern=r"^([A-Za-z0-9_.~:+@-]+)?$",
             title="Run id",
-            description="Of the run of mimic_cxr_jpg whose images go, as its page shows it; of another DAG, dag_id@run_id.",
+            description="Of the run of mimic_cxr_jpg whose files go, as its page shows it; of another DAG, dag_id@run_id.",
             section=_WHICH,
         ),
         "dry_run": Param(

@@ -117,6 +117,8 @@ def test_a_shard_size_is_measured_by_what_this_airflow_can_map() -> None:
         check_size(1000, 49, 20)
     with pytest.raises(InputError, match="leave it empty to let the plan choose"):
         check_size(377_110, 9_000, 20)
+    with pytest.raises(InputError, match=r"^shard_size: 49 cuts 1,000 files into 21 shards"):
+        check_size(1000, 49, 20, "file")
 
 
 def test_the_whole_dataset_makes_about_400_shards() -> None:
@@ -235,7 +237,7 @@ def test_what_is_compared_is_what_was_planned(damage: Any, of_an_earlier_version
 
 @pytest.mark.parametrize("data", [None, OTHER], ids=["gone", "another checksum in its middle"])
 def test_a_shard_file_that_is_another_is_refused(data: bytes | None) -> None:
-    with pytest.raises(MetadataError, match="No image is affected"):
+    with pytest.raises(MetadataError, match="No file is affected"):
         read(OneFile(data), planned()[0])  # type: ignore[arg-type]
 
 

@@ -543,6 +543,7 @@ def test_the_progress_line_tells_the_rate_of_the_last_minute(seconds):
     done = replace(transfer.result(), seconds=seconds, todo=100_000, stored=20, connections=8)
     line = progress_line(done)
     assert line.startswith("20/100,000 images")
+    assert progress_line(done, noun="file") == line.replace("image", "file")
     if seconds > 1:
         rate = float(line.split(" images/s")[0].split()[-1])
         assert rate == pytest.approx(4, rel=0.1)

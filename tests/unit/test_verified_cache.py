@@ -146,7 +146,7 @@ def test_a_damaged_file_is_an_empty_memory_and_is_written_anew(bucket, caplog, d
     with caplog.at_level(logging.WARNING):
         memory = Memory.load(bucket, ["p10"])
     assert len(memory) == 0
-    assert "No image is affected" in caplog.text
+    assert "No file is affected" in caplog.text
     memory.record(IMAGE, 100, "e1", SUM)
     memory.save(bucket)
     assert len(caplog.records) == 1, "named once, however often it is read"

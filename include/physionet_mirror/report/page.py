@@ -78,8 +78,8 @@ def html(report: RunReport) -> str:
         many=many,
         prices_as_of=PRICES_AS_OF,
         means=LEVEL_MEANS[report.result.level],
-        throughput=[Markup(svg) for svg in plots.throughput(report.transfer.series, many)],  # noqa: S704
-        size_plot=[Markup(svg) for svg in plots.sizes(report.sizes)],  # noqa: S704
+        throughput=[Markup(svg) for svg in plots.throughput(report.transfer.series, many, report.noun)],  # noqa: S704
+        size_plot=[Markup(svg) for svg in plots.sizes(report.sizes, report.noun)],  # noqa: S704
     )
 
 

@@ -32,12 +32,13 @@ _WIDTHS = {
 }  # inches; text then shows at 11 pixels in the wide and about 10 in the narrow drawing
 
 
-def throughput(series: Sequence[Sequence[float]], many: str = "connections") -> list[str]:
-    """Images a second, and connections (or ``many`` of what else) at once, over the time of the transfer.
+def throughput(series: Sequence[Sequence[float]], many: str = "connections", noun: str = "image") -> list[str]:
+    """Files a second, and connections (or ``many`` of what else) at once, over the time of the transfer.
 
     Args:
         series: ``transfer.series`` of report.json.
         many: What there are several of at once.
+        noun: What the files are called.
     """
     if not series:
         return []
@@ -49,7 +50,7 @@ def throughput(series: Sequence[Sequence[float]], many: str = "connections") -> 
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
         above.stairs([point[1] for point in series], edges, fill=True, color=_MAIN, alpha=0.25, linewidth=0)
         above.stairs([point[1] for point in series], edges, color=_MAIN, linewidth=1.6, baseline=None)
-        above.set_ylabel("images/s")
+        above.set_ylabel(f"{noun}s/s")
         below.stairs([point[3] for point in series], edges, color=_SECOND, linewidth=1.6, baseline=None)
         below.set_ylabel(many.partition(" ")[0])
         below.set_xlabel(f"{name} since the first shard began")
@@ -64,7 +65,7 @@ def throughput(series: Sequence[Sequence[float]], many: str = "connections") -> 
         "throughput",
         3.6,
         draw,
-        f"Images per second and {many.removesuffix(' under way')} at once over the time of the transfer",
+        f"{noun.capitalize()}s per second and {many.removesuffix(' under way')} at once over the time of the transfer",
     )
 
 
@@ -76,8 +77,8 @@ _TIME_UNITS = (
 )
 
 
-def sizes(distribution: Sizes) -> list[str]:
-    """Distribution of the images' sizes (``sizes`` of report.json)."""
+def sizes(distribution: Sizes, noun: str = "image") -> list[str]:
+    """Distribution of the files' sizes (``sizes`` of report.json); ``noun`` is what they are called."""
     if not distribution.counts:
         return []
     unit, name = (1e6, "MB") if distribution.largest >= 1e6 else (1e3, "kB")
@@ -87,13 +88,13 @@ def sizes(distribution: Sizes) -> list[str]:
         edges = [edge / unit for edge in distribution.edges]
         axes.stairs(distribution.counts, edges, fill=True, color=_MAIN, alpha=0.55)
         axes.axvline(distribution.median / unit, color=_SECOND, linewidth=1.6)
-        axes.set_ylabel("images")
+        axes.set_ylabel(f"{noun}s")
         axes.set_xlabel(f"size in {name}; the line is the median")
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.set_ylim(bottom=0)
         _plain(axes)
 
-    return _drawings("sizes", 2.5, draw, "Distribution of image sizes")
+    return _drawings("sizes", 2.5, draw, f"Distribution of {noun} sizes")
 
 
 def _plain(axes: Axes) -> None:

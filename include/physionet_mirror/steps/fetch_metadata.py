@@ -31,7 +31,7 @@ from physionet_mirror.steps.fetch_files import (
 log = logging.getLogger(__name__)
 
 _LICENCE = "LICENSE.txt"
-_NO_IMAGE = "no image needs it, so the run goes on without it."
+_NOT_NEEDED = "no other file needs it, so the run goes on without it."
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
         new = [path for path in wanted if not _is_there(bucket, path, published[path])]
         changed = before is not None and before[0] != sums_sha256
         rebuild = before is None or not proven or changed
-        lacking = [f"{SUMS} does not list {path}: {_NO_IMAGE}" for path in _unlisted(dataset, published)]
+        lacking = [f"{SUMS} does not list {path}: {_NOT_NEEDED}" for path in _unlisted(dataset, published)]
         for number, path in enumerate(wanted, 1):
             if path in new:
                 files[path] = Path(folder, str(number))
@@ -89,7 +89,7 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
                         raise
                     del files[path]
                     lacking.append(
-                        f"{path} could not be had ({error.reason}): {_NO_IMAGE} It is asked for again each time."
+                        f"{path} could not be had ({error.reason}): {_NOT_NEEDED} It is asked for again each time."
                     )
             elif rebuild:
                 files[path] = Path(folder, str(number))

@@ -141,7 +141,7 @@ def make_plan(
             parts = shards.cut_by_bytes(to_fetch, streams, at_once, rate, most_shards, usual)
     else:
         size = request.shard_size
-        shards.check_size(count, size, most_shards)
+        shards.check_size(count, size, most_shards, request.selection.noun)
     expected = estimate_run(
         request,
         count,

@@ -538,7 +538,7 @@ def test_a_report_that_is_too_long_is_not_shown(server, viewer, spoil):
 def test_links_on_tasks_lead_to_the_page(server, viewer):
     path = f"dags/mimic_cxr_jpg/dagRuns/{LIVE}/taskInstances/verify/links".replace("+", "%2B")
     links = viewer.get(f"{server.url}/api/v2/{path}").json()["extra_links"]
-    assert set(links) >= {"Live progress", "Report", "Images in S3", "Dataset at PhysioNet"}
+    assert set(links) >= {"Live progress", "Report", "Files in S3", "Dataset at PhysioNet"}
     for link in links.values():
         assert viewer.get(server.url + link, headers=HTML, allow_redirects=False).status_code in (200, 307)
 
