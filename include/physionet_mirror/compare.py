@@ -21,7 +21,7 @@ import random
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from posixpath import commonpath, dirname
@@ -44,6 +44,7 @@ WORKERS = 32
 _PAGE = 1000  # keys that one LIST returns
 _SPARSE = 12  # with fewer wanted keys on a page, a LIST costs more than their HEADs (12.5 x the price)
 _BLOCK = 20_000  # files compared together; bounds the memory held for cache files and listings
+_FIRST_BLOCK = 2_000  # the first of them: its HEADs begin after two LISTs, and the next blocks are listed meanwhile
 _READS = 3  # attempts to read one object
 _SAVE_EVERY = 5_000  # entries between two saves: the most that a killed comparison asks for again
 _SAVE_SECONDS = 60.0  # seconds between two saves, for when objects are read back
@@ -136,11 +137,13 @@ def compare(
     before = Counter(bucket.requests)
     wanted = sorted(files, key=lambda file: file.path)
     done = 0
-    with _Pool(workers) as pool, _Pool(2, ahead=2) as ahead:
-        # The next blocks are listed while this one's objects are asked for.
-        blocks = (wanted[at : at + _BLOCK] for at in range(0, len(wanted), _BLOCK))
+    with _Pool(workers) as pool, _Pool(2, ahead=2) as ahead, ThreadPoolExecutor(1) as saver:
+        # The next blocks are listed, and what was found is saved, while this one's objects are asked for.
+        starts = [0, *range(_FIRST_BLOCK, len(wanted), _BLOCK)] if wanted else []
+        blocks = (wanted[at:to] for at, to in pairwise([*starts, len(wanted)]))
         for memory, found in ahead.map(lambda block: _survey(block, bucket, pool, span, into.level), blocks):
             look = _Look(bucket, memory, into, run, anew)
+            saving: Future[None] | None = None
             try:
                 for file, outcome in look.at(found, pool):
                     if isinstance(outcome, Failure):
@@ -150,11 +153,12 @@ def compare(
                     done += 1
                     if on_progress and done % 1000 == 0:
                         on_progress(done, len(wanted))
-                    if memory.unsaved >= _SAVE_EVERY or (memory.unsaved and time.monotonic() > saved + _SAVE_SECONDS):
-                        _save(memory, bucket, into)
+                    due = memory.unsaved >= _SAVE_EVERY or (memory.unsaved and time.monotonic() > saved + _SAVE_SECONDS)
+                    if due and (saving is None or saving.done()):
+                        saving = saver.submit(_save, memory, bucket, into)
                         saved = time.monotonic()
             finally:  # also when the task is told to stop
-                _save(memory, bucket, into)
+                saver.submit(_save, memory, bucket, into).result()
     if on_progress:
         on_progress(done, len(wanted))
     into.seconds = time.monotonic() - started
@@ -378,7 +382,7 @@ class _Pool:
     """A thread pool whose `map` keeps a bounded number of items under way and gives results in order."""
 
     def __init__(self, workers: int, *, ahead: int | None = None) -> None:
-        self._window = ahead or 4 * workers
+        self._window = ahead or 16 * workers  # one that is slow holds the results back, not the others
         self._executor = ThreadPoolExecutor(workers, thread_name_prefix="compare")
 
     def __enter__(self) -> _Pool:
