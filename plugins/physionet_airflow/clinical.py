@@ -12,7 +12,7 @@ from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
 from physionet_airflow.compat import AirflowSkipException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.notify import leave_notice
-from physionet_airflow.operators import add_asset, place
+from physionet_airflow.operators import add_asset, other_places, place
 from physionet_airflow.run import Run, engine_errors
 from physionet_airflow.sensors import AccessCheckSensor
 from physionet_mirror.errors import AccessRefused
@@ -251,8 +251,10 @@ class JudgeClinicalOperator(BaseOperator):
                 "Left out: %s. This account may not read that; the page, opened logged in, says what is missing.", pages
             )
         self.log.info("Built: %s", built)
-        leave_notice(
-            context,
-            f"Built: {', '.join(built)}." + (f" Left out, as this account may not read it: {pages}." if pages else ""),
+        if others := other_places(context):
+            self.log.warning("%s", others)
+        notice = f"Built: {', '.join(built)}. " + (
+            f"Left out, as this account may not read it: {pages}. " if pages else ""
         )
+        leave_notice(context, (notice + others).strip())
         return {"built": built, "left_out": [dataset.name for dataset in left_out]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack, closing
 from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import AssetAlias, BaseOperator
 
 from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
-from physionet_airflow.compat import AirflowException, AirflowFailException, TaskAsked
+from physionet_airflow.compat import AirflowException, AirflowFailException, AirflowSkipException, TaskAsked
 from physionet_airflow.dags_test import PATIENCE, answer_to, is_dags_test
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.lineage import Lineage, WithLineage, published, stored
@@ -453,20 +454,50 @@ def _unmapped_upstream(task: BaseOperator) -> set[str]:
 def place(context: Context) -> dict[str, str]:
     """Bucket and prefix of the index whose event started this run; none where a person started it.
 
-    Where several mirrors have events, the newest one's.
+    Where several mirrors have events, the newest one's: `other_places` names the rest.
+
+    Raises:
+        AirflowSkipException: The events are of projects without radiographs.
     """
+    places = _places(context)
+    return places[0] if places else {}
+
+
+def other_places(context: Context) -> str:
+    """Says which other mirrors' events were waiting when this run began, and what to do; empty where there are none."""
+    confs = [json.dumps(place) for place in _places(context)[1:]]
+    if not confs:
+        return ""
+    return (
+        "The index of other mirrors has changed too, and this run did nothing for them: a run works on one. Trigger "
+        f"{context['ti'].dag_id} for {'it' if len(confs) == 1 else 'each'}, with the conf {' or '.join(confs)}."
+    )
+
+
+def _places(context: Context) -> list[dict[str, str]]:
+    """Bucket and prefix of each mirror of radiographs whose index' events started this run, the newest first."""
+    from physionet_mirror.dataset import KNOWN
     from physionet_mirror.layout import INDEX as INDEX_PATH
 
     events = context.get("triggering_asset_events") or {}
     try:
-        found = sorted(events[INDEX], key=lambda event: event.timestamp)
+        found = sorted(events[INDEX], key=lambda event: event.timestamp, reverse=True)
     except KeyError:
-        return {}
-    uris = list(dict.fromkeys(str(event.asset.uri) for event in reversed(found)))
-    if not uris or not uris[0].startswith("s3://") or not uris[0].endswith(f"/{INDEX_PATH}"):
-        return {}
-    bucket, _, prefix = uris[0].removeprefix("s3://").removesuffix(f"/{INDEX_PATH}").partition("/")
-    return {"bucket": bucket, "prefix": prefix}
+        return []
+    datasets: dict[str, str] = {}  # by URI; an event that a person made names none
+    for event in found:
+        datasets.setdefault(str(event.asset.uri), str((event.extra or {}).get("dataset") or ""))
+    indexes = {
+        uri: name for uri, name in datasets.items() if uri.startswith("s3://") and uri.endswith(f"/{INDEX_PATH}")
+    }
+    of_images = [uri for uri, name in indexes.items() if not name or (name in KNOWN and KNOWN[name].describes_images)]
+    if indexes and not of_images:
+        raise AirflowSkipException(
+            f"The index that has changed is of {', '.join(sorted(set(indexes.values())))}, which has no radiographs, so there is "
+            "nothing to do."
+        )
+    split = (uri.removeprefix("s3://").removesuffix(f"/{INDEX_PATH}").partition("/") for uri in of_images)
+    return [{"bucket": bucket, "prefix": prefix} for bucket, _, prefix in split]
 
 
 def add_asset(context: Context, alias: AssetAlias, uri: str, figures: Mapping[str, Any]) -> None:

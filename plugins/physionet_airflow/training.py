@@ -10,7 +10,8 @@ from airflow.sdk import AssetAlias, BaseOperator, BaseSensorOperator, PokeReturn
 
 from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
 from physionet_airflow.compat import AirflowSkipException
-from physionet_airflow.operators import PLAN, AskOperator, add_asset, place
+from physionet_airflow.notify import leave_notice
+from physionet_airflow.operators import PLAN, AskOperator, add_asset, other_places, place
 from physionet_airflow.run import (
     SHARD_NAME,
     Run,
@@ -242,6 +243,9 @@ class VerifyTrainingSetOperator(BaseOperator):
         from physionet_mirror.layout import TrainingLayout
         from physionet_mirror.steps import training_set
 
+        if others := other_places(context):  # first, as it skips where there is nothing to do
+            self.log.warning("%s", others)
+            leave_notice(context, others)
         plan = context["ti"].xcom_pull(task_ids=PLAN, key=PLAN)
         if plan is None:
             raise VerificationFailed(
