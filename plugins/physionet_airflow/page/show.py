@@ -50,6 +50,12 @@ _AT_WORK: Mapping[str, str] = {
 }
 """What a run is doing while this task runs; tasks of a group by the last part of their id."""
 
+_OF_CLINICAL: Mapping[str, str] = {
+    "check_access": "Asking PhysioNet which of the three projects this account may read",
+    "judge": "Saying what was built and what was left out",
+}
+"""The same where mimic_cxr_clinical has a task of the same name."""
+
 _STREAMING: Mapping[str, str] = {
     "download": "Streaming from PhysioNet's website",
     "copy": "S3 copies from PhysioNet's access point",
@@ -223,7 +229,9 @@ def _on_its_way(
             "Unpause the DAG: the switch beside its name, on its page in Airflow. The run then "
             + ("goes on where it stands." if begun else "begins by itself."),
         )
-    at_work = next((text for name, text in _AT_WORK.items() if others.get(name) not in _REST), "")
+    words = {**_AT_WORK, **_OF_CLINICAL} if "build_links" in others else _AT_WORK
+    active = {name.rpartition(".")[2] for name, state in tasks.others.items() if state not in _REST}  # in any group
+    at_work = next((text for name, text in words.items() if name in active), "")
     if run.state == "queued" or (not at_work and not progress.planned):
         return "quiet", "Waiting to begin", "Airflow has queued this run."
     if at_work or not progress.planned:
@@ -236,11 +244,17 @@ def _on_its_way(
 def _of_another_kind(run: Run, others: Mapping[str, str | None], broken: list[str]) -> tuple[str, str, str]:
     """The same for an audit, a clean-up or a run that fetches only the tables; told apart by their tasks."""
     if "build_links" in others:
-        if run.state == "success":
+        if run.state == "success" and others.get("judge") != "skipped":
             return (
                 "good",
                 "The tables are beside the training index",
                 "The log of its task judge says what was left out.",
+            )
+        if run.state == "success":
+            return (
+                "quiet",
+                "Nothing was built",
+                "Its tasks were skipped; the log of the first that was skipped says why.",
             )
         return _failed(broken)
     if "judge" in others:
