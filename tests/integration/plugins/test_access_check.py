@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.exceptions import TaskDeferred
-from airflow.sdk.serde import deserialize, serialize
 from airflow.triggers.base import TriggerEvent
 
 from demo import stack
@@ -30,6 +28,13 @@ from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.source import outage
 from physionet_mirror.source.physionet import USER_AGENT
 from tests.smtp import mail_server
+
+try:
+    from airflow.sdk.exceptions import TaskDeferred
+    from airflow.sdk.serde import deserialize, serialize
+except ImportError:  # Airflow 3.1
+    from airflow.exceptions import TaskDeferred
+    from airflow.serialization.serde import deserialize, serialize
 
 OUTAGES = {
     "502": Fault(Kind.STATUS, status=502, attempts=None),
