@@ -146,6 +146,7 @@ def fill_bucket(s3: stack.S3Server) -> None:
     write(done.plan, plan(4))
     write(done.report_json, report())
     write(TrainingLayout("512").card, training_set())
+    write(TrainingLayout("512-pa-test").card, training_set() | filtered(manifest, index))
     write(
         done.report_html, b'<!doctype html><title>Report</title><p>All is well.</p><img src="data:image/png;base64,">'
     )
@@ -241,10 +242,27 @@ def training_set() -> dict[str, Any]:
         "created": (datetime.now(UTC) - timedelta(hours=5, minutes=1)).isoformat(),
         "images": 4535,
         "bytes": 340_000_000,
+        "selected": 4536,
         "indexed": 4536,
         "splits": [{"name": "train", "images": 4400}, {"name": "test", "images": 135}],
         "tars": [{"name": "test-000000"}, {"name": "train-000000"}],
         "left_out": [{"path": "files/p10/p10000032/s50414267/a.jpg", "reason": "it is no image"}],
+    }
+
+
+def filtered(manifest: bytes, index: bytes) -> dict[str, Any]:
+    """What differs in a set of the PA images of one split, made when one of them was not there."""
+    import pandas as pd
+
+    of = pd.read_parquet(BytesIO(manifest)).merge(pd.read_parquet(BytesIO(index)), on="path")
+    images = int(((of["view"] == "PA") & (of["split"] == "test")).sum()) - 1
+    return {
+        "name": "512-pa-test",
+        "images": images,
+        "selected": images,
+        "splits": [{"name": "test", "images": images}],
+        "left_out": [],
+        "params": {"size": 512, "views": ["PA"], "splits": ["test"]},
     }
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from physionet_mirror import manifest, overview_tables
 from physionet_mirror.cohort import Counts, count
-from physionet_mirror.errors import MetadataError
+from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.estimate import estimate_run
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR
 from physionet_mirror.mover import Mode
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from physionet_mirror.records import Estimate, RunReport
-    from physionet_mirror.request import Request
+    from physionet_mirror.request import Request, Selection
     from physionet_mirror.s3.bucket import Bucket
 
 NOT_GIVEN = "not given"
@@ -290,6 +290,20 @@ class Preview:
     def positive(self) -> list[tuple[str, int]]:
         """(label, images whose study has it positive), the most frequent first."""
         return sorted(((label.name, label.positive) for label in self.counts.labels), key=lambda pair: -pair[1])
+
+
+def taken(catalog: Catalog, selection: Selection, studies: Mapping[str, Collection[int]] = MappingProxyType({})) -> int:
+    """Verified images that the selection takes; 0 = a filter matches none of them.
+
+    Args:
+        catalog: What there is.
+        selection: What is asked for.
+        studies: As `choose` takes them.
+    """
+    try:
+        return len(choose(catalog.frame[catalog.verified], selection, studies).frame)
+    except InputError:
+        return 0
 
 
 def by_each_way(

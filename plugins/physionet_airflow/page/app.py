@@ -347,7 +347,9 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
     try:
         shown["overview"] = mirrors.overview_of(place.mirror, reads.bucket_of)
         if shown["overview"] is not None and shown["overview"].has_images:
-            shown["sets"] = mirrors.sets_of(place.mirror, reads.bucket_of)
+            shown["sets"] = mirrors.sets_of(
+                place.mirror, reads.bucket_of, shown["overview"], lambda mirror: reads.catalog_of(mirror, "images")
+            )
         shown["runs"] = [
             (run, show.result_of(reads.report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here
         ]

@@ -7,13 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock
 from typing import TYPE_CHECKING
 
 from physionet_airflow.page.cache import ErrorKeepingCache, RefreshingCache
 from physionet_mirror import overview
+from physionet_mirror.clinical.studies import chosen_by
 from physionet_mirror.errors import MirrorError
 from physionet_mirror.training import card
+from physionet_mirror.training.request import TrainingRequest
 
 if TYPE_CHECKING:
     from physionet_airflow.page.runs import Mirror
@@ -31,6 +34,7 @@ Open = Callable[["Mirror"], "Bucket"]
 
 _overviews: ErrorKeepingCache[overview.Overview] = ErrorKeepingCache(seconds=20, most=200)
 _sets: RefreshingCache[Sequence[card.TrainingSet]] = RefreshingCache(seconds=20, most=200)
+_newer: RefreshingCache[int | None] = RefreshingCache(seconds=300, most=200)
 _at_work = ThreadPoolExecutor(4, thread_name_prefix="mirrors")
 _under_way: dict[Mirror, tuple[Future[Seen], float]] = {}  # with when it began
 _lock = RLock()
@@ -60,13 +64,55 @@ def overview_of(mirror: Mirror, open_bucket: Open) -> overview.Overview | None:
     return _overviews.get(mirror, lambda known: overview.overview(open_bucket(mirror), known))
 
 
-def sets_of(mirror: Mirror, open_bucket: Open) -> Sequence[card.TrainingSet]:
+@dataclass(frozen=True)
+class Made:
+    """A training set that is there.
+
+    Attributes:
+        card: What it holds.
+        newer: Verified images that its filters take now, beyond those they took; below zero = fewer; None = not known.
+    """
+
+    card: card.TrainingSet
+    newer: int | None
+
+
+def sets_of(
+    mirror: Mirror,
+    open_bucket: Open,
+    there: overview.Overview,
+    catalog_of: Callable[[Mirror], overview.Catalog | None],
+) -> list[Made]:
     """The training sets of a mirror, at most 20 seconds old.
+
+    Args:
+        mirror: Whose.
+        open_bucket: Opens its bucket.
+        there: Its overview, which answers for a set without filters.
+        catalog_of: Its catalog, asked for only where a set has filters.
 
     Raises:
         MirrorError: The bucket cannot be read.
     """
-    return _sets.get(mirror, lambda _: card.sets(open_bucket(mirror)))
+
+    def newer(made: card.TrainingSet, _: int | None) -> int | None:
+        if there.trouble:
+            return None
+        try:
+            request = TrainingRequest.from_params({**made.params, "bucket": mirror.bucket, "prefix": mirror.prefix})
+            if not request.filters:
+                return there.whole.verified - made.selected
+            catalog = catalog_of(mirror)
+            if catalog is None or catalog.trouble:
+                return None
+            studies = chosen_by(open_bucket(mirror), request.selection)
+            return overview.taken(catalog, request.selection, studies) - made.selected
+        except MirrorError as error:
+            log.warning("%s: what the mirror has gained since is not known: %s", made.name, error)
+            return None
+
+    found = _sets.get(mirror, lambda _: card.sets(open_bucket(mirror)))
+    return [Made(one, _newer.get((mirror, one.name, one.created, there.etags), partial(newer, one))) for one in found]
 
 
 def look(mirrors: Sequence[Mirror], open_bucket: Open, patience: float = PATIENCE) -> Mapping[Mirror, Seen]:
