@@ -163,14 +163,15 @@ def command_line(
 
 def cpu_of(services: Iterable[stack.Service]) -> float:
     """CPU seconds of these services and all their children, including those that have ended."""
+    return sum(cpu_of_tree(service.process) for service in services)
+
+
+def cpu_of_tree(root: psutil.Process) -> float:
+    """CPU seconds of a process and all its children, including those that have ended."""
     total = 0.0
-    for service in services:
-        root = service.process
-        for process in [root, *root.children(recursive=True)]:
-            try:
-                times = process.cpu_times()
-            except psutil.NoSuchProcess:
-                continue
+    for process in [root, *root.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
             total += times.user + times.system + times.children_user + times.children_system
     return total
 

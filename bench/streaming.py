@@ -215,7 +215,7 @@ def child(given: dict[str, Any], opened: Callable[[Bucket, Dataset], Mover]) -> 
     session = boto3.Session(*given["keys"], region_name=stack.REGION)
     bucket = Bucket.open(session, given["bucket"], peers.PREFIX, endpoint_url=given["endpoint"])
     request = Request.from_params({"bucket": given["bucket"], "select": "all"})
-    layout = RunLayout("bench")
+    layout = RunLayout(f"bench-{os.getpid()}")
     lines = Path(given["sums"]).read_bytes()
     images = decode(lines)
     shard = Shard(0, len(images), images[0].path, images[-1].path, layout.shard(0), len(images))
