@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -72,7 +73,9 @@ def test_a_project_is_mirrored_whole_then_found_complete_and_repaired(
     chosen = {p: d for p, d in FILES.items() if p.startswith(("hosp/", "waves/")) and not p.endswith("/s7.dat")}
     assert stored(folder) == chosen | {"LICENSE.txt": FILES["LICENSE.txt"]}  # the licence is always fetched
     assert "41 of 41 selected files verified (checksum)" in log
-    assert "image" not in log.replace("failed_images", "").replace("mirror/images", "")
+    # Names of ours, not words: a file, a metric, and the alias and key of an event, which Airflow 3.2 logs.
+    words = re.sub(r"failed_images|mirror/images|mimic_cxr_jpg_images|'images':", "", log)
+    assert re.findall(r".{0,80}image.{0,40}", words) == []
 
     index = pq.read_table(folder / "_mirror/index.parquet")
     assert index.column_names == ["path", "key", "uri", "bytes", "sha256", "level"]
