@@ -4,9 +4,9 @@
     python -m bench <part> … [--short]   these parts; their sections of bench/results.md are replaced
 
 Against other clients, or what the servers can give: streaming, lane, large, tiny, password, rerun, verification, pace,
-copies, pixels, loading. The project by itself, in bench/own/: planning, airflow_share, scale_out, clinical and soak. With
---short each part runs on little data and nothing is written to bench/results.md: such figures only show that the part
-works. Run it on a machine that does nothing else.
+copies, pixels, loading. The project by itself, in bench/own/: planning, airflow_share, scale_out, clinical, overview and
+soak. With --short each part runs on little data and nothing is written to bench/results.md: such figures only show that the
+part works. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ PARTS = {
     "loading": Part("Training sets: loading", _of("loading")),
     "scale_out": Part("Scale-out", _scale_out),
     "clinical": Part("Reports and links at full size", _of("own.clinical")),
+    "overview": Part("The overview page at full size", _of("own.overview")),
     "soak": Part("Soak", _of("own.soak")),
 }
 NOT_BY_ITSELF = {"soak"}

@@ -237,11 +237,11 @@ def _wanted(file: str, kind: str) -> Any:
     """The manifest, each column cast to its type in our manifests: text, int32 ids, and int8 labels."""
     import pyarrow as pa
 
-    from physionet_mirror import manifest
-
     parquet = _open(file, None)
     if kind == "files" or "dicom_id" not in parquet.schema_arrow.names:
         return _any_files(parquet)
+    from physionet_mirror import manifest  # imports pandas, half a second that other projects are spared
+
     needed = [name for name in manifest.COLUMNS if name not in ("height", "width")]
     if absent := [name for name in needed if name not in parquet.schema_arrow.names]:
         raise _TooMuch(f"it has no column {', '.join(absent)}")
@@ -264,8 +264,6 @@ def _any_files(parquet: Any) -> Any:
     """Every file of a manifest: path, sha256, and each path's group."""
     import pyarrow as pa
 
-    from physionet_mirror.layout import group_of
-
     columns = {}
     for name in ("path", "sha256"):
         if name not in parquet.schema_arrow.names:
@@ -274,9 +272,27 @@ def _any_files(parquet: Any) -> Any:
         columns[name].validate(full=True)
         if columns[name].null_count:
             raise _TooMuch(f"its column {name} has empty cells")
-    groups = (group_of(path) for chunk in columns["path"].chunks for path in chunk.to_pylist())
-    columns["group"] = pa.array(groups, pa.large_string())
+    columns["group"] = pa.chunked_array([_groups(chunk) for chunk in columns["path"].chunks], pa.large_string())
     return pa.table(columns).replace_schema_metadata(parquet.schema_arrow.metadata)
+
+
+def _groups(paths: Any) -> Any:
+    """`group_of` of each of these paths, called once a folder: a project may have millions of files."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from physionet_mirror.layout import group_of
+
+    parts = pc.split_pattern(paths, "/", max_splits=2)
+    first, count = parts.offsets.to_numpy()[:-1], pc.list_value_length(parts).to_numpy(zero_copy_only=False)
+    below_files = pc.equal(parts.values.take(pa.array(first)), "files").to_numpy(zero_copy_only=False)
+    # The folder is the second part of files/<folder>/<rest>, else the first part of what is in a folder.
+    has_folder = np.where(below_files, count == 3, count > 1)
+    at = pa.array(first + below_files, mask=~has_folder)
+    folders = parts.values.take(at).dictionary_encode()
+    names = pa.array([group_of(f"files/{folder}/") for folder in folders.dictionary.to_pylist()], pa.large_string())
+    return pc.fill_null(names.take(folders.indices), group_of(""))
 
 
 def _counts(table: Any) -> dict[str, Any]:
@@ -322,9 +338,13 @@ def _sizes(table: Any, file: str) -> Any:
         found.validate(full=True)
         return found.combine_chunks()
 
-    rows = pc.index_in(table["path"], value_set=column("path", pa.large_string()))
-    same = pc.equal(column("sha256", pa.large_string()).take(rows), table["sha256"])
-    sizes = column("bytes", pa.int64()).take(rows)
+    paths = column("path", pa.large_string())
+    if table["path"].equals(pa.chunked_array([paths])):  # all of it is mirrored
+        sums, sizes = column("sha256", pa.large_string()), column("bytes", pa.int64())
+    else:
+        rows = pc.index_in(table["path"], value_set=paths)
+        sums, sizes = column("sha256", pa.large_string()).take(rows), column("bytes", pa.int64()).take(rows)
+    same = pc.equal(sums, table["sha256"])
     right = pc.and_(same, pc.and_(pc.greater(sizes, 0), pc.less(sizes, 1 << 40)))
     return pc.if_else(pc.fill_null(right, False), pc.fill_null(sizes, 0), 0)
 

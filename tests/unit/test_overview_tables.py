@@ -10,10 +10,13 @@ from io import BytesIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from physionet_mirror import manifest, overview_tables
 from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
 from physionet_mirror.errors import MetadataError
+from physionet_mirror.layout import group_of
 from physionet_mirror.overview_tables import VERIFIED, count, join
 from tests.unit.test_overview import frame
 
@@ -142,6 +145,32 @@ def test_a_size_that_no_image_has_is_not_believed(tmp_path):
     index = written(pa.table({**columns, "bytes": sizes}), tmp_path / "index")
     assert join(ours(tmp_path / "manifest"), index, tmp_path / "out") == ""
     assert manifest.read(tmp_path / "out")[VERIFIED].tolist() == [0, 0, 0, 0] + [7] * (len(table) - 4)
+
+
+_FOLDERS = st.sampled_from(["files", "p10", "p1000", "p1000001", "hosp", "a b+%ü", ""]) | st.text(max_size=4)
+
+
+@given(st.lists(st.lists(_FOLDERS, min_size=1, max_size=5).map("/".join), max_size=30))
+@example(["files", "files/", "files/x", "files/x/", "files//x", "/", "", "files/files/x", "x/", "LICENSE.txt"])
+def test_many_paths_have_the_groups_that_each_has_by_itself(paths):
+    column = pa.array(["left out", *paths], pa.large_string())[1:]
+    assert overview_tables._groups(column).to_pylist() == [group_of(path) for path in paths]
+
+
+def test_a_mirror_is_counted_alike_whole_in_part_and_in_another_order(tmp_path):
+    table = pa.table({"path": [f"d{n % 3}/{n}" for n in range(90)], "sha256": [f"{n:064x}" for n in range(90)]})
+    pq.write_table(table, tmp_path / "manifest")
+    whole = table.append_column("bytes", pa.array(range(1, 91)))
+    whole = whole.set_column(
+        1, "sha256", pa.array([*whole["sha256"].to_pylist()[:-1], "0" * 64])
+    )  # one is another file
+    for part, verified in ((whole, 89), (whole.take(pa.array(range(89, -1, -1))), 89), (whole[:60], 60)):
+        pq.write_table(part, tmp_path / "index")
+        rows = count(tmp_path / "manifest", tmp_path / "index").rows
+        sizes = part["bytes"].to_pylist()
+        assert sum(row[3] for row in rows) == verified
+        assert sum(row[4] for row in rows) == sum(sizes) - (90 if 90 in sizes else 0)
+        assert [row[2] for row in rows] == [30] * 3
 
 
 def test_a_group_with_an_endless_name_is_not_counted(tmp_path):
