@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,17 @@ def test_the_same_again_makes_nothing_and_elsewhere_the_same_bytes(bucket: Bucke
     assert {p: d for p, d in stored(bucket, "32-1mb").items() if p.endswith((".tar", "index.parquet"))} == {
         p: d for p, d in before.items() if p.endswith((".tar", "index.parquet"))
     }
+
+
+def test_the_card_names_what_made_each_tar_whatever_is_installed_later(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = make(bucket)
+    assert first.software["pillow"] == version("pillow")
+    monkeypatch.setattr(training_set, "version", lambda _: "99.1")
+    assert make(bucket, "two")[0].software == first.software
+    bucket.delete([f"_training/32-1mb/{first.tars[0].name}.tar"])
+    assert make(bucket, "three")[0].software["pillow"] == f"{version('pillow')}, 99.1"
 
 
 def test_what_is_lost_spoilt_or_of_other_images_is_made_again_alone(bucket: Bucket, s3_server: stack.S3Server) -> None:

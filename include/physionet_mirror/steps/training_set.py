@@ -355,7 +355,7 @@ def make_tar(tar: PlannedTar, request: TrainingRequest, bucket: Bucket, *, cpus:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         record = tars.record_of(tar.name, tar.inputs, digest, size, members, paths)
         etag = bucket.put_file(training.tar(tar.name), file, sha256=digest, content_type="application/x-tar")
-    record = replace(record, etag=etag)
+    record = replace(record, etag=etag, software=software())
     bucket.write(training.members(tar.name), tars.members_file(record, members), content_type=_TYPE)
     for failure in record.left_out:
         log.warning("%s is left out, as it cannot be decoded: %s", failure.path, failure.reason)
@@ -509,7 +509,6 @@ def verify_set(request: TrainingRequest, bucket: Bucket, run: RunLayout, dataset
         plan.labels,
         indexed=plan.indexed,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        software=software(),
     )
     bucket.write_text(training.readme, card.readme(made, bucket.uri(training.root)), content_type="text/markdown")
     bucket.write_json(training.card, made.to_json())

@@ -83,7 +83,7 @@ class TrainingSet(Record):
         splits, labels: Counts.
         tars: In order.
         left_out: Images that could not be decoded, and why.
-        software: What made it: names and versions.
+        software: What made its tars: names and versions; several versions where later tars were made by others.
     """
 
     schema: str
@@ -149,7 +149,6 @@ def card(
     *,
     indexed: int,
     created: str,
-    software: Mapping[str, str],
 ) -> TrainingSet:
     """The card of a set whose tars are all there."""
 
@@ -160,6 +159,10 @@ def card(
         )
 
     left_out = [failure for tar in tars for failure in tar.left_out]
+    software: dict[str, set[str]] = {}
+    for tar in tars:
+        for name, version in tar.software.items():
+            software.setdefault(name, set()).add(version)
     return TrainingSet(
         schema=SCHEMA,
         name=request.name,
@@ -177,7 +180,7 @@ def card(
         labels=labels,
         tars=[CardTar(tar.name, tar.images, tar.bytes, tar.sha256, tar.inputs) for tar in tars],
         left_out=left_out,
-        software=software,
+        software={name: ", ".join(sorted(versions)) for name, versions in software.items()},
     )
 
 

@@ -24,7 +24,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -220,6 +220,7 @@ class TarRecord(Record):
         bytes: Its size.
         images: Images in it.
         left_out: Images that are not, and why.
+        software: What made it: names and versions.
     """
 
     name: str
@@ -229,6 +230,7 @@ class TarRecord(Record):
     bytes: int
     images: int
     left_out: Sequence[Failure] = ()
+    software: Mapping[str, str] = field(default_factory=dict)
 
 
 def members_file(record: TarRecord, members: pa.Table) -> bytes:
