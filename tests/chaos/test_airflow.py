@@ -263,7 +263,9 @@ def test_access_denied_half_way_turns_the_run_red_with_its_reason_and_the_next_o
     run_id = stage.trigger(select="all", shard_size=60)
     assert stage.ends(run_id) == "failed"
     assert stage.tries(run_id, STREAM) == [1]  # a retry cannot help, so there is none
-    assert "S3 refused access" in stage.log(run_id, STREAM, map_index=0)
+    log = stage.log(run_id, STREAM, map_index=0)
+    assert f"S3 refuses s3://{stage.bucket}" in log
+    assert "AccessDenied" in log
     assert "40 of 60 selected images are not in the bucket" in stage.log(run_id, VERIFY)
     done = stored(stage.folder)
     assert len(done) == 20
