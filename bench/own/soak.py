@@ -22,7 +22,7 @@ import random
 import shutil
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -217,25 +217,32 @@ def table(result: dict[str, Any]) -> str:
         f"{result['stored']:,} of {result['images']:,} images in {result['seconds']:.0f} s, {result['failures']} failed, "
         f"{result['retries']} retries of images, {result['task_tries']} of tasks. The run is {result['state']}.",
         "",
-        "| tenth of the run | " + " | ".join(str(n) for n in range(1, 11)) + " |",
-        "|---" * 11 + "|",
-        "| images/s | " + " | ".join(f"{rate:.0f}" for rate in result["rates"]) + " |",
-        "| S3 server, CPU ms an image | " + " | ".join(f"{ms:.2f}" for ms in result["taker_ms"]) + " |",
+        *_tenths_of(result, "S3 server"),
+        *(_row(f"{name}, MB", samples) for name, samples in result["memory"].items()),
     ]
-    for name, samples in result["memory"].items():
-        lines.append(f"| {name}, MB | " + " | ".join(f"{mb:.0f}" for mb in samples) + " |")
     sink = result["sink"]
     lines += [
         "",
         f"Into the sink, by {STREAMS} processes without Airflow: {sink['stored']:,} of {sink['images']:,} images in "
         f"{sink['seconds']:.0f} s, {sink['cpu']:.2f} ms of the mirror's CPU an image.",
         "",
-        "| tenth of the images | " + " | ".join(str(n) for n in range(1, 11)) + " |",
-        "|---" * 11 + "|",
-        "| images/s | " + " | ".join(f"{rate:.0f}" for rate in sink["rates"]) + " |",
-        "| sink, CPU ms an image | " + " | ".join(f"{ms:.2f}" for ms in sink["taker_ms"]) + " |",
+        *_tenths_of(sink, "sink"),
     ]
     return "\n".join(lines)
+
+
+def _tenths_of(result: dict[str, Any], server: str) -> list[str]:
+    """The head of a table with a column for each tenth of the images, the rates, and what they cost the server."""
+    return [
+        _row("tenth of the images", range(1, 11)),
+        "|---" * 11 + "|",
+        _row("images/s", result["rates"]),
+        _row(f"{server}, CPU ms an image", result["taker_ms"], digits=2),
+    ]
+
+
+def _row(name: str, values: Iterable[float], digits: int = 0) -> str:
+    return f"| {name} | " + " | ".join(f"{value:.{digits}f}" for value in values) + " |"
 
 
 def checks(result: dict[str, Any]) -> list[Check]:
