@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,26 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def python(tmp_path: Path) -> Iterator[Path]:
+    """Python of an empty environment, which is 800 MB when Airflow is in it, and is not kept."""
+    folder = tmp_path / "env"
+    uv("venv", "--quiet", "--python", sys.executable, folder)
+    yield folder / "bin" / "python"
+    shutil.rmtree(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("version", FROZEN)
 def test_the_wheel_mirrors_a_dataset_in_a_bare_airflow(
-    version: str, clone: Path, tmp_path: Path, physionet: Lookalike, s3_server: stack.S3Server, bucket_name: str
+    version: str,
+    clone: Path,
+    python: Path,
+    tmp_path: Path,
+    physionet: Lookalike,
+    s3_server: stack.S3Server,
+    bucket_name: str,
 ) -> None:
-    python = tmp_path / "env" / "bin" / "python"
-    uv("venv", "--quiet", "--python", sys.executable, tmp_path / "env")
     [wheel] = (clone / "dist").glob("*.whl")
     airflow = [f"apache-airflow=={version}", wheel, "--constraint", FROZEN[version]]
     uv("pip", "install", "--quiet", "--python", python, *airflow)
