@@ -102,10 +102,16 @@ def _import() -> None:
         "airflow.cli.commands.dag_command",
         "airflow.providers.amazon.aws.hooks.s3",
         "airflow.sdk.execution_time.task_runner",
+        "jsonschema",
         "pandas",
         "pyarrow.parquet",
     ):
         importlib.import_module(name)
+    from airflow.models import import_all_models
+    from sqlalchemy.orm import configure_mappers
+
+    import_all_models()
+    configure_mappers()
     from airflow.sdk.execution_time import supervisor
 
     routes = supervisor.in_process_api_server().app
