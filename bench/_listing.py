@@ -3,8 +3,8 @@
     python -m bench._listing --version <folder with SHA256SUMS.txt> --bucket bench --prefix mimic-cxr-jpg/2.1.0
 
 Images exist only in its answers (LIST pages of 1,000 with Prefix, StartAfter, ContinuationToken and Delimiter; HEAD with
-size, ETag and the SHA-256 from SHA256SUMS.txt); the files of the version's folder are real, and everything that is PUT is
-kept in memory. Signatures are not checked. ``GET /_counters`` returns the requests so far, ``DELETE`` resets them.
+size, ETag and the SHA-256 from SHA256SUMS.txt); the files of the version's folder are real, and everything that is PUT, in
+one piece or in parts, is kept in memory. Signatures are not checked. ``GET /_counters`` returns the requests so far, ``DELETE`` resets them.
 """
 
 from __future__ import annotations
@@ -148,6 +148,7 @@ class Store:
 def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer:
     """A server on a free port of 127.0.0.1, to be started with ``serve_forever``; ``delay`` seconds precede each answer."""
     counters: Counter[str] = Counter()
+    uploads: dict[str, dict[int, bytes]] = {}  # upload id to part number to bytes
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -173,6 +174,8 @@ def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer
             query = dict(parse_qsl(parts.query, keep_blank_values=True))
             if name != bucket:
                 self._error(404, "NoSuchBucket")
+            elif key and ("uploads" in query or "uploadId" in query):
+                self._parts(key, query, body)
             elif key:
                 self._object(key, body)
             else:
@@ -197,6 +200,29 @@ def server(store: Store, bucket: str, delay: float = 0.0) -> ThreadingHTTPServer
                 self._xml(_CLOSED)
             else:
                 self._error(501, "NotImplemented")
+
+        def _parts(self, key: str, query: dict[str, str], body: bytes) -> None:
+            counters[f"{self.command} parts"] += 1
+            number = query.get("uploadId", "")
+            if self.command == "POST" and "uploads" in query:
+                uploads[made := f"upload-{len(uploads)}"] = {}
+                self._xml(
+                    f"<InitiateMultipartUploadResult {_XMLNS}><UploadId>{made}</UploadId></InitiateMultipartUploadResult>"
+                )
+            elif number not in uploads:
+                self._error(404, "NoSuchUpload")
+            elif self.command == "PUT":
+                uploads[number][int(query["partNumber"])] = body
+                self._reply(200, b"", {"ETag": f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'})
+            elif self.command == "POST":
+                parts = uploads.pop(number)
+                entry = store.put(key, b"".join(parts[one] for one in sorted(parts)))
+                self._xml(
+                    f"<CompleteMultipartUploadResult {_XMLNS}><ETag>&quot;{entry.etag}&quot;</ETag></CompleteMultipartUploadResult>"
+                )
+            else:
+                uploads.pop(number)
+                self._reply(204, b"")
 
         def _object(self, key: str, body: bytes) -> None:
             is_image = key in store.images
