@@ -10,7 +10,8 @@ sixteen open sockets by two processes that read no more than the status (its CPU
 that signs its requests and reads the answers comes near. Rounds alternate, and medians are shown.
 
 The next line is the same verification against a server that takes 25 ms for an answer, as S3 does: 32 requests under way
-at 25 ms are at most 1,280 a second. Four stream tasks do it side by side, each for its own shards.
+at 25 ms are at most 1,280 a second. Four stream tasks do it side by side, each for its own shards: so the line after that is
+the whole dataset, a quarter by each of four processes.
 
 *Adoption* is a bucket that another tool filled: 10,000 objects of 300 KB without a SHA-256 in S3, so that each is read
 back and hashed. *boto3* is 32 threads calling ``get_object`` in one process, as ``verify`` did earlier; *verify* is one
@@ -38,7 +39,7 @@ from typing import Any
 from bench import rerun
 from bench._measure import STATE, Check, alternating, cpu_of, environment, measure, medians, python, scratch, spread
 from bench.pace import make_images
-from demo import stack
+from demo import stack, synthetic
 from physionet_mirror.dataset import MIMIC_CXR_JPG
 from physionet_mirror.verification import WORKERS
 
@@ -52,6 +53,8 @@ PREFIX, BUCKET = MIMIC_CXR_JPG.name, "bench"
 SHARE = 0.8
 DELAY = 0.025  # seconds that S3 takes for a HEAD in the same region
 FAR = WORKERS / DELAY  # requests a second
+WHOLE, STREAMS, WHOLE_SECONDS = 377_110, 4, 120.0
+"""Images of MIMIC-CXR-JPG, the processes that ask for them, and the seconds in which they should have done so."""
 
 
 def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]:
@@ -77,8 +80,9 @@ def run(folder: Path, *, short: bool = False, rounds: int = 5) -> dict[str, Any]
         found = alternating(CLIENTS, 2 if short else rounds, once)
     clients = [{"client": client, **medians(one), "rates": spread(one, "rate")} for client, one in found.items()]
     distant = _distant(folder, sums, objects)
+    whole = _whole(folder, objects if short else WHOLE)
     adoption = _adoption(folder, ADOPTED // 20 if short else ADOPTED, 1 if short else 3)
-    return {"objects": objects, "clients": clients, "distant": distant, "adoption": adoption}
+    return {"objects": objects, "clients": clients, "distant": distant, "whole": whole, "adoption": adoption}
 
 
 def _forget(s3: stack.S3Server, where: Path) -> None:
@@ -101,28 +105,45 @@ def _adoption(folder: Path, count: int, rounds: int) -> list[dict[str, Any]]:
         lines = (version / "SHA256SUMS.txt").read_text().splitlines(keepends=True)
 
         def once(client: str, _: int) -> dict[str, float]:
-            processes = ADOPTERS[client]
             _forget(s3, where)
-
-            def one(number: int) -> dict[str, Any]:
-                at = len(lines) * number // processes, len(lines) * (number + 1) // processes
-                sums = folder / f"adopted-{number}.txt"
-                sums.write_text("".join(lines[slice(*at)]))
-                given = {"endpoint": s3.endpoint, "keys": (s3.access_key, s3.secret_key), "sums": str(sums)}
-                kind = "read boto3" if client == "boto3" else "read"
-                command = python("bench.verification", "--child", kind)
-                env = environment({"BENCH": json.dumps(given)})
-                return measure(command, env, folder / f"adopt-{number}.log").json()
-
-            with ThreadPoolExecutor(processes) as pool:
-                found = list(pool.map(one, range(processes)))
-            seconds = max(f["begun"] + f["seconds"] for f in found) - min(f["begun"] for f in found)
-            return {"rate": count / seconds, "cpu": 1000 * sum(f["cpu"] for f in found) / count}
+            given = {"endpoint": s3.endpoint, "keys": (s3.access_key, s3.secret_key)}
+            kind = "read boto3" if client == "boto3" else "read"
+            return _side_by_side(folder, lines, given, kind, ADOPTERS[client])
 
         once("verify", 0)  # warm-up: the server computes each file's ETag once
         found = alternating(tuple(ADOPTERS), rounds, once)
     shutil.rmtree(where, ignore_errors=True)
     return [{"client": client, "objects": count, **medians(one)} for client, one in found.items()]
+
+
+def _side_by_side(
+    folder: Path, lines: Sequence[str], given: dict[str, Any], kind: str, processes: int
+) -> dict[str, float]:
+    """Divide the lines of a checksum file among processes that begin together: ``{"rate", "cpu", "seconds"}``."""
+
+    def one(number: int) -> dict[str, Any]:
+        sums = folder / f"part-{number}.txt"
+        sums.write_text("".join(lines[len(lines) * number // processes : len(lines) * (number + 1) // processes]))
+        env = environment({"BENCH": json.dumps({**given, "sums": str(sums)})})
+        return measure(python("bench.verification", "--child", kind), env, folder / f"part-{number}.log").json()
+
+    with ThreadPoolExecutor(processes) as pool:
+        found = list(pool.map(one, range(processes)))
+    seconds = max(f["begun"] + f["seconds"] for f in found) - min(f["begun"] for f in found)
+    cpu = 1000 * sum(f["cpu"] for f in found) / len(lines)
+    return {"rate": len(lines) / seconds, "cpu": cpu, "seconds": seconds}
+
+
+def _whole(folder: Path, images: int) -> dict[str, float]:
+    """Verify a whole dataset in the bucket of a server 25 ms away, by four processes."""
+    root = folder / "whole"
+    synthetic.ensure(root, images, seed=1, with_images=False)
+    version = root / PREFIX
+    with rerun.listing(version, folder / "whole.log", delay=DELAY) as server:
+        lines = (version / "SHA256SUMS.txt").read_text().splitlines(keepends=True)
+        wanted = [line for line in lines if line.split(" ", 1)[1].startswith("files/")]
+        given = {"endpoint": server.url, "keys": rerun.KEYS}
+        return {"objects": len(wanted), **_side_by_side(folder, wanted, given, "verify", STREAMS)}
 
 
 def _store(s3: stack.S3Server, version: Path, images: Mapping[str, str]) -> None:
@@ -344,6 +365,11 @@ def table(result: dict[str, Any]) -> str:
     lines.append(
         f"| verify, a server 25 ms away | {far['rate']:.0f} | of {FAR:.0f} | {far['cpu']:.2f} (server: {far['server_cpu']:.2f}) |"
     )
+    whole = result["whole"]
+    lines.append(
+        f"| {STREAMS} processes, {whole['objects']:,} objects 25 ms away | {whole['rate']:.0f} | {whole['seconds']:.0f} s in all | "
+        f"{whole['cpu']:.2f} |"
+    )
     lines += [
         "",
         "| adoption: objects read back | objects/s | client CPU ms an object |",
@@ -368,6 +394,12 @@ def checks(result: dict[str, Any]) -> list[Check]:
             "verification: HEADs/s of what s5cmd gets from the server", f"{share:.0%}", f"{SHARE:.0%}", share >= SHARE
         ),
         Check("verification: HEADs/s of what S3 at 25 ms gives", f"{far:.0%}", f"{SHARE:.0%}", far >= SHARE),
+        Check(
+            f"verification: s for {result['whole']['objects']:,} objects, {STREAMS} processes, S3 at 25 ms",
+            f"{result['whole']['seconds']:.0f}",
+            f"{WHOLE_SECONDS:.0f}",
+            result["whole"]["seconds"] <= WHOLE_SECONDS,
+        ),
         Check("adoption: objects/s over boto3 in verify", f"{gain:.1f} x", f"{ADOPTION:.0f} x", gain >= ADOPTION),
     ]
 
