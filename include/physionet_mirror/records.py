@@ -977,12 +977,14 @@ class SumsSeen(Record):
         sha256: SHA-256 of SHA256SUMS.txt.
         manifest: SHA-256 of manifest.parquet; empty = written by an earlier version.
         notes: Sentences on files that could not be fetched and that no image needs.
+        dataset: Whose it is, as ``slug/version``; empty = written by an earlier version.
     """
 
     etag: str | None = None
     sha256: str = ""
     manifest: str = ""
     notes: Sequence[str] = ()
+    dataset: str = ""
 
 
 def located(bucket: Bucket, run: RunLayout) -> RunLayout:

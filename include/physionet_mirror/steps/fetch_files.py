@@ -112,6 +112,7 @@ class Published:
         sha256: Of the file.
         etag: Of it at PhysioNet; None where none is named.
         seen: What was remembered of it before.
+        dataset: Whose it is.
     """
 
     file: Path
@@ -119,12 +120,14 @@ class Published:
     sha256: str
     etag: str | None
     seen: SumsSeen
+    dataset: str
 
     def keep(self, bucket: Bucket) -> None:
         """Put it into the bucket, where it is not the one that lies there, so that the next look costs one HEAD."""
         if (self.seen.etag, self.seen.sha256) != (self.etag, self.sha256):
             bucket.upload(SUMS, read_file(self.file), content_type=type_of(SUMS), part_size=ONE_PUT)
-            bucket.write_json(SUMS_SEEN, replace(self.seen, etag=self.etag, sha256=self.sha256).to_json())
+            now = replace(self.seen, etag=self.etag, sha256=self.sha256, dataset=self.dataset)
+            bucket.write_json(SUMS_SEEN, now.to_json())
 
 
 def published_by(source: Source, bucket: Bucket, dataset: Dataset, file: Path) -> Published:
@@ -135,12 +138,14 @@ def published_by(source: Source, bucket: Bucket, dataset: Dataset, file: Path) -
         MetadataError: It is not what PhysioNet publishes.
     """
     seen = load(bucket, SUMS_SEEN, SumsSeen) or SumsSeen()
+    if seen.dataset not in ("", dataset.name):  # below one prefix: an ETag may be that of another project's file too
+        seen = SumsSeen()
     etag = source.etag(dataset, SUMS)
     sha256 = _unchanged(bucket, seen, etag, file)
     if sha256 is None:
         sha256 = download(source, dataset, SUMS, None, file)
     with file.open("rb") as stream:
-        return Published(file, manifest.parse_sums(stream), sha256, etag, seen)
+        return Published(file, manifest.parse_sums(stream), sha256, etag, seen, dataset.name)
 
 
 def _unchanged(bucket: Bucket, seen: SumsSeen, etag: str | None, file: Path) -> str | None:

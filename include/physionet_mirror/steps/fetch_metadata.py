@@ -115,7 +115,7 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
             # Last, because it vouches for the others.
             bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
         digest = hashlib.sha256(built).hexdigest() if built is not None else seen.manifest
-        if seen != (now := SumsSeen(etag, sums_sha256, digest, tuple(lacking))):
+        if seen != (now := SumsSeen(etag, sums_sha256, digest, tuple(lacking), dataset.name)):
             bucket.write_json(SUMS_SEEN, now.to_json())
     for note in notes:
         log.info("%s", note)
