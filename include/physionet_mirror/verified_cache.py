@@ -82,7 +82,8 @@ class Memory:
     @property
     def unsaved(self) -> int:
         """Entries recorded since the last `save`."""
-        return sum(len(entries) for entries in self._new.values())
+        with self._lock:
+            return sum(len(entries) for entries in self._new.values())
 
     def judge(
         self,
