@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from bench._servers import Missing, nginx
 from demo import stack
-from physionet_mirror.dataset import project
+from physionet_mirror.dataset import SUMS, project
 from physionet_mirror.errors import InputError
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.source.physionet import PhysioNet
@@ -118,3 +119,17 @@ def test_any_path_asks_nginx_for_its_file_and_becomes_its_key(
     assert sorted(map(unquote, asked)) == sorted(f"/files/{dataset.name}/{path}" for path in paths)
     shutil.rmtree(site.root / "files" / dataset.name.partition("/")[0])
     bucket.delete(paths)
+
+
+def test_another_project_below_the_same_prefix_is_not_taken_for_the_first(site: Nginx, bucket: Bucket) -> None:
+    tags = set()
+    for path in ("a", "b"):
+        dataset = project(f"same-{uuid4().hex[:8]}/1.0")
+        files = {path: hashlib.sha256(path.encode()).hexdigest().encode()}
+        write_project(site.root / "files", dataset.name, files)
+        os.utime(site.root / "files" / dataset.name / SUMS, (1e9, 1e9))  # nginx makes the ETag of time and size
+        with closing(PhysioNet(site.url, *READER)) as source:
+            tags.add(source.etag(dataset, SUMS))
+            mirror(source, bucket, dataset)
+        assert bucket.read(path) == files[path]
+    assert len(tags) == 1
