@@ -4,14 +4,22 @@ In SQLite, a transaction that reads before it writes cannot wait: if another one
 with "database is locked", whatever the time-out. Python begins a transaction at the first write, so that is rare; but
 Airflow creates backfills within a SAVEPOINT, which begins one with a read. Here such a transaction takes the write lock
 first.
+
+Airflow's API server may also wait for itself: its audit log commits on the event loop (3.3), where it waits for another
+request that has written and needs the event loop to commit. Neither goes on before the time-out. Here the entry is left
+to the request's own transaction, which commits in a thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.orm import Session, sessionmaker
 
 PATIENCE = 60.0
 """Seconds that a writer waits for another one; SQLite's five are too few on a busy machine."""
@@ -31,6 +39,24 @@ class _Connection(sqlite3.Connection):
 
 CONNECT_ARGS = {"timeout": PATIENCE, "factory": _Connection}
 """For Airflow's ``[database] sql_alchemy_connect_args``."""
+
+
+class _Session(Session):
+    def commit(self) -> None:
+        if not (self.new and _on_event_loop() and all(type(row).__name__ == "Log" for row in self)):
+            super().commit()
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+SESSION_MAKER = partial(sessionmaker, class_=_Session, autocommit=False, autoflush=False, expire_on_commit=False)
+"""For Airflow's ``[database] sql_alchemy_session_maker``; the arguments are those of Airflow's own."""
 
 
 def prepare(file: Path) -> None:

@@ -347,6 +347,7 @@ def airflow_environment(
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": home / "passwords.json",
         "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home / _DATABASE}",
         "DATABASE__SQL_ALCHEMY_CONNECT_ARGS": "demo.sqlite.CONNECT_ARGS",
+        "DATABASE__SQL_ALCHEMY_SESSION_MAKER": "demo.sqlite.SESSION_MAKER",
         "LOGGING__BASE_LOG_FOLDER": home / "logs",
         "API__SECRET_KEY": keys["api"],
         "API_AUTH__JWT_SECRET": keys["jwt"],

@@ -6,6 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,28 +139,28 @@ def test_five_nights_fill_everything_and_a_failed_one_is_repaired(
 # -- nights by hand ----------------------------------------------------------------------------------------------------
 
 
-def test_a_night_by_hand_takes_the_part_of_the_date_that_is_seen(
+def test_nights_by_hand_take_the_part_of_the_date_that_is_seen(
     running: stack.Airflow, s3_server: stack.S3Server, bucket_name: str
 ) -> None:
-    api = running.api
-    api.call("PATCH", f"dags/{DAG}", {"is_paused": False}, update_mask="is_paused")
+    running.api.call("PATCH", f"dags/{DAG}", {"is_paused": False}, update_mask="is_paused")
     conf = {"bucket": bucket_name, "slices": 30, "dry_run": True}
-    for number, (dates, part) in enumerate(
-        [
-            ({"logical_date": None, "run_after": "2025-01-03T01:00:00Z"}, 3),  # before 02:00
-            ({"logical_date": None, "run_after": "2025-01-03T23:59:00Z"}, 3),
-            ({"logical_date": "2025-01-05T00:30:00Z"}, 5),
-            ({"logical_date": "2025-02-01T12:00:00Z"}, 2),  # the 32nd day
-        ]
-    ):
-        run_id = f"by-hand-{number}"
-        api.call("POST", f"dags/{DAG}/dagRuns", {"dag_run_id": run_id, "conf": conf, **dates})
-        deadline = time.monotonic() + 300
-        while (state := api.call("GET", f"dags/{DAG}/dagRuns/{run_id}")["state"]) not in ("success", "failed"):
-            assert time.monotonic() < deadline
-            time.sleep(1)
-        assert state == "success", dates
-        assert f"Part {part} of 30, that of" in api.log(DAG, run_id, "plan"), dates
+    nights = [
+        ({"logical_date": None, "run_after": "2025-01-03T01:00:00Z"}, 3),  # before 02:00
+        ({"logical_date": None, "run_after": "2025-01-03T23:59:00Z"}, 3),
+        ({"logical_date": "2025-01-05T00:30:00Z"}, 5),
+        ({"logical_date": "2025-02-01T12:00:00Z"}, 2),  # the 32nd day
+    ]
+
+    def trigger(night: tuple[dict[str, Any], int]) -> str:
+        api = stack.AirflowApi(running.url, running.user, running.password)
+        run_id: str = api.call("POST", f"dags/{DAG}/dagRuns", {"conf": conf, **night[0]})["dag_run_id"]
+        return run_id
+
+    with ThreadPoolExecutor(len(nights)) as people:  # several people at once: see `demo.sqlite`
+        runs = list(people.map(trigger, nights))
+    for (dates, part), run_id in zip(nights, runs, strict=True):
+        assert running.api.wait(DAG, run_id, timeout=300) == "success", dates
+        assert f"Part {part} of 30, that of" in running.api.log(DAG, run_id, "plan"), dates
 
 
 # -- the tables alone, and copies inside S3 ----------------------------------------------------------------------------

@@ -73,7 +73,8 @@ def test_the_wheel_mirrors_a_dataset_in_a_bare_airflow(
     for file in (clone / "dags").glob("*.py"):
         shutil.copy(file, dags)
     env = stack.airflow_environment(tmp_path / "home", connections=connections, dags=dags, plugins=no_plugins)
-    del env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS"]  # it names the demo's code, which is not installed there
+    for name in ("CONNECT_ARGS", "SESSION_MAKER"):  # they name the demo's code, which is not installed there
+        del env[f"AIRFLOW__DATABASE__SQL_ALCHEMY_{name}"]
     env.pop("PYTHONPATH", None)
 
     def run(*arguments: str) -> str:

@@ -78,7 +78,8 @@ def environment(way: Way, folder: Path, home: Path, connections: dict[str, Any])
     env = stack.airflow_environment(
         home, connections=connections, plugins=stack.ROOT / "plugins" if way.plugins else folder / "no-plugins"
     )
-    del env["AIRFLOW__DATABASE__SQL_ALCHEMY_CONNECT_ARGS"]  # it names the demo's code, which is not installed there
+    for name in ("CONNECT_ARGS", "SESSION_MAKER"):  # they name the demo's code, which is not installed there
+        del env[f"AIRFLOW__DATABASE__SQL_ALCHEMY_{name}"]
     path = [entry.format(root=stack.ROOT, other=folder / "other") for entry in way.pythonpath]
     return env | {"PYTHONPATH": os.pathsep.join(path)}
 
