@@ -35,6 +35,7 @@ from physionet_mirror.s3.capabilities import (
     takes_no_conditions,
     takes_no_such_request,
 )
+from physionet_mirror.s3.listing import read_quickly
 from physionet_mirror.s3.signed import SignedRequests, trusted
 from physionet_mirror.wire import PIECE
 from physionet_mirror.worker_settings import check_ca_bundle
@@ -208,6 +209,7 @@ class Bucket:
             )
         except (botocore.exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no address
             raise replies.meaning(error, f"s3://{name}", "a client", name, session.region_name) from None
+        read_quickly(client)
         signed = SignedRequests(session, client, name, verify=verify)
         return cls(
             client,
