@@ -50,13 +50,16 @@ $(PY):
 # uv installs in seconds what takes pip minutes; pip stays the fallback, as its settings (a company mirror, a
 # certificate) are more often in place.
 #
+# Bytecode is made at once: where PYTHONDONTWRITEBYTECODE is set, each of Airflow's many processes would otherwise compile
+# all of Airflow again, a quarter of the tests' time. (pip does it by itself.)
+#
 # The project itself is installed too, as a link to this folder (editable): Airflow finds the connection type only by an
 # entry point, and nothing has to be installed anew after a change of code.
 VERSION_FILE := include/physionet_mirror/__init__.py
 $(READY): requirements.txt requirements-dev.txt constraints.txt pyproject.toml $(VERSION_FILE) | $(PY)
 	@echo "Installing Airflow and the project's libraries into $(VENV)"
 	@$(PY) -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION) \
-		&& $(PY) -m uv pip install --quiet --python $(PY) -r requirements-dev.txt -c constraints.txt \
+		&& $(PY) -m uv pip install --quiet --compile-bytecode --python $(PY) -r requirements-dev.txt -c constraints.txt \
 		|| { echo "uv could not install them; falling back to pip, which takes a few minutes" >&2; \
 			$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt; }
 	@$(PY) -m uv pip install --quiet --python $(PY) --no-deps --editable . \
@@ -114,8 +117,8 @@ AIRFLOW_TESTS ?= tests/dags tests/unit/plugins tests/integration/plugins
 .state/airflow-%/.ready: requirements.txt tests/airflow/tools.txt $(wildcard tests/airflow/*.txt) constraints.txt pyproject.toml $(VERSION_FILE) | $(READY)
 	@echo "Installing Airflow $* into .state/airflow-$*"
 	@$(PY) -m uv venv --quiet --clear --python $(PY) .state/airflow-$*
-	@$(PY) -m uv pip install --quiet --python .state/airflow-$*/bin/python apache-airflow==$* -r requirements.txt \
-		-r tests/airflow/tools.txt -c $(FROZEN)
+	@$(PY) -m uv pip install --quiet --compile-bytecode --python .state/airflow-$*/bin/python apache-airflow==$* \
+		-r requirements.txt -r tests/airflow/tools.txt -c $(FROZEN)
 	@$(PY) -m uv pip install --quiet --python .state/airflow-$*/bin/python --no-deps --editable .
 	@touch $@
 

@@ -102,6 +102,7 @@ def _import() -> None:
         "airflow.cli.commands.dag_command",
         "airflow.providers.amazon.aws.hooks.s3",
         "airflow.sdk.execution_time.task_runner",
+        "alembic.command",
         "jsonschema",
         "pandas",
         "pyarrow.parquet",
