@@ -26,14 +26,14 @@ def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict
         return
     try:
         root = ElementTree.fromstring(response_dict["body"])  # noqa: S314 - expat bounds what entities grow to
-        namespace, _, name = root.tag.rpartition("}")
-        if name != "ListBucketResult":  # an error may come with 200
+        namespace = root.tag.removesuffix("ListBucketResult")
+        if namespace == root.tag:  # an error may come with 200
             return
         contents: list[dict[str, Any]] = []
         rest: list[ElementTree.Element] = []
         for child in root:
             if child.tag.endswith("Contents"):
-                contents.append(_object(child, len(namespace) + 1 if namespace else 0))
+                contents.append(_object(child, len(namespace)))
             else:
                 rest.append(child)
     except (ElementTree.ParseError, KeyError, ValueError):
