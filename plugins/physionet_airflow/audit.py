@@ -52,12 +52,11 @@ class AuditOperator(BaseOperator):
         from physionet_mirror.verified_cache import attempt_of
 
         params = context["params"]
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id, verify=params["level"])
-            share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
-            attempt, noun = attempt_of(run.layout, run.started), run.request.selection.noun
-            verdict = audit.audit(run.bucket, run.request.verify, share, attempt, noun=noun)
-            return audit.write_audit(run.bucket, run.layout, verdict, share, run.started).to_json()
+        run = Run.of(context, self.aws_conn_id, verify=params["level"])
+        share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
+        attempt, noun = attempt_of(run.layout, run.started), run.request.selection.noun
+        verdict = audit.audit(run.bucket, run.request.verify, share, attempt, noun=noun)
+        return audit.write_audit(run.bucket, run.layout, verdict, share, run.started).to_json()
 
 
 class RepairOperator(TriggerDagRunOperator):
@@ -103,9 +102,8 @@ class RepairOperator(TriggerDagRunOperator):
             raise AirflowSkipException(f"The run {run_id} of {self.trigger_dag_id} is still fetching what was found.")
         if state == "paused":
             raise AirflowFailException(_paused(self.trigger_dag_id))
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
-            self.conf = audit.repair_params(run.bucket, found, run.request)
+        run = Run.of(context, self.aws_conn_id)
+        self.conf = audit.repair_params(run.bucket, found, run.request)
         self.trigger_run_id = run_id
         return super().execute(context)
 

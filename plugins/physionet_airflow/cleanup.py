@@ -41,10 +41,9 @@ class ListObjectsOperator(BaseOperator):
         from physionet_mirror.steps import cleanup
 
         params = context["params"]
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
-            deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"], params["training_set"])
-            return cleanup.write_listing(run.bucket, run.layout, deletions, noun=run.request.selection.noun)
+        run = Run.of(context, self.aws_conn_id)
+        deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"], params["training_set"])
+        return cleanup.write_listing(run.bucket, run.layout, deletions, noun=run.request.selection.noun)
 
 
 class ApproveDeletionOperator(AskOperator):
@@ -95,9 +94,8 @@ class DeleteListedOperator(BaseOperator):
         if context["params"]["dry_run"] or not found["objects"]:
             self.log.info("%s. Nothing was deleted.", "Dry run" if context["params"]["dry_run"] else "There is nothing")
             return {"deleted": 0, "bytes": 0}
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
-            done = cleanup.delete_listed(run.bucket, run.layout)
+        run = Run.of(context, self.aws_conn_id)
+        done = cleanup.delete_listed(run.bucket, run.layout)
         said = f"{done['deleted']:,} objects deleted, {size(done['bytes'])}. The list: {found['listing']}"
         self.log.info(said)
         leave_notice(context, said)

@@ -126,10 +126,9 @@ class FetchFilesOperator(BaseOperator):
         from physionet_mirror.steps.clinical import FILES
         from physionet_mirror.steps.fetch_files import fetch_files
 
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id, **_overrides(context, self.part))
-            with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source, _or_skip():
-                found = fetch_files(source, run.bucket, run.request.dataset, FILES[self.part])
+        run = Run.of(context, self.aws_conn_id, **_overrides(context, self.part))
+        with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source, _or_skip():
+            found = fetch_files(source, run.bucket, run.request.dataset, FILES[self.part])
         return {
             "files": list(found.files),
             "fetched": found.fetched,
@@ -160,12 +159,11 @@ class BuildReportsOperator(BaseOperator):
         from physionet_mirror import layout
         from physionet_mirror.steps import clinical
 
-        with engine_errors():
-            request = asked(context)
-            mirror = _mirror(request, self.aws_conn_id)
-            project = request.cxr_project
-            where = open_bucket(request.bucket, project.name, self.aws_conn_id)
-            figures = clinical.build_reports(mirror, where, project).to_json()
+        request = asked(context)
+        mirror = _mirror(request, self.aws_conn_id)
+        project = request.cxr_project
+        where = open_bucket(request.bucket, project.name, self.aws_conn_id)
+        figures = clinical.build_reports(mirror, where, project).to_json()
         add_asset(context, REPORTS, mirror.uri(layout.REPORTS), figures)
         return figures
 
@@ -194,17 +192,16 @@ class BuildLinksOperator(BaseOperator):
         from physionet_mirror import layout
         from physionet_mirror.steps import clinical
 
-        with engine_errors():
-            request = asked(context)
-            mirror = _mirror(request, self.aws_conn_id)
-            there: dict[Part, tuple[Dataset, Bucket]] = {}
-            for part in PARTS:
-                if part != "cxr" and _was_fetched(context, part):
-                    project = _project(request, part)
-                    there[part] = (project, open_bucket(request.bucket, project.name, self.aws_conn_id))
-            if not there:
-                raise AirflowSkipException("Neither MIMIC-IV nor MIMIC-IV-ED is there, so there is nothing to link to.")
-            figures = clinical.build_links(mirror, there, request.window_hours).to_json()
+        request = asked(context)
+        mirror = _mirror(request, self.aws_conn_id)
+        there: dict[Part, tuple[Dataset, Bucket]] = {}
+        for part in PARTS:
+            if part != "cxr" and _was_fetched(context, part):
+                project = _project(request, part)
+                there[part] = (project, open_bucket(request.bucket, project.name, self.aws_conn_id))
+        if not there:
+            raise AirflowSkipException("Neither MIMIC-IV nor MIMIC-IV-ED is there, so there is nothing to link to.")
+        figures = clinical.build_links(mirror, there, request.window_hours).to_json()
         add_asset(context, LINKS, mirror.uri(layout.LINKS), figures)
         return figures
 
@@ -239,13 +236,12 @@ class JudgeClinicalOperator(BaseOperator):
             if (request.reports if part == "cxr" else request.links) and not _was_fetched(context, part)
         ]
         pages = ", ".join(f"{dataset.name} ({dataset.page})" for dataset in left_out)
-        with engine_errors():
-            if not built:
-                raise AccessRefused(
-                    f"Nothing was built: this account may not read {pages}. What is in the bucket is as it was. Open each page "
-                    "logged in as this user: it says what is missing (each project has a data use agreement of its own). Then "
-                    "trigger the run again."
-                )
+        if not built:
+            raise AccessRefused(
+                f"Nothing was built: this account may not read {pages}. What is in the bucket is as it was. Open each page "
+                "logged in as this user: it says what is missing (each project has a data use agreement of its own). Then "
+                "trigger the run again."
+            )
         if left_out:
             self.log.warning(
                 "Left out: %s. This account may not read that; the page, opened logged in, says what is missing.", pages

@@ -81,10 +81,9 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
         from physionet_mirror.layout import MANIFEST
         from physionet_mirror.steps import fetch_metadata
 
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
-            with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source:
-                found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
+        run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
+        with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source:
+            found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         written = [stored(run.bucket, path) for path in (*found.files, MANIFEST)]
         self.lineage = Lineage([published(run.request.dataset)], written)
         figures = {
@@ -129,7 +128,7 @@ class PlanShardsOperator(BaseOperator):
         """Plan; a dry run returns no shards."""
         from physionet_mirror.steps import plan
 
-        with ExitStack() as open_now, engine_errors():
+        with ExitStack() as open_now:
             run = Run.of(context, self.aws_conn_id)
             way = run.way()
             site = None
@@ -347,21 +346,20 @@ class StreamShardOperator(WithLineage, BaseOperator):
         from physionet_mirror.steps import mirror_shard
 
         self._stop = mirror_shard.Stop()
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
-            connections = run.request.share(streams())
-            result = mirror_shard.stream_shard(
-                Shard.from_json(self.shard),
-                run.request,
-                run.mover(run.way(), connections, self.physionet_conn_id),
-                run.bucket,
-                run.layout,
-                connections=connections,
-                stop=self._stop,
-                stops_at=run.request.stops_at(run.started),
-                try_number=context["ti"].try_number,
-                watch=ShardMetrics(self.shard["index"]),
-            )
+        run = Run.of(context, self.aws_conn_id)
+        connections = run.request.share(streams())
+        result = mirror_shard.stream_shard(
+            Shard.from_json(self.shard),
+            run.request,
+            run.mover(run.way(), connections, self.physionet_conn_id),
+            run.bucket,
+            run.layout,
+            connections=connections,
+            stop=self._stop,
+            stops_at=run.request.stops_at(run.started),
+            try_number=context["ti"].try_number,
+            watch=ShardMetrics(self.shard["index"]),
+        )
         written = stored(run.bucket, files=result.stored, size=result.bytes)
         self.lineage = Lineage([published(run.request.dataset)], [written])
         if self._killed:
@@ -412,19 +410,18 @@ class VerifyOperator(WithLineage, BaseOperator):
             self.log.info("Dry run: nothing was fetched, so nothing is verified.\n%s", plan["table"])
             leave_notice(context, f"Dry run: nothing was fetched. The plan: {plan['uri']}")
             return None
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
-            verdict, written = verify.verify_run(
-                run.request,
-                run.bucket,
-                run.layout,
-                params=run.params,
-                started=run.started,
-                software=_software(),
-            )
-            figures = document.figures(written)
-            self.lineage = Lineage([stored(run.bucket), stored(run.bucket, MANIFEST)], [stored(run.bucket, INDEX_PATH)])
-            verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
+        run = Run.of(context, self.aws_conn_id)
+        verdict, written = verify.verify_run(
+            run.request,
+            run.bucket,
+            run.layout,
+            params=run.params,
+            started=run.started,
+            software=_software(),
+        )
+        figures = document.figures(written)
+        self.lineage = Lineage([stored(run.bucket), stored(run.bucket, MANIFEST)], [stored(run.bucket, INDEX_PATH)])
+        verdict.raise_if_failed(run.bucket.uri(run.layout.report_html))
         add_asset(context, IMAGES, run.bucket.uri(), figures)
         add_asset(context, INDEX, run.bucket.uri(INDEX_PATH), figures)
         leave_notice(

@@ -214,11 +214,10 @@ class MissingSensor(BaseSensorOperator):
         from physionet_mirror.records import Shard
         from physionet_mirror.steps import mirror_shard
 
-        with engine_errors():
-            run = Run.of(context, self.aws_conn_id)
-            found = mirror_shard.find_missing(
-                Shard.from_json(self.shard), run.request, run.bucket, run.layout, started=run.started
-            )
+        run = Run.of(context, self.aws_conn_id)
+        found = mirror_shard.find_missing(
+            Shard.from_json(self.shard), run.request, run.bucket, run.layout, started=run.started
+        )
         if not found.images:
             raise AirflowSkipException(
                 f"Nothing is missing: all {found.present:,} {self.shard.get('noun', 'image')}s are there."

@@ -77,10 +77,9 @@ class CheckTrainingSetOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> str:
         """Check."""
-        with engine_errors():
-            cpus()
-            run, request = _opened(context, self.aws_conn_id)
-            check_bucket(run.bucket, self.aws_conn_id)
+        cpus()
+        run, request = _opened(context, self.aws_conn_id)
+        check_bucket(run.bucket, self.aws_conn_id)
         self.log.info("The training set %s is made of %s.", request.name, run.bucket.uri())
         return request.name
 
@@ -107,9 +106,8 @@ class PlanTarsOperator(BaseOperator):
         """Plan; a dry run returns no tars."""
         from physionet_mirror.steps import training_set
 
-        with engine_errors():
-            run, request = _opened(context, self.aws_conn_id)
-            made = training_set.plan_set(request, run.bucket, run.layout, params=run.params, most_tars=most_shards())
+        run, request = _opened(context, self.aws_conn_id)
+        made = training_set.plan_set(request, run.bucket, run.layout, params=run.params, most_tars=most_shards())
         context["ti"].xcom_push(
             key=PLAN,
             value={
@@ -173,10 +171,9 @@ class MissingTarSensor(BaseSensorOperator):
         from physionet_mirror.layout import TrainingLayout
         from physionet_mirror.steps import training_set
 
-        with engine_errors():
-            run, request = _opened(context, self.aws_conn_id)
-            tar = training_set.PlannedTar.from_json(self.tar)
-            found = training_set.find_tar(run.bucket, TrainingLayout(request.name), tar)
+        run, request = _opened(context, self.aws_conn_id)
+        tar = training_set.PlannedTar.from_json(self.tar)
+        found = training_set.find_tar(run.bucket, TrainingLayout(request.name), tar)
         if found is not None:
             raise AirflowSkipException(f"{tar.name} is there, made of the same {tar.images:,} images in the same way.")
         return PokeReturnValue(is_done=True, xcom_value=dict(self.tar))
@@ -210,10 +207,9 @@ class MakeTarOperator(BaseOperator):
         show_shard(context, self.tar["name"])
         from physionet_mirror.steps import training_set
 
-        with engine_errors():
-            run, request = _opened(context, self.aws_conn_id)
-            tar = training_set.PlannedTar.from_json(self.tar)
-            made = training_set.make_tar(tar, request, run.bucket, cpus=cpus())
+        run, request = _opened(context, self.aws_conn_id)
+        tar = training_set.PlannedTar.from_json(self.tar)
+        made = training_set.make_tar(tar, request, run.bucket, cpus=cpus())
         figures = made.to_json()
         return {
             **{key: figures[key] for key in ("name", "images", "bytes", "sha256")},
@@ -255,9 +251,8 @@ class VerifyTrainingSetOperator(BaseOperator):
         if plan["dry_run"]:
             self.log.info("Dry run: nothing was made.\n%s", "\n".join(f"{name}: {text}" for name, text in plan["rows"]))
             return None
-        with engine_errors():
-            run, request = _opened(context, self.aws_conn_id)
-            made = training_set.verify_set(request, run.bucket, run.layout, run.request.dataset)
+        run, request = _opened(context, self.aws_conn_id)
+        made = training_set.verify_set(request, run.bucket, run.layout, run.request.dataset)
         figures: dict[str, Any] = {
             "name": made.name,
             "images": made.images,
