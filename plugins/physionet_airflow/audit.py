@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import BaseOperator
 
-from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.compat import AirflowFailException, AirflowSkipException
 from physionet_airflow.notify import leave_notice
 from physionet_airflow.run import Run, engine_errors, result_of
@@ -32,18 +31,11 @@ REPAIR = "repair"
 class AuditOperator(BaseOperator):
     """Compares a share of the bucket with PhysioNet's checksums and never fails for a difference (`JudgeAuditOperator` does).
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         The content of audit.json.
     """
 
     ui_color = "#e8f0e4"
-
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -52,7 +44,7 @@ class AuditOperator(BaseOperator):
         from physionet_mirror.verified_cache import attempt_of
 
         params = context["params"]
-        run = Run.of(context, self.aws_conn_id, verify=params["level"])
+        run = Run.of(context, verify=params["level"])
         share = audit.Share.parse(params["share"], context["dag_run"].run_after or datetime.now(UTC))
         attempt, noun = attempt_of(run.layout, run.started), run.request.selection.noun
         verdict = audit.audit(run.bucket, run.request.verify, share, attempt, noun=noun)
@@ -66,9 +58,6 @@ class RepairOperator(TriggerDagRunOperator):
     copies the settings of the latest run to this bucket. Its id contains the audit's, so that clearing this task triggers
     no second run while the first is under way.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom, under the key ``repair``):
         ``run_id`` and ``state``: ``triggered``, ``running`` (by an earlier try) or ``paused``.
     """
@@ -76,9 +65,8 @@ class RepairOperator(TriggerDagRunOperator):
     # The provider's link looks up the triggered run's id, and logs an error if none was triggered.
     operator_extra_links: list[BaseOperatorLink] = []  # noqa: RUF012  # as the base class declares it
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(trigger_dag_id=MAIN_DAG, **kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> Any:
@@ -102,7 +90,7 @@ class RepairOperator(TriggerDagRunOperator):
             raise AirflowSkipException(f"The run {run_id} of {self.trigger_dag_id} is still fetching what was found.")
         if state == "paused":
             raise AirflowFailException(_paused(self.trigger_dag_id))
-        run = Run.of(context, self.aws_conn_id)
+        run = Run.of(context)
         self.conf = audit.repair_params(run.bucket, found, run.request)
         self.trigger_run_id = run_id
         return super().execute(context)

@@ -33,8 +33,8 @@ ACCESS_POINT_CONN_ID = "physionet_s3"
 _ACCESS_POINT = "physionet_access_point"
 
 
-def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Bucket:
-    """The bucket below ``prefix``, with the credentials, region, endpoint and TLS settings of an AWS connection.
+def open_bucket(bucket: str, prefix: str) -> Bucket:
+    """The bucket below ``prefix``, with the credentials, region, endpoint and TLS settings of `AWS_CONN_ID`.
 
     Three optional fields of the connection's extra are ours: ``expected_bucket_owner`` (the AWS account id that must own
     the bucket), ``kms_key_id`` (the KMS key that encrypts what is written) and ``server_side_encryption`` (``AES256``,
@@ -45,19 +45,26 @@ def open_bucket(bucket: str, prefix: str, aws_conn_id: str = AWS_CONN_ID) -> Buc
         BucketRefused: The credentials that the settings name cannot be obtained (profile, role, process, SSO).
         DestinationUnavailable: The service that issues the credentials cannot be reached.
     """
+    session, connection, verify = _session(AWS_CONN_ID, f"s3://{bucket}")
+    return _destination(session, bucket, prefix, connection, verify)
+
+
+def _destination(
+    session: boto3.Session, bucket: str, prefix: str, own: AwsConnectionWrapper, verify: bool | str | None
+) -> Bucket:
+    """The bucket, with the credentials of a session and all other settings of the bucket's own connection."""
     from physionet_mirror.s3.bucket import Bucket
 
-    session, connection, verify = _session(aws_conn_id, f"s3://{bucket}")
     return Bucket.open(
         session,
         bucket,
         prefix,
-        endpoint_url=connection.get_service_endpoint_url("s3"),
-        config=connection.botocore_config,
+        endpoint_url=own.get_service_endpoint_url("s3"),
+        config=own.botocore_config,
         verify=verify,
-        kms_key=connection.extra_config.get("kms_key_id") or None,
-        server_side_encryption=connection.extra_config.get("server_side_encryption") or None,
-        expected_owner=_owner(connection, aws_conn_id),
+        kms_key=own.extra_config.get("kms_key_id") or None,
+        server_side_encryption=own.extra_config.get("server_side_encryption") or None,
+        expected_owner=_owner(own),
     )
 
 
@@ -81,7 +88,7 @@ def _session(aws_conn_id: str, where: str) -> tuple[boto3.Session, AwsConnection
         raise replies.meaning(error, where, "credentials", where.removeprefix("s3://")) from None
 
 
-def _owner(connection: AwsConnectionWrapper, aws_conn_id: str) -> str | None:
+def _owner(connection: AwsConnectionWrapper) -> str | None:
     """The account id that must own the bucket; JSON and YAML may give it as a number, without its leading zeros.
 
     Raises:
@@ -95,13 +102,13 @@ def _owner(connection: AwsConnectionWrapper, aws_conn_id: str) -> str | None:
     owner = f"{given:012d}" if isinstance(given, int) and not isinstance(given, bool) else str(given).strip()
     if not re.fullmatch(r"[0-9]{12}", owner):
         raise InputError(
-            f"expected_bucket_owner in the extra of the connection {aws_conn_id} is no AWS account id. Nothing was done. It has "
+            f"expected_bucket_owner in the extra of the connection {AWS_CONN_ID} is no AWS account id. Nothing was done. It has "
             "12 digits; `aws sts get-caller-identity` shows one's own."
         )
     return owner
 
 
-def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
+def check_bucket(bucket: Bucket) -> None:
     """Raise unless the bucket exists, is not public and can be written to; writes a probe and removes it.
 
     Raises:
@@ -109,12 +116,10 @@ def check_bucket(bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> None:
     """
     from physionet_mirror.s3 import safety
 
-    session, connection, _ = _session(aws_conn_id, f"s3://{bucket.name}")
+    session, connection, _ = _session(AWS_CONN_ID, f"s3://{bucket.name}")
     of_account = None
     if not connection.get_service_endpoint_url("s3"):  # only Amazon's accounts have such a block
-        of_account = partial(
-            safety.account_block, bucket, session, _owner(connection, aws_conn_id), connection.botocore_config
-        )
+        of_account = partial(safety.account_block, bucket, session, _owner(connection), connection.botocore_config)
     safety.check(bucket, account_block=of_account)
 
 
@@ -141,10 +146,10 @@ class _Reader:
     is_set: bool
 
 
-def _reader(dataset: Dataset, aws_conn_id: str) -> _Reader:
+def _reader(dataset: Dataset) -> _Reader:
     """The connection ``physionet_s3`` where there is one, else the bucket's.
 
-    A ``physionet_s3`` that has nothing but ``physionet_access_point`` names an access point for the keys of ``aws_conn_id``.
+    A ``physionet_s3`` that has nothing but ``physionet_access_point`` names an access point for the keys of `AWS_CONN_ID`.
     The extra may be a mapping from ``slug/version`` to ARN.
 
     Raises:
@@ -152,13 +157,13 @@ def _reader(dataset: Dataset, aws_conn_id: str) -> _Reader:
     """
     from physionet_mirror.source.access_point import access_point_of
 
-    own, other = _connection(ACCESS_POINT_CONN_ID), _connection(aws_conn_id)
+    own, other = _connection(ACCESS_POINT_CONN_ID), _connection(AWS_CONN_ID)
     extra = own.extra_dejson if own is not None else {}
     given = extra.get(_ACCESS_POINT)
     has_keys = own is not None and bool(own.login or extra.keys() - {_ACCESS_POINT})
     given_elsewhere = other.extra_dejson.get(_ACCESS_POINT) if other is not None else None
-    conn_id = ACCESS_POINT_CONN_ID if has_keys else aws_conn_id
-    name = access_point_of(dataset, given or given_elsewhere, ACCESS_POINT_CONN_ID if given else aws_conn_id)
+    conn_id = ACCESS_POINT_CONN_ID if has_keys else AWS_CONN_ID
+    name = access_point_of(dataset, given or given_elsewhere, ACCESS_POINT_CONN_ID if given else AWS_CONN_ID)
     return _Reader(conn_id, name, own is not None or bool(given_elsewhere))
 
 
@@ -173,7 +178,7 @@ def _connection(conn_id: str) -> Connection | None:
         return None
 
 
-def open_access_point(dataset: Dataset, aws_conn_id: str = AWS_CONN_ID) -> AccessPoint:
+def open_access_point(dataset: Dataset) -> AccessPoint:
     """PhysioNet's S3 access point for a dataset version, with the reader's keys. Makes no request.
 
     Raises:
@@ -183,7 +188,7 @@ def open_access_point(dataset: Dataset, aws_conn_id: str = AWS_CONN_ID) -> Acces
     from physionet_mirror.s3.bucket import Bucket
     from physionet_mirror.source.access_point import AccessPoint
 
-    reader = _reader(dataset, aws_conn_id)
+    reader = _reader(dataset)
     if reader.name is None:
         raise InputError(
             f"source: PhysioNet is not known to offer an S3 access point for {dataset.name}. Nothing was done. Use "
@@ -226,7 +231,7 @@ def _identity(session: boto3.Session, connection: AwsConnectionWrapper, verify: 
         return None
 
 
-def open_copiers(bucket: Bucket, point: AccessPoint, aws_conn_id: str = AWS_CONN_ID) -> dict[str, Bucket]:
+def open_copiers(bucket: Bucket, point: AccessPoint) -> dict[str, Bucket]:
     """The destination, by each connection whose keys may copy into it from the access point; makes no request.
 
     The reader's own keys are among them: they may be allowed to write the bucket too. Empty where the access point and the
@@ -235,45 +240,33 @@ def open_copiers(bucket: Bucket, point: AccessPoint, aws_conn_id: str = AWS_CONN
     Raises:
         InputError: A connection cannot be used.
     """
-    from physionet_mirror.s3.bucket import Bucket
-
     session, reader, verify = _session(point.conn_id, f"s3://{point.bucket.name}")
-    _, own, _ = _session(aws_conn_id, f"s3://{bucket.name}")
+    _, own, _ = _session(AWS_CONN_ID, f"s3://{bucket.name}")
     if reader.get_service_endpoint_url("s3") != own.get_service_endpoint_url("s3"):
         return {}
-    found = {aws_conn_id: bucket}
-    if point.conn_id != aws_conn_id:
-        found[point.conn_id] = Bucket.open(
-            session,
-            bucket.name,
-            bucket.prefix,
-            endpoint_url=own.get_service_endpoint_url("s3"),
-            config=own.botocore_config,
-            verify=verify,
-            kms_key=own.extra_config.get("kms_key_id") or None,
-            server_side_encryption=own.extra_config.get("server_side_encryption") or None,
-            expected_owner=_owner(own, aws_conn_id),
-        )
+    found = {AWS_CONN_ID: bucket}
+    if point.conn_id != AWS_CONN_ID:
+        found[point.conn_id] = _destination(session, bucket.name, bucket.prefix, own, verify)
         found[point.conn_id].can = bucket.can
     return found
 
 
-def expected_mode(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> Mode:
+def expected_mode(source: Source, dataset: Dataset, bucket: Bucket) -> Mode:
     """How a run's files will probably come, by what the connections say; `choose_way` tries it. Makes no request."""
     from physionet_mirror.errors import MirrorError
 
     if source == "physionet":
         return "download"
     try:
-        reader = _reader(dataset, aws_conn_id)
+        reader = _reader(dataset)
         if reader.name is not None and (reader.is_set or source == "s3"):
-            return "copy" if open_copiers(bucket, open_access_point(dataset, aws_conn_id), aws_conn_id) else "through"
+            return "copy" if open_copiers(bucket, open_access_point(dataset)) else "through"
     except MirrorError as error:
         log.info("What opens PhysioNet's access point cannot be used as it is. %s", error)
     return "copy" if source == "s3" else "download"
 
 
-def choose_way(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: str = AWS_CONN_ID) -> Way:
+def choose_way(source: Source, dataset: Dataset, bucket: Bucket) -> Way:
     """Where a run's files come from, and how: decided by trying, for the whole run.
 
     Args:
@@ -281,7 +274,6 @@ def choose_way(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: st
             back.
         dataset: Whose files.
         bucket: Where they go.
-        aws_conn_id: The bucket's account.
 
     Raises:
         AccessRefused, NotFound, InputError: With ``s3``: the access point is not open.
@@ -293,13 +285,13 @@ def choose_way(source: Source, dataset: Dataset, bucket: Bucket, aws_conn_id: st
     if source == "physionet":
         return Way(reason="source=physionet asks for it")
     try:
-        reader = _reader(dataset, aws_conn_id)
+        reader = _reader(dataset)
         if source == "auto" and not reader.is_set:
             return Way(reason=f"no AWS connection {ACCESS_POINT_CONN_ID} opens PhysioNet's access point")
         if source == "auto" and reader.name is None:
             return Way(reason=f"no access point is known for {dataset.name}")
-        point = open_access_point(dataset, aws_conn_id)
-        return choose(point, open_copiers(bucket, point, aws_conn_id))
+        point = open_access_point(dataset)
+        return choose(point, open_copiers(bucket, point))
     except (AccessRefused, NotFound, InputError, BucketRefused) as error:
         if source == "s3":
             raise

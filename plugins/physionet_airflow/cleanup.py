@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
-from physionet_airflow.bucket import AWS_CONN_ID
 from physionet_airflow.notify import leave_notice
 from physionet_airflow.operators import AskOperator
 from physionet_airflow.run import Run, engine_errors, result_of
@@ -22,18 +21,11 @@ LISTING = "list_objects"
 class ListObjectsOperator(BaseOperator):
     """Lists what would be deleted, with counts and GB; deletes nothing.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         ``objects``, ``bytes``, ``versions``, ``by_kind``, ``listing`` (URI), ``destination``.
     """
 
     ui_color = "#e4ecf4"
-
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -41,7 +33,7 @@ class ListObjectsOperator(BaseOperator):
         from physionet_mirror.steps import cleanup
 
         params = context["params"]
-        run = Run.of(context, self.aws_conn_id)
+        run = Run.of(context)
         deletions = cleanup.list_deletions(run.bucket, params["what"], params["run_id"], params["training_set"])
         return cleanup.write_listing(run.bucket, run.layout, deletions, noun=run.request.selection.noun)
 
@@ -72,18 +64,11 @@ class ApproveDeletionOperator(AskOperator):
 class DeleteListedOperator(BaseOperator):
     """Deletes exactly what was listed and approved.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         ``deleted`` (objects) and ``bytes``.
     """
 
     ui_color = "#f7dcdc"
-
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, int]:
@@ -94,7 +79,7 @@ class DeleteListedOperator(BaseOperator):
         if context["params"]["dry_run"] or not found["objects"]:
             self.log.info("%s. Nothing was deleted.", "Dry run" if context["params"]["dry_run"] else "There is nothing")
             return {"deleted": 0, "bytes": 0}
-        run = Run.of(context, self.aws_conn_id)
+        run = Run.of(context)
         done = cleanup.delete_listed(run.bucket, run.layout)
         said = f"{done['deleted']:,} objects deleted, {size(done['bytes'])}. The list: {found['listing']}"
         self.log.info(said)

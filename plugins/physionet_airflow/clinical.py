@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import AssetAlias, BaseOperator
 
-from physionet_airflow.bucket import AWS_CONN_ID, open_bucket
+from physionet_airflow.bucket import open_bucket
 from physionet_airflow.compat import AirflowSkipException
-from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.notify import leave_notice
 from physionet_airflow.operators import add_asset, other_places, place
 from physionet_airflow.run import Run, engine_errors
@@ -53,8 +52,8 @@ def _overrides(context: Context, part: Part) -> dict[str, Any]:
     return {"bucket": request.bucket, "project": name, "prefix": name}
 
 
-def _mirror(request: ClinicalRequest, aws_conn_id: str) -> Bucket:
-    return open_bucket(request.bucket, request.prefix, aws_conn_id)
+def _mirror(request: ClinicalRequest) -> Bucket:
+    return open_bucket(request.bucket, request.prefix)
 
 
 @contextmanager
@@ -84,7 +83,7 @@ class ProjectCheckSensor(AccessCheckSensor):
         request = asked(context)
         if not (request.reports if self.part == "cxr" else request.links):
             raise AirflowSkipException("Not asked for.")
-        clinical.check_mirror(_mirror(request, self.aws_conn_id), request)
+        clinical.check_mirror(_mirror(request), request)
         return _overrides(context, self.part)
 
     def ask(self, source: PhysioNet | AccessPoint, dataset: Dataset) -> None:
@@ -98,8 +97,6 @@ class FetchFilesOperator(BaseOperator):
 
     Args:
         part: Which of the three projects.
-        physionet_conn_id: The PhysioNet account.
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         ``files``, ``fetched``, ``bytes``, ``sums_sha256`` of `fetch_files.FetchedFiles`.
@@ -107,18 +104,9 @@ class FetchFilesOperator(BaseOperator):
 
     ui_color = "#e4ecf4"
 
-    def __init__(
-        self,
-        *,
-        part: Part,
-        physionet_conn_id: str = PhysioNetHook.default_conn_name,
-        aws_conn_id: str = AWS_CONN_ID,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, part: Part, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.part = part
-        self.physionet_conn_id = physionet_conn_id
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -126,8 +114,8 @@ class FetchFilesOperator(BaseOperator):
         from physionet_mirror.steps.clinical import FILES
         from physionet_mirror.steps.fetch_files import fetch_files
 
-        run = Run.of(context, self.aws_conn_id, **_overrides(context, self.part))
-        with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source, _or_skip():
+        run = Run.of(context, **_overrides(context, self.part))
+        with closing(run.origin(run.way())) as source, _or_skip():
             found = fetch_files(source, run.bucket, run.request.dataset, FILES[self.part])
         return {
             "files": list(found.files),
@@ -140,18 +128,14 @@ class FetchFilesOperator(BaseOperator):
 class BuildReportsOperator(BaseOperator):
     """Builds ``_mirror/reports.parquet``.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         Counts: ``reports``, ``status``, ``without_study``, ``without_report``. No text of a report.
     """
 
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(outlets=[REPORTS], **kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -160,9 +144,9 @@ class BuildReportsOperator(BaseOperator):
         from physionet_mirror.steps import clinical
 
         request = asked(context)
-        mirror = _mirror(request, self.aws_conn_id)
+        mirror = _mirror(request)
         project = request.cxr_project
-        where = open_bucket(request.bucket, project.name, self.aws_conn_id)
+        where = open_bucket(request.bucket, project.name)
         figures = clinical.build_reports(mirror, where, project).to_json()
         add_asset(context, REPORTS, mirror.uri(layout.REPORTS), figures)
         return figures
@@ -173,18 +157,14 @@ class BuildLinksOperator(BaseOperator):
 
     Use it with ``trigger_rule="none_failed"``: a project that was left out skips its tasks.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         Counts: ``studies``, ``match``, ``linked``.
     """
 
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(outlets=[LINKS], **kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -193,12 +173,12 @@ class BuildLinksOperator(BaseOperator):
         from physionet_mirror.steps import clinical
 
         request = asked(context)
-        mirror = _mirror(request, self.aws_conn_id)
+        mirror = _mirror(request)
         there: dict[Part, tuple[Dataset, Bucket]] = {}
         for part in PARTS:
             if part != "cxr" and _was_fetched(context, part):
                 project = _project(request, part)
-                there[part] = (project, open_bucket(request.bucket, project.name, self.aws_conn_id))
+                there[part] = (project, open_bucket(request.bucket, project.name))
         if not there:
             raise AirflowSkipException("Neither MIMIC-IV nor MIMIC-IV-ED is there, so there is nothing to link to.")
         figures = clinical.build_links(mirror, there, request.window_hours).to_json()

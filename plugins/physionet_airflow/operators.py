@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import AssetAlias, BaseOperator
 
-from physionet_airflow.bucket import AWS_CONN_ID, open_access_point, open_bucket
+from physionet_airflow.bucket import open_access_point, open_bucket
 from physionet_airflow.compat import AirflowException, AirflowFailException, AirflowSkipException, TaskAsked
 from physionet_airflow.dags_test import PATIENCE, answer_to, is_dags_test
 from physionet_airflow.hook import PhysioNetHook
@@ -50,8 +50,6 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
     """Brings tables, lists and SHA256SUMS.txt into the bucket, each proven, and builds the manifest.
 
     Args:
-        physionet_conn_id: The PhysioNet account.
-        aws_conn_id: The bucket's account.
         dataset: Name of the dataset, which is then its prefix too; None = as the params say.
         dataset_param: The param that names the dataset, where it is one of several.
 
@@ -61,19 +59,9 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
 
     ui_color = "#e4ecf4"
 
-    def __init__(
-        self,
-        *,
-        dataset: str | None = None,
-        dataset_param: str | None = None,
-        physionet_conn_id: str = PhysioNetHook.default_conn_name,
-        aws_conn_id: str = AWS_CONN_ID,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, dataset: str | None = None, dataset_param: str | None = None, **kwargs: Any) -> None:
         super().__init__(outlets=[TABLES], **kwargs)
         self.dataset, self.dataset_param = dataset, dataset_param
-        self.physionet_conn_id = physionet_conn_id
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -81,8 +69,8 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
         from physionet_mirror.layout import MANIFEST
         from physionet_mirror.steps import fetch_metadata
 
-        run = Run.of(context, self.aws_conn_id, **dataset_overrides(context, self.dataset, self.dataset_param))
-        with closing(run.origin(run.way(), physionet_conn_id=self.physionet_conn_id)) as source:
+        run = Run.of(context, **dataset_overrides(context, self.dataset, self.dataset_param))
+        with closing(run.origin(run.way())) as source:
             found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         written = [stored(run.bucket, path) for path in (*found.files, MANIFEST)]
         self.lineage = Lineage([published(run.request.dataset)], written)
@@ -101,10 +89,6 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
 class PlanShardsOperator(BaseOperator):
     """Chooses the files, cuts them into shards, and estimates time, traffic and cost.
 
-    Args:
-        physionet_conn_id: The PhysioNet account, which a plan for a project's files asks for their sizes.
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         The shards (``Shard.to_json()``) to map over; none in a dry run. Under the key ``plan``: ``images``, ``shards``,
         ``dry_run``, ``approve_above_gb``, ``estimate`` (``Estimate.to_json()``), ``table`` (text), ``uri`` of plan.json.
@@ -112,28 +96,17 @@ class PlanShardsOperator(BaseOperator):
 
     ui_color = "#e4ecf4"
 
-    def __init__(
-        self,
-        *,
-        physionet_conn_id: str = PhysioNetHook.default_conn_name,
-        aws_conn_id: str = AWS_CONN_ID,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.physionet_conn_id = physionet_conn_id
-        self.aws_conn_id = aws_conn_id
-
     @engine_errors()
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan; a dry run returns no shards."""
         from physionet_mirror.steps import plan
 
         with ExitStack() as open_now:
-            run = Run.of(context, self.aws_conn_id)
+            run = Run.of(context)
             way = run.way()
             site = None
             if run.request.selection.noun == "file" and way.source == "physionet":
-                site = open_now.enter_context(closing(PhysioNetHook(self.physionet_conn_id).source(streams())))
+                site = open_now.enter_context(closing(PhysioNetHook().source(streams())))
             made = plan.make_plan(
                 run.request,
                 run.bucket,
@@ -144,7 +117,7 @@ class PlanShardsOperator(BaseOperator):
                 part=self._part(context, run),
                 most_shards=most_shards(),
                 way=way,
-                point=open_access_point(run.request.dataset, self.aws_conn_id) if way.source == "s3" else None,
+                point=open_access_point(run.request.dataset) if way.source == "s3" else None,
                 site=site,
                 store=run.store,
             )
@@ -188,7 +161,7 @@ class PlanShardsOperator(BaseOperator):
         if run.request.file_list is None:
             return None
         name, _, path = run.request.file_list.removeprefix("s3://").partition("/")
-        return plan.read_list(open_bucket(name, "", self.aws_conn_id), path)
+        return plan.read_list(open_bucket(name, ""), path)
 
 
 class AskOperator(ApprovalOperator):
@@ -310,8 +283,6 @@ class StreamShardOperator(WithLineage, BaseOperator):
 
     Args:
         shard: What `MissingSensor` returned; None if it did not run.
-        physionet_conn_id: The PhysioNet account.
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         ``shard``, ``stored``, ``bytes``, ``seconds``, ``retries``; the rest is in the shard's result file in S3.
@@ -320,18 +291,9 @@ class StreamShardOperator(WithLineage, BaseOperator):
     template_fields = ("shard",)
     ui_color = "#dcebf7"
 
-    def __init__(
-        self,
-        *,
-        shard: Mapping[str, Any] | None,
-        physionet_conn_id: str = PhysioNetHook.default_conn_name,
-        aws_conn_id: str = AWS_CONN_ID,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *, shard: Mapping[str, Any] | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shard = shard
-        self.physionet_conn_id = physionet_conn_id
-        self.aws_conn_id = aws_conn_id
         self._stop: Stop | None = None
         self._killed = False
 
@@ -346,12 +308,12 @@ class StreamShardOperator(WithLineage, BaseOperator):
         from physionet_mirror.steps import mirror_shard
 
         self._stop = mirror_shard.Stop()
-        run = Run.of(context, self.aws_conn_id)
+        run = Run.of(context)
         connections = run.request.share(streams())
         result = mirror_shard.stream_shard(
             Shard.from_json(self.shard),
             run.request,
-            run.mover(run.way(), connections, self.physionet_conn_id),
+            run.mover(run.way(), connections),
             run.bucket,
             run.layout,
             connections=connections,
@@ -383,18 +345,14 @@ class VerifyOperator(WithLineage, BaseOperator):
     Use it with ``trigger_rule="all_done"``: it runs however the shards ended, decides whether the run succeeds, and names any
     earlier task that failed.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         The figures that the asset event carries.
     """
 
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(outlets=[IMAGES, INDEX], **kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any] | None:
@@ -410,7 +368,7 @@ class VerifyOperator(WithLineage, BaseOperator):
             self.log.info("Dry run: nothing was fetched, so nothing is verified.\n%s", plan["table"])
             leave_notice(context, f"Dry run: nothing was fetched. The plan: {plan['uri']}")
             return None
-        run = Run.of(context, self.aws_conn_id)
+        run = Run.of(context)
         verdict, written = verify.verify_run(
             run.request,
             run.bucket,

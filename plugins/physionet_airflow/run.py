@@ -15,7 +15,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.bases.xcom import BaseXCom
 
 from physionet_airflow import metrics
-from physionet_airflow.bucket import AWS_CONN_ID, choose_way, open_access_point, open_bucket, open_copiers
+from physionet_airflow.bucket import choose_way, open_access_point, open_bucket, open_copiers
 from physionet_airflow.compat import AirflowFailException
 from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.notify import leave_notice
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from physionet_mirror.source.way import Way
 
 log = logging.getLogger(__name__)
-
-PHYSIONET_CONN_ID = PhysioNetHook.default_conn_name
 
 ACCESS_CHECK = "check_access"
 """Task id of the `AccessCheckSensor`, whose XCom says which way the run's files take, and what the bucket's S3 can do."""
@@ -82,7 +80,6 @@ class Run:
         bucket: The destination; no request is made until it is used.
         layout: Where the run's files lie.
         started: When the run began.
-        aws_conn_id: The bucket's account.
         checked: What ``check_access`` has returned; None where it did not run.
     """
 
@@ -91,7 +88,6 @@ class Run:
     bucket: Bucket
     layout: RunLayout
     started: datetime
-    aws_conn_id: str = AWS_CONN_ID
     checked: Mapping[str, Any] | None = None
 
     @property
@@ -103,7 +99,7 @@ class Run:
         return Store.from_json(found) if isinstance(found, dict) else None
 
     @classmethod
-    def of(cls, context: Context, aws_conn_id: str = AWS_CONN_ID, **overrides: Any) -> Run:
+    def of(cls, context: Context, **overrides: Any) -> Run:
         """The run of a task's context. ``overrides`` replace params.
 
         Raises:
@@ -120,10 +116,9 @@ class Run:
         run = cls(
             params,
             request,
-            open_bucket(request.bucket, request.prefix, aws_conn_id),
+            open_bucket(request.bucket, request.prefix),
             RunLayout(context["run_id"], context["ti"].dag_id),
             context["dag_run"].start_date or datetime.now(UTC),
-            aws_conn_id,
             _checked(context),
         )
         if run.store is not None:
@@ -140,21 +135,19 @@ class Run:
 
         if self.checked is not None:
             return Way.from_json(self.checked)
-        return choose_way(self.request.source, self.request.dataset, self.bucket, self.aws_conn_id)
+        return choose_way(self.request.source, self.request.dataset, self.bucket)
 
-    def origin(
-        self, way: Way, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID
-    ) -> PhysioNet | AccessPoint:
+    def origin(self, way: Way) -> PhysioNet | AccessPoint:
         """PhysioNet's website or its access point; makes no request.
 
         Raises:
             InputError: A connection is incomplete or invalid.
         """
         if way.source == "s3":
-            return open_access_point(self.request.dataset, self.aws_conn_id)
-        return PhysioNetHook(physionet_conn_id).source(connections)
+            return open_access_point(self.request.dataset)
+        return PhysioNetHook().source()
 
-    def mover(self, way: Way, connections: int = 1, physionet_conn_id: str = PHYSIONET_CONN_ID) -> Mover:
+    def mover(self, way: Way, connections: int) -> Mover:
         """How one file of the run crosses; makes no request.
 
         Raises:
@@ -166,12 +159,12 @@ class Run:
 
         dataset, storage_class = self.request.dataset, self.request.storage_class
         if way.mode == "download":
-            source = PhysioNetHook(physionet_conn_id).source(connections)
+            source = PhysioNetHook().source(connections)
             return Download(source, dataset, self.bucket, storage_class, self.layout.folder)
-        point = open_access_point(dataset, self.aws_conn_id)
+        point = open_access_point(dataset)
         if way.mode == "through":
             return ThroughWorker(point, self.bucket, storage_class, self.layout.folder)
-        copiers = open_copiers(self.bucket, point, self.aws_conn_id)
+        copiers = open_copiers(self.bucket, point)
         bucket = copiers.get(way.keys, self.bucket)
         return ServerSideCopy(point, bucket, storage_class, conditional=way.conditional)
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from physionet_airflow.bucket import AWS_CONN_ID, check_bucket, choose_way, try_store
+from physionet_airflow.bucket import check_bucket, choose_way, try_store
 from physionet_airflow.compat import (
     AirflowFailException,
     AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
 )
-from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.notify import notifiers
 from physionet_airflow.run import Run, dataset_overrides, engine_errors, show_shard
 from physionet_mirror.errors import DestinationError, MirrorError, NotTheFile
@@ -44,8 +43,6 @@ class AccessCheckSensor(BaseSensorOperator):
     told once (`notify`).
 
     Args:
-        physionet_conn_id: The PhysioNet account.
-        aws_conn_id: The bucket's account.
         dataset: Name of the dataset, which is then its prefix too; None = as the params say.
         dataset_param: The param that names the dataset, where it is one of several.
 
@@ -61,8 +58,6 @@ class AccessCheckSensor(BaseSensorOperator):
         *,
         dataset: str | None = None,
         dataset_param: str | None = None,
-        physionet_conn_id: str = PhysioNetHook.default_conn_name,
-        aws_conn_id: str = AWS_CONN_ID,
         poke_interval: timedelta | float = timedelta(minutes=2),
         timeout: timedelta | float = timedelta(hours=12),
         mode: str = "reschedule",
@@ -70,8 +65,6 @@ class AccessCheckSensor(BaseSensorOperator):
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, mode=mode, **kwargs)
         self.dataset, self.dataset_param = dataset, dataset_param
-        self.physionet_conn_id = physionet_conn_id
-        self.aws_conn_id = aws_conn_id
         self._last = ""
         self._outage_of: dict[str, Any] = _NOBODY
 
@@ -127,10 +120,10 @@ class AccessCheckSensor(BaseSensorOperator):
         """Whether source and bucket both let us in, and by which way the files come (`Way.to_json`)."""
         try:
             with engine_errors():
-                run = Run.of(context, self.aws_conn_id, **self.overrides(context))
-                check_bucket(run.bucket, self.aws_conn_id)
-                way = choose_way(run.request.source, run.request.dataset, run.bucket, self.aws_conn_id)
-                with closing(run.origin(way, physionet_conn_id=self.physionet_conn_id)) as source:
+                run = Run.of(context, **self.overrides(context))
+                check_bucket(run.bucket)
+                way = choose_way(run.request.source, run.request.dataset, run.bucket)
+                with closing(run.origin(way)) as source:
                     self._outage_of = _asked(source, run.request.dataset)
                     self.ask(source, run.request.dataset)
                 store = try_store(run.bucket, run.request.storage_class)
@@ -193,7 +186,6 @@ class MissingSensor(BaseSensorOperator):
 
     Args:
         shard: ``Shard.to_json()``, one of the plan's.
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         The shard with ``missing``, the number of images to fetch; their list is in S3.
@@ -202,10 +194,9 @@ class MissingSensor(BaseSensorOperator):
     template_fields = ("shard",)
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, shard: Mapping[str, Any], aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, *, shard: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shard = shard
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
@@ -214,7 +205,7 @@ class MissingSensor(BaseSensorOperator):
         from physionet_mirror.records import Shard
         from physionet_mirror.steps import mirror_shard
 
-        run = Run.of(context, self.aws_conn_id)
+        run = Run.of(context)
         found = mirror_shard.find_missing(
             Shard.from_json(self.shard), run.request, run.bucket, run.layout, started=run.started
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import AssetAlias, BaseOperator, BaseSensorOperator, PokeReturnValue, task_group
 
-from physionet_airflow.bucket import AWS_CONN_ID, check_bucket
+from physionet_airflow.bucket import check_bucket
 from physionet_airflow.compat import AirflowSkipException
 from physionet_airflow.notify import leave_notice
 from physionet_airflow.operators import PLAN, AskOperator, add_asset, other_places, place
@@ -50,19 +50,16 @@ def cpus() -> int | None:
     return int(text) if text else None
 
 
-def _opened(context: Context, aws_conn_id: str) -> tuple[Run, TrainingRequest]:
+def _opened(context: Context) -> tuple[Run, TrainingRequest]:
     """The run, and the training set that it is asked for."""
     from physionet_mirror.training.request import TrainingRequest
 
-    run = Run.of(context, aws_conn_id, **place(context))
+    run = Run.of(context, **place(context))
     return run, TrainingRequest.from_params(run.params)
 
 
 class CheckTrainingSetOperator(BaseOperator):
     """Checks params and bucket: what only a person can put right fails here, within seconds.
-
-    Args:
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         Name of the set.
@@ -70,25 +67,18 @@ class CheckTrainingSetOperator(BaseOperator):
 
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.aws_conn_id = aws_conn_id
-
     @engine_errors()
     def execute(self, context: Context) -> str:
         """Check."""
         cpus()
-        run, request = _opened(context, self.aws_conn_id)
-        check_bucket(run.bucket, self.aws_conn_id)
+        run, request = _opened(context)
+        check_bucket(run.bucket)
         self.log.info("The training set %s is made of %s.", request.name, run.bucket.uri())
         return request.name
 
 
 class PlanTarsOperator(BaseOperator):
     """Chooses the images, cuts them into tars, and says how many there are and what making them takes.
-
-    Args:
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         The tars (``PlannedTar.to_json()``) to map over; none in a dry run. Under the key ``plan``: ``dry_run``,
@@ -97,16 +87,12 @@ class PlanTarsOperator(BaseOperator):
 
     ui_color = "#e4ecf4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.aws_conn_id = aws_conn_id
-
     @engine_errors()
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Plan; a dry run returns no tars."""
         from physionet_mirror.steps import training_set
 
-        run, request = _opened(context, self.aws_conn_id)
+        run, request = _opened(context)
         made = training_set.plan_set(request, run.bucket, run.layout, params=run.params, most_tars=most_shards())
         context["ti"].xcom_push(
             key=PLAN,
@@ -150,7 +136,6 @@ class MissingTarSensor(BaseSensorOperator):
 
     Args:
         tar: ``PlannedTar.to_json()``, one of the plan's.
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         The tar.
@@ -159,10 +144,9 @@ class MissingTarSensor(BaseSensorOperator):
     template_fields = ("tar",)
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, tar: Mapping[str, Any], aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, *, tar: Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tar = tar
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
@@ -171,7 +155,7 @@ class MissingTarSensor(BaseSensorOperator):
         from physionet_mirror.layout import TrainingLayout
         from physionet_mirror.steps import training_set
 
-        run, request = _opened(context, self.aws_conn_id)
+        run, request = _opened(context)
         tar = training_set.PlannedTar.from_json(self.tar)
         found = training_set.find_tar(run.bucket, TrainingLayout(request.name), tar)
         if found is not None:
@@ -184,7 +168,6 @@ class MakeTarOperator(BaseOperator):
 
     Args:
         tar: What `MissingTarSensor` returned; None if it did not run.
-        aws_conn_id: The bucket's account.
 
     Returns (XCom):
         ``name``, ``images``, ``bytes``, ``sha256`` and the number ``left_out``.
@@ -193,10 +176,9 @@ class MakeTarOperator(BaseOperator):
     template_fields = ("tar",)
     ui_color = "#dcebf7"
 
-    def __init__(self, *, tar: Mapping[str, Any] | None, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, *, tar: Mapping[str, Any] | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tar = tar
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
@@ -207,7 +189,7 @@ class MakeTarOperator(BaseOperator):
         show_shard(context, self.tar["name"])
         from physionet_mirror.steps import training_set
 
-        run, request = _opened(context, self.aws_conn_id)
+        run, request = _opened(context)
         tar = training_set.PlannedTar.from_json(self.tar)
         made = training_set.make_tar(tar, request, run.bucket, cpus=cpus())
         figures = made.to_json()
@@ -220,18 +202,14 @@ class MakeTarOperator(BaseOperator):
 class VerifyTrainingSetOperator(BaseOperator):
     """Proves every tar, writes index and card, and fails if a tar is missing. Use it with ``trigger_rule="all_done"``.
 
-    Args:
-        aws_conn_id: The bucket's account.
-
     Returns (XCom):
         The figures that the asset event carries.
     """
 
     ui_color = "#e8f0e4"
 
-    def __init__(self, *, aws_conn_id: str = AWS_CONN_ID, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(outlets=[TRAINING_SET], **kwargs)
-        self.aws_conn_id = aws_conn_id
 
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any] | None:
@@ -251,7 +229,7 @@ class VerifyTrainingSetOperator(BaseOperator):
         if plan["dry_run"]:
             self.log.info("Dry run: nothing was made.\n%s", "\n".join(f"{name}: {text}" for name, text in plan["rows"]))
             return None
-        run, request = _opened(context, self.aws_conn_id)
+        run, request = _opened(context)
         made = training_set.verify_set(request, run.bucket, run.layout, run.request.dataset)
         figures: dict[str, Any] = {
             "name": made.name,
