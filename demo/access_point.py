@@ -95,12 +95,12 @@ class AccessPoint:
 
     Args:
         datasets: Folder that holds ``<slug>/<version>/…``.
-        points: Name of each access point and the dataset behind it; default: one a dataset, by PhysioNet's naming.
         upstream: The S3 server that holds all other buckets: endpoint, access key, secret key.
         identities: By access key.
         port: Default: a free one.
 
     Attributes:
+        points: Name of each access point, one a dataset, by PhysioNet's naming; and the dataset behind it.
         regions: Region of a bucket, where it is not the access point's own.
         denied: Paths below ``<slug>/<version>/`` that are refused.
         damaged: Paths whose bytes are wrong.
@@ -120,11 +120,10 @@ class AccessPoint:
         *,
         upstream: tuple[str, str, str],
         identities: Mapping[str, Identity],
-        points: Mapping[str, str] | None = None,
         port: int = 0,
     ) -> None:
         self.datasets, self.upstream, self.identities = datasets, upstream, dict(identities)
-        self.points = dict(points) if points is not None else _points_of(datasets)
+        self.points = _points_of(datasets)
         self.regions: dict[str, str] = {}
         self.denied: set[str] = set()
         self.damaged: set[str] = set()

@@ -81,10 +81,10 @@ def _band(distance: Field, width: float) -> Field:
     return np.exp(-((distance / np.float32(width)) ** 2))
 
 
-def _clouds(rng: np.random.Generator, shape: tuple[int, ...], cells: int, octaves: int = 3) -> Field:
+def _clouds(rng: np.random.Generator, shape: tuple[int, ...], cells: int) -> Field:
     """Smooth noise of about unit spread, ``cells`` blobs across."""
     total = np.zeros(shape, dtype=np.float32)
-    for octave in range(octaves):
+    for octave in range(3):
         size = cells * 2**octave
         small = Image.fromarray(rng.standard_normal((size, size), dtype=np.float32))
         total += np.asarray(small.resize(shape[::-1], Image.Resampling.BICUBIC)) / 1.6**octave

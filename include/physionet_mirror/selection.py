@@ -155,7 +155,7 @@ def _filters(manifest: pd.DataFrame, selection: Selection, studies: Mapping[str,
     if selection.has_report:
         filters.append(("has_report", (True,), _one_of("study_id", tuple(studies["has_report"]))))
     if selection.file_list is not None:
-        numbered = _numbered(selection.file_list)
+        numbered = listed_paths(selection.file_list)
         paths = tuple(numbered)
         known_paths = manifest["path"].isin(list(paths))
         if int(known_paths.sum()) < len(paths):
@@ -176,8 +176,8 @@ def _one_of(column: str, wanted: Sequence[object]) -> Callable[[pd.DataFrame], p
     return lambda frame: frame[frame[column].isin(list(wanted))]
 
 
-def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
-    """The image paths of a file list, each once, without blanks, ``#`` comments and the reason after a tab.
+def listed_paths(lines: Iterable[str]) -> dict[str, int]:
+    """The image paths of a file list, without blanks, ``#`` comments and the reason after a tab; each once, with its line.
 
     ``failed_images.txt`` of an earlier run is such a list. A line may also be a file's address at PhysioNet.
 
@@ -185,11 +185,6 @@ def listed_paths(lines: Iterable[str]) -> tuple[str, ...]:
         InputError: A path that is absolute or climbs, or a list without any. The message quotes a line only where it looks
             like a dataset's path: the list may be any object that the role can read, and the message goes into a log.
     """
-    return tuple(_numbered(lines))
-
-
-def _numbered(lines: Iterable[str]) -> dict[str, int]:
-    """The paths of a file list with the number of the line on which each stands first."""
     paths: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         path = line.removeprefix("\ufeff").split("\t", 1)[0].strip()

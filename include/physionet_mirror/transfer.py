@@ -290,7 +290,6 @@ class Transfer:
         about: What the results that are published say beside what the transfer counts (see `Tally.result`).
         publish: Called every few seconds, and once in the end.
         on_stored: Called for each file with the seconds from its request to S3's answer.
-        attempts: Tries of a file.
         patience: Seconds to wait for a server that is down.
         backoff: Seconds before a file's second try, on average; doubled each time.
         stop: Set it to drain: files whose bytes are coming finish, the rest is left.
@@ -307,7 +306,6 @@ class Transfer:
         about: ShardResult | None = None,
         publish: Callable[[ShardResult], None] = lambda _: None,
         on_stored: Callable[[float], None] = lambda _: None,
-        attempts: int = ATTEMPTS,
         patience: float = PATIENCE,
         backoff: float = 1.0,
         stop: threading.Event | None = None,
@@ -317,7 +315,7 @@ class Transfer:
         self._ready = deque(_Job(file) for file in files)
         self._mover, self._pace, self._publish, self._on_stored = mover, pace, publish, on_stored
         self._about = about or ShardResult(0)
-        self._attempts, self._patience, self._backoff = attempts, patience, backoff
+        self._patience, self._backoff = patience, backoff
         self._stop = stop or threading.Event()
         self._later: list[tuple[float, int, _Job]] = []  # heap of (due, tie-breaker, job)
         self._running: set[_Job] = set()
@@ -750,7 +748,7 @@ class Transfer:
     def _try_again(self, job: _Job, error: SourceError) -> None:
         """Its own fault: later, exponentially and with jitter, or never."""
         job.tries += 1
-        if job.tries >= self._attempts:
+        if job.tries >= ATTEMPTS:
             self._suspects.discard(job)
             self._settled()
             self.tally.failed.append(Failure(job.file.path, error.reason, str(error)))
@@ -780,7 +778,7 @@ class Transfer:
         if now - self._suspect_since > self._patience and not any(other.coming for other in self._running):
             self._fatal = self._fatal or _served_nobody(error, now - self._suspect_since)
             return True
-        if job.tries + 1 < self._attempts or len(self._suspects) >= self._unsettled:
+        if job.tries + 1 < ATTEMPTS or len(self._suspects) >= self._unsettled:
             return False
         self._ready.append(job)
         self.tally.retries += 1

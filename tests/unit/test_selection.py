@@ -263,7 +263,7 @@ def test_failed_images_of_an_earlier_run_are_a_file_list() -> None:
     wanted = MANIFEST["path"].iloc[[3, 1]].tolist()
     lines = ["\ufeff# from run 7", f"{wanted[0]}\tnot found", "", f"  {wanted[1]}  ", f"{wanted[0]}\tcorrupt\r"]
 
-    assert listed_paths(lines) == tuple(wanted)
+    assert tuple(listed_paths(lines)) == tuple(wanted)
     assert paths(Selection(select="all", file_list=tuple(lines))) == sorted(wanted)
 
 
@@ -279,7 +279,7 @@ def test_failed_images_of_an_earlier_run_are_a_file_list() -> None:
 def test_a_file_list_may_hold_addresses_at_physionet(address: str) -> None:
     wanted = MANIFEST["path"].iloc[[3, 1]].tolist()
     lines = tuple(f"{address.format(path)}\tnot found" for path in wanted)
-    assert listed_paths(lines) == tuple(wanted)
+    assert tuple(listed_paths(lines)) == tuple(wanted)
     assert paths(Selection(select="all", file_list=lines)) == sorted(wanted)
 
 

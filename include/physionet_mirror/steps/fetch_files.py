@@ -177,10 +177,10 @@ def write_file(file: Path, chunks: Iterator[bytes]) -> None:
             out.write(chunk)
 
 
-def read_file(file: Path, chunk: int = 1 << 20) -> Iterator[bytes]:
-    """A local file in chunks of so many bytes."""
+def read_file(file: Path) -> Iterator[bytes]:
+    """A local file in chunks of 1 MiB."""
     with file.open("rb") as stream:
-        while data := stream.read(chunk):
+        while data := stream.read(1 << 20):
             yield data
 
 

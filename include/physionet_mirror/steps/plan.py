@@ -43,6 +43,9 @@ _LARGEST_REPORT = 4_000_000
 
 _MOST_REPORTS_READ = 100
 
+_USEFUL_REPORTS = 10
+"""Of runs that fetched for a while; those between them come along."""
+
 _LONGEST_KEY = 1024
 """Bytes of a key in S3 (source: S3 user guide, naming objects)."""
 
@@ -232,15 +235,14 @@ def read_left(bucket: Bucket) -> list[File]:
     return left
 
 
-def earlier_reports(bucket: Bucket, most: int = 10, *, mode: Mode | None = None) -> list[RunReport]:
-    """The reports of the latest runs to this bucket, newest first, until ``most`` of them have something to teach.
+def earlier_reports(bucket: Bucket, mode: Mode | None = None) -> list[RunReport]:
+    """The reports of the latest runs to this bucket, newest first, until `_USEFUL_REPORTS` of them have something to teach.
 
     Audits and clean-ups, which have none, and runs that fetched nothing to speak of hide no other run. One HEAD a run says
     which reports there are and which are the newest; only these are read.
 
     Args:
         bucket: Where the runs went.
-        most: Reports of runs that fetched for a while; those between them come along.
         mode: Only runs by this way; None = any.
     """
     paths = [RunLayout.of_folder(name).report_json for name in bucket.folders(RUNS) if not has_no_report(name)]
@@ -249,14 +251,14 @@ def earlier_reports(bucket: Bucket, most: int = 10, *, mode: Mode | None = None)
         there = [stored for stored in pool.map(bucket.head, paths) if stored and 0 < stored.size <= _LARGEST_REPORT]
         there = sorted(there, key=lambda stored: stored.last_modified, reverse=True)[:_MOST_REPORTS_READ]
         useful = 0
-        for at in range(0, len(there), most):
-            batch = there[at : at + most]
+        for at in range(0, len(there), _USEFUL_REPORTS):
+            batch = there[at : at + _USEFUL_REPORTS]
             read = pool.map(lambda stored: load(bucket, stored.path, RunReport), batch)
             for stored, report in zip(batch, read, strict=True):
                 if report is not None and mode in (None, report.mode):
                     found.append((report.finished or stored.last_modified.timestamp(), report))
                     useful += report.transfer.bytes > 0 and report.transfer.seconds >= ENOUGH_SECONDS
-            if useful >= most:
+            if useful >= _USEFUL_REPORTS:
                 break
     return [report for _, report in sorted(found, key=lambda pair: pair[0], reverse=True)]
 

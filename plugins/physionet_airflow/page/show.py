@@ -74,11 +74,11 @@ def number(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def ago(at: datetime | None, now: datetime | None = None) -> str:
+def ago(at: datetime | None) -> str:
     """``5 min ago``; empty for no time."""
     if at is None:
         return ""
-    seconds = ((now or datetime.now(UTC)) - at).total_seconds()
+    seconds = (datetime.now(UTC) - at).total_seconds()
     for unit, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= 2 * unit or (unit == 60 and seconds >= 60):
             count = int(seconds // unit)
