@@ -77,6 +77,7 @@ def open_bucket(server: Listing) -> Any:
 def remember(server: Listing, version: Path) -> int:
     """Write to the bucket what a run leaves there after verifying everything; returns the number of images."""
     from physionet_mirror import index, manifest
+    from physionet_mirror.files import File
     from physionet_mirror.layout import MANIFEST
     from physionet_mirror.verification import Verdict, Verified
     from physionet_mirror.verified_cache import Memory
@@ -91,7 +92,7 @@ def remember(server: Listing, version: Path) -> int:
     memory, verdict = Memory(), Verdict("checksum")
     for path, sha256 in zip(frame["path"], frame["sha256"], strict=True):
         entry = image(sha256)
-        memory.record(path, entry.size, entry.etag, sha256)
+        memory.record(File(path, sha256), entry.size, entry.etag)
         verdict.ok.append(Verified(path, entry.size, entry.etag, sha256))
     memory.save(bucket)
     index.update(bucket, verdict, BytesIO(out.getvalue()))

@@ -26,9 +26,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice, pairwise
 from posixpath import commonpath, dirname
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from physionet_mirror.errors import DestinationError, DestinationUnavailable, InputError, ObjectArchived
+from physionet_mirror.files import File
 from physionet_mirror.records import Failure
 from physionet_mirror.request import LEVELS, Level
 from physionet_mirror.verified_cache import Memory, groups_of
@@ -52,15 +53,6 @@ _UNORDERED = "--x-s3"  # suffix of S3 directory buckets, which list in no order 
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class File(Protocol):
-    """A file as the manifest describes it: its path below the prefix, and its SHA-256 (hex)."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def sha256(self) -> str: ...
 
 
 class Verified(NamedTuple):
@@ -317,9 +309,8 @@ class _Look:
             return Failure(file.path, "empty", "an object of zero bytes")
         if self.into.level == "count":
             return there.size, there.etag
-        judgement = self.memory.judge(
-            file.path, there.size, there.etag, file.sha256, level=self.into.level, run=self.run, anew=self.anew
-        )
+        known = self.memory
+        judgement = known.judge(file, there.size, there.etag, level=self.into.level, run=self.run, anew=self.anew)
         if judgement == "verified":
             self.into.remembered += 1
             return there.size, there.etag
@@ -339,7 +330,7 @@ class _Look:
         # For an object uploaded in parts, some servers return a checksum of the parts' checksums without saying so.
         of_parts = stored.sha256 != file.sha256 and "-" in stored.etag
         if stored.sha256 is None or of_parts:
-            if self.memory.judge(file.path, stored.size, stored.etag, file.sha256) == "verified":
+            if self.memory.judge(file, stored.size, stored.etag) == "verified":
                 return stored.size, stored.etag  # it was read before, and its ETag is unchanged
             return self._read_back(file, stored.size, stored.etag)
         return self._settle(file, stored.size, stored.etag, stored.sha256, "checksum")
@@ -363,7 +354,7 @@ class _Look:
 
     def _settle(self, file: File, size: int, etag: str, sha256: str, level: str) -> _Outcome:
         right = sha256 == file.sha256
-        self.memory.record(file.path, size, etag, file.sha256, level=level if right else "wrong", run=self.run)
+        self.memory.record(file, size, etag, level=level if right else "wrong", run=self.run)
         if right:
             return size, etag
         whose = "the bytes read back hash to" if level == "content" else "S3 holds the SHA-256"

@@ -6,11 +6,12 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from physionet_mirror.compare import WORKERS, Comparison, File, Verified, compare
+from physionet_mirror.compare import WORKERS, Comparison, Verified, compare
 from physionet_mirror.errors import VerificationFailed
 from physionet_mirror.s3.prices import request_cost
 
 if TYPE_CHECKING:
+    from physionet_mirror.files import File
     from physionet_mirror.request import Level
     from physionet_mirror.s3.bucket import Bucket
 

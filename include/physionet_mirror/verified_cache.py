@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakKeyDictionary
 
 from physionet_mirror.errors import DestinationUnavailable
+from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout, group_of, verified
 
 if TYPE_CHECKING:
@@ -86,23 +87,15 @@ class Memory:
             return sum(len(entries) for entries in self._new.values())
 
     def judge(
-        self,
-        path: str,
-        size: int,
-        etag: str,
-        sha256: str,
-        *,
-        level: str = "checksum",
-        run: str | None = None,
-        anew: bool = False,
+        self, file: File, size: int, etag: str, *, level: str = "checksum", run: str | None = None, anew: bool = False
     ) -> Judgement:
-        """What the cache says about an object, given its size and ETag in S3 and its SHA-256 in the manifest.
+        """What the cache says about a file whose object has this size and ETag in S3.
 
         With ``anew``, and always with ``level="content"``, only entries of this ``run`` (see `attempt_of`) count;
         without a run, none do. With ``level="content"`` only entries of objects whose bytes were read count.
         """
-        entry = self._known.get(group_of(path), {}).get(path)
-        if entry is None or not etag or not entry.startswith(f"{size}\t{etag}\t{sha256}\t"):
+        entry = self._known.get(group_of(file.path), {}).get(file.path)
+        if entry is None or not etag or not entry.startswith(f"{size}\t{etag}\t{file.sha256}\t"):
             return "unknown"
         _, known_level, known_run = entry.rsplit("\t", 2)
         if known_level == "wrong":
@@ -115,10 +108,9 @@ class Memory:
 
     def record(
         self,
-        path: str,
+        file: File,
         size: int,
         etag: str,
-        sha256: str,
         *,
         level: str = "checksum",
         run: str | None = None,
@@ -128,7 +120,7 @@ class Memory:
         if level not in _LEVELS:
             raise ValueError(f"level must be one of {sorted(_LEVELS)}, not {level!r}")
         when = (at or datetime.now(UTC)).astimezone(UTC).strftime(_TIME)
-        entry = f"{size}\t{etag}\t{sha256}\t{when}\t{level}\t{run or ''}"
+        path, entry = file.path, f"{size}\t{etag}\t{file.sha256}\t{when}\t{level}\t{run or ''}"
         if not etag or any(c in path + entry for c in "\r\n") or "\t" in path or entry.count("\t") != _TABS:
             return  # such an entry could not be matched again
         group = group_of(path)

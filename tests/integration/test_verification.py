@@ -162,7 +162,9 @@ class TestDamage:
             assert hashlib.sha256(files[victim]).hexdigest() in verdict.problems[0].detail
         listed = {entry.path: entry for entry in bucket.list("files/")}[victim]
         memory = Memory.load(bucket, ["p10", "p11", "p12"])
-        assert memory.judge(victim, listed.size, listed.etag, hashlib.sha256(files[victim]).hexdigest()) == "wrong"
+        assert (
+            memory.judge(File(victim, hashlib.sha256(files[victim]).hexdigest()), listed.size, listed.etag) == "wrong"
+        )
         store(bucket, {victim: files[victim]})
         assert verify(wanted(files), bucket).passed
 

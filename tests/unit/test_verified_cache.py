@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from physionet_mirror.errors import DestinationUnavailable
+from physionet_mirror.files import File
 from physionet_mirror.layout import RunLayout, group_of, verified
 from physionet_mirror.s3.bucket import Stored
 from physionet_mirror.verified_cache import Memory, attempt_of, groups_of
@@ -57,7 +58,7 @@ def remembered(bucket, *entries, at=NOW):
     """The entries of a new Memory after these (path, size, etag, sha256, level) were recorded and saved."""
     memory = Memory()
     for path, size, etag, sha256, level in entries:
-        memory.record(path, size, etag, sha256, level=level, at=at)
+        memory.record(File(path, sha256), size, etag, level=level, at=at)
     memory.save(bucket)
     return Memory.load(bucket, groups_of(path for path, *_ in entries))
 
@@ -71,39 +72,39 @@ def test_the_group_is_that_of_the_patient():
 
 def test_believes_only_what_is_exactly_the_same(bucket):
     memory = remembered(bucket, (IMAGE, 100, "e1", SUM, "checksum"))
-    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
-    assert memory.judge(IMAGE, 101, "e1", SUM) == "unknown"
-    assert memory.judge(IMAGE, 100, "e2", SUM) == "unknown"
-    assert memory.judge(IMAGE, 100, "e1", "cd" * 32) == "unknown"
-    assert memory.judge(IMAGE + "x", 100, "e1", SUM) == "unknown"
-    assert memory.judge(IMAGE, 10, "0\te1", SUM) == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1") == "verified"
+    assert memory.judge(File(IMAGE, SUM), 101, "e1") == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 100, "e2") == "unknown"
+    assert memory.judge(File(IMAGE, "cd" * 32), 100, "e1") == "unknown"
+    assert memory.judge(File(IMAGE + "x", SUM), 100, "e1") == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 10, "0\te1") == "unknown"
 
 
 def test_remembers_what_is_wrong(bucket):
-    assert remembered(bucket, (IMAGE, 100, "e1", SUM, "wrong")).judge(IMAGE, 100, "e1", SUM) == "wrong"
+    assert remembered(bucket, (IMAGE, 100, "e1", SUM, "wrong")).judge(File(IMAGE, SUM), 100, "e1") == "wrong"
 
 
 def test_a_checksum_is_no_content(bucket):
     memory = Memory()
-    memory.record(IMAGE, 100, "e1", SUM, level="checksum", run="one")
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="one") == "unknown"
-    memory.record(IMAGE, 100, "e1", SUM, level="content", run="one")
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="one") == "verified"
-    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+    memory.record(File(IMAGE, SUM), 100, "e1", level="checksum", run="one")
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", level="content", run="one") == "unknown"
+    memory.record(File(IMAGE, SUM), 100, "e1", level="content", run="one")
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", level="content", run="one") == "verified"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1") == "verified"
 
 
 @pytest.mark.parametrize("clock", [timedelta(minutes=-10), timedelta(0), timedelta(minutes=10)])
 def test_what_was_read_back_counts_in_its_own_run_only_whatever_the_clock_says(bucket, clock):
     memory = Memory()
-    memory.record(IMAGE, 100, "e1", SUM, level="content", run="one", at=NOW + clock)
+    memory.record(File(IMAGE, SUM), 100, "e1", level="content", run="one", at=NOW + clock)
     memory.save(bucket)
     memory = Memory.load(bucket, ["p10"])
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="one") == "verified"
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="two") == "unknown"
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content") == "unknown"
-    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
-    assert memory.judge(IMAGE, 100, "e1", SUM, run="two", anew=True) == "unknown"
-    assert memory.judge(IMAGE, 100, "e1", SUM, run="one", anew=True) == "verified"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", level="content", run="one") == "verified"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", level="content", run="two") == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", level="content") == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1") == "verified"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", run="two", anew=True) == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", run="one", anew=True) == "verified"
 
 
 def test_an_attempt_is_its_runs_retries_and_nothing_else():
@@ -121,13 +122,13 @@ def test_files_of_earlier_versions_are_read(bucket):
     old = "\n".join(["path\tsize\tetag\tsha256\tverified_at\tlevel", *lines])
     bucket.objects[verified("p10")] = gzip.compress(old.encode())
     memory = Memory.load(bucket, ["p10"])
-    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
-    assert memory.judge(IMAGE, 100, "e1", SUM, level="content", run="") == "unknown"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1") == "verified"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1", level="content", run="") == "unknown"
     assert list(memory) == [(IMAGE, 100, "e1", SUM, NOW, "content")]
 
 
 def test_an_object_without_etag_cannot_be_recognised_again(bucket):
-    assert remembered(bucket, (IMAGE, 100, "", SUM, "checksum")).judge(IMAGE, 100, "", SUM) == "unknown"
+    assert remembered(bucket, (IMAGE, 100, "", SUM, "checksum")).judge(File(IMAGE, SUM), 100, "") == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,10 @@ def test_a_damaged_file_is_an_empty_memory_and_is_written_anew(bucket, caplog, d
         memory = Memory.load(bucket, ["p10"])
     assert len(memory) == 0
     assert "No file is affected" in caplog.text
-    memory.record(IMAGE, 100, "e1", SUM)
+    memory.record(File(IMAGE, SUM), 100, "e1")
     memory.save(bucket)
     assert len(caplog.records) == 1, "named once, however often it is read"
-    assert Memory.load(bucket, ["p10"]).judge(IMAGE, 100, "e1", SUM) == "verified"
+    assert Memory.load(bucket, ["p10"]).judge(File(IMAGE, SUM), 100, "e1") == "verified"
 
 
 def test_damaged_lines_are_skipped(bucket, caplog):
@@ -158,7 +159,7 @@ def test_damaged_lines_are_skipped(bucket, caplog):
     text = gzip.decompress(bucket.objects[verified("p10")]).decode()
     bucket.objects[verified("p10")] = gzip.compress((text + "half a li").encode())
     memory = Memory.load(bucket, ["p10"])
-    assert memory.judge(IMAGE, 100, "e1", SUM) == "verified"
+    assert memory.judge(File(IMAGE, SUM), 100, "e1") == "verified"
     assert "1 lines" in caplog.text
 
 
@@ -170,17 +171,17 @@ def test_an_absent_file_is_an_empty_memory_without_a_word(bucket, caplog):
 @pytest.mark.parametrize("clock", [timedelta(minutes=-10), timedelta(minutes=10)])
 def test_overlapping_writers_keep_both_and_what_one_found_wrong_stays(bucket, clock):
     one, two = Memory.load(bucket, ["p10"]), Memory.load(bucket, ["p10"])
-    one.record("files/p10/a", 1, "e", SUM, at=NOW)
-    one.record("files/p10/both", 1, "e", SUM, level="wrong", at=NOW)
-    two.record("files/p10/b", 1, "e", SUM, at=NOW + clock)
-    two.record("files/p10/both", 1, "e", SUM, level="checksum", at=NOW + clock)
+    one.record(File("files/p10/a", SUM), 1, "e", at=NOW)
+    one.record(File("files/p10/both", SUM), 1, "e", level="wrong", at=NOW)
+    two.record(File("files/p10/b", SUM), 1, "e", at=NOW + clock)
+    two.record(File("files/p10/both", SUM), 1, "e", level="checksum", at=NOW + clock)
     one.save(bucket)
     two.save(bucket)
     memory = Memory.load(bucket, ["p10"])
-    assert memory.judge("files/p10/a", 1, "e", SUM) == "verified"
-    assert memory.judge("files/p10/b", 1, "e", SUM) == "verified"
-    assert memory.judge("files/p10/both", 1, "e", SUM) == "wrong"
-    assert two.judge("files/p10/both", 1, "e", SUM) == "wrong"
+    assert memory.judge(File("files/p10/a", SUM), 1, "e") == "verified"
+    assert memory.judge(File("files/p10/b", SUM), 1, "e") == "verified"
+    assert memory.judge(File("files/p10/both", SUM), 1, "e") == "wrong"
+    assert two.judge(File("files/p10/both", SUM), 1, "e") == "wrong"
 
 
 @pytest.mark.parametrize("level", ["checksum", "wrong"])
@@ -188,17 +189,17 @@ def test_overlapping_writers_keep_both_and_what_one_found_wrong_stays(bucket, cl
 def test_the_last_look_replaces_what_was_known_before_it(bucket, level, clock):
     remembered(bucket, (IMAGE, 100, "e1", SUM, "wrong" if level == "checksum" else "checksum"), at=NOW + clock)
     memory = Memory.load(bucket, ["p10"])
-    memory.record(IMAGE, 100, "e1", SUM, level="content", at=NOW)
-    memory.record(IMAGE, 100, "e1", SUM, level=level, at=NOW)
+    memory.record(File(IMAGE, SUM), 100, "e1", level="content", at=NOW)
+    memory.record(File(IMAGE, SUM), 100, "e1", level=level, at=NOW)
     memory.save(bucket)
     expected = "wrong" if level == "wrong" else "verified"
-    assert Memory.load(bucket, ["p10"]).judge(IMAGE, 100, "e1", SUM) == expected
+    assert Memory.load(bucket, ["p10"]).judge(File(IMAGE, SUM), 100, "e1") == expected
 
 
 def test_of_many_who_write_at_once_none_loses_anything(bucket, monkeypatch):
     read, others = bucket.read, [Memory() for _ in range(3)]
     for number, other in enumerate(others):
-        other.record(f"files/p10/other-{number}", 1, "e", SUM)
+        other.record(File(f"files/p10/other-{number}", SUM), 1, "e")
 
     def somebody_writes_just_now(path):
         data = read(path) if path in bucket.objects else None
@@ -211,7 +212,7 @@ def test_of_many_who_write_at_once_none_loses_anything(bucket, monkeypatch):
     monkeypatch.setattr("physionet_mirror.verified_cache.time.sleep", lambda _: None)
     bucket.read = somebody_writes_just_now
     memory = Memory()
-    memory.record(IMAGE, 1, "e", SUM)
+    memory.record(File(IMAGE, SUM), 1, "e")
     memory.save(bucket)
     assert len(memory) == len(Memory.load(bucket, ["p10"])) == 4
 
@@ -220,7 +221,7 @@ def test_a_file_that_is_written_all_the_time_is_an_error_and_loses_nothing(bucke
     monkeypatch.setattr("physionet_mirror.verified_cache.time.sleep", lambda _: None)
     bucket.write_unless_changed = lambda *_, **__: False
     memory = Memory()
-    memory.record(IMAGE, 1, "e", SUM)
+    memory.record(File(IMAGE, SUM), 1, "e")
     with pytest.raises(DestinationUnavailable, match="No file is affected"):
         memory.save(bucket)
     assert memory.unsaved == 1
@@ -228,8 +229,8 @@ def test_a_file_that_is_written_all_the_time_is_an_error_and_loses_nothing(bucke
 
 def test_a_save_that_fails_loses_nothing(bucket):
     memory = Memory()
-    memory.record("files/p10/a", 1, "e", SUM)
-    memory.record("files/p11/b", 1, "e", SUM)
+    memory.record(File("files/p10/a", SUM), 1, "e")
+    memory.record(File("files/p11/b", SUM), 1, "e")
     write, failing = bucket.write_unless_changed, [True]
 
     def flaky(path, data, before, **more):
@@ -250,14 +251,14 @@ def test_only_groups_with_news_are_written(bucket):
     remembered(bucket, ("files/p10/a", 1, "e", SUM, "checksum"), ("files/p11/b", 1, "e", SUM, "checksum"))
     memory = Memory.load(bucket, ["p10", "p11"])
     bucket.objects.clear()
-    memory.record("files/p10/c", 1, "e", SUM)
+    memory.record(File("files/p10/c", SUM), 1, "e")
     memory.save(bucket)
     assert list(bucket.objects) == [verified("p10")]
 
 
 def test_an_unknown_level_is_a_mistake_of_the_caller():
     with pytest.raises(ValueError, match="level"):
-        Memory().record(IMAGE, 1, "e", SUM, level="count")
+        Memory().record(File(IMAGE, SUM), 1, "e", level="count")
 
 
 names = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=20)
@@ -279,9 +280,9 @@ def test_whatever_the_names_what_is_told_is_what_was_recorded(entries):
     memory = remembered(bucket, *entries, ("files/p10/sentinel", 1, "e", SUM, "checksum"))
     last = {path: (size, etag, sha256, level) for path, size, etag, sha256, level in entries if recordable(path, etag)}
     for path, (size, etag, sha256, level) in last.items():
-        assert memory.judge(path, size, etag, sha256) == ("wrong" if level == "wrong" else "verified")
-        assert memory.judge(path, size + 1, etag, sha256) == "unknown"
-    assert memory.judge("files/p10/sentinel", 1, "e", SUM) == "verified"
+        assert memory.judge(File(path, sha256), size, etag) == ("wrong" if level == "wrong" else "verified")
+        assert memory.judge(File(path, sha256), size + 1, etag) == "unknown"
+    assert memory.judge(File("files/p10/sentinel", SUM), 1, "e") == "verified"
     assert len(memory) == len(last | {"files/p10/sentinel": ()})
 
 
@@ -293,7 +294,7 @@ def test_the_largest_group_is_read_in_a_blink(bucket):
     memory = Memory()
     for number in range(37_000):
         path = f"files/p10/p1{number:07}/s5{number:07}/{number:08x}-bde0afdd-112c0b34-7bc16630-4e384014.jpg"
-        memory.record(path, 1_400_000 + number, f"{number:032x}", f"{number:064x}", at=NOW)
+        memory.record(File(path, f"{number:064x}"), 1_400_000 + number, f"{number:032x}", at=NOW)
     memory.save(bucket)
     durations = []
     for _ in range(5):
