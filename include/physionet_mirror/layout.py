@@ -87,6 +87,16 @@ def verified(group: str) -> str:
     return f"{MIRROR}verified/{group}.tsv.gz"
 
 
+class _Below:
+    """The path of what has this name below a layout's ``root``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layout: RunLayout | TrainingLayout, _: type) -> str:
+        return layout.root + self._name
+
+
 @dataclass(frozen=True)
 class RunLayout:
     """The paths of one run below the key prefix.
@@ -100,6 +110,15 @@ class RunLayout:
     run_id: str
     dag_id: str = MAIN_DAG
     old: bool = False
+
+    plan = _Below("plan.json")
+    results = _Below("results/")
+    pace = _Below("pace.json")
+    report_json = _Below("report.json")
+    report_html = _Below("report.html")
+    failed_images = _Below("failed_images.txt")
+    audit_json = _Below("audit.json")
+    deleted = _Below("deleted.jsonl.gz")
 
     @classmethod
     def of_folder(cls, name: str) -> RunLayout:
@@ -119,10 +138,6 @@ class RunLayout:
     def root(self) -> str:
         return f"{RUNS}{self.folder}/"
 
-    @property
-    def plan(self) -> str:
-        return self.root + "plan.json"
-
     def shard(self, index: int) -> str:
         return f"{self.root}shards/{index:04d}.sha256"
 
@@ -135,34 +150,6 @@ class RunLayout:
     def tar_rows(self, index: int) -> str:
         return f"{self.root}tars/{index:04d}.parquet"
 
-    @property
-    def results(self) -> str:
-        return self.root + "results/"
-
-    @property
-    def pace(self) -> str:
-        return self.root + "pace.json"
-
-    @property
-    def report_json(self) -> str:
-        return self.root + "report.json"
-
-    @property
-    def report_html(self) -> str:
-        return self.root + "report.html"
-
-    @property
-    def failed_images(self) -> str:
-        return self.root + "failed_images.txt"
-
-    @property
-    def audit_json(self) -> str:
-        return self.root + "audit.json"
-
-    @property
-    def deleted(self) -> str:
-        return self.root + "deleted.jsonl.gz"
-
 
 @dataclass(frozen=True)
 class TrainingLayout:
@@ -174,6 +161,10 @@ class TrainingLayout:
 
     name: str
 
+    index = _Below("index.parquet")
+    card = _Below("dataset.json")
+    readme = _Below("README.md")
+
     @property
     def root(self) -> str:
         return f"{TRAINING}{self.name}/"
@@ -183,18 +174,6 @@ class TrainingLayout:
 
     def members(self, name: str) -> str:
         return f"{self.root}members/{name}.parquet"
-
-    @property
-    def index(self) -> str:
-        return self.root + "index.parquet"
-
-    @property
-    def card(self) -> str:
-        return self.root + "dataset.json"
-
-    @property
-    def readme(self) -> str:
-        return self.root + "README.md"
 
 
 def has_no_report(folder: str) -> bool:
