@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -307,17 +308,18 @@ def taken(catalog: Catalog, selection: Selection, studies: Mapping[str, Collecti
 
 
 def by_each_way(
-    estimate: Callable[[Mode], Estimate], mode: Mode, region: str | None, in_aws: bool
+    estimate: Callable[..., Estimate], mode: Mode, region: str | None, in_aws: bool
 ) -> tuple[Estimate, list[Estimate]]:
     """The estimate by the way that is expected, and those by all that may be open.
 
-    No copy crosses Regions: where one would have to, it is through the worker.
+    ``estimate`` is `estimate_run` with all its arguments but ``mode``, ``region`` and ``in_aws``. No copy crosses Regions:
+    where one would have to, it is through the worker.
     """
     modes: list[Mode] = ["download", "copy", "through"]
     if in_aws and region not in (None, DEFAULT_REGION):
         modes.remove("copy")
         mode = "through" if mode == "copy" else mode
-    ways = {each: estimate(each) for each in modes}
+    ways = {each: estimate(mode=each, region=region, in_aws=in_aws) for each in modes}
     return ways[mode], list(ways.values())
 
 
@@ -350,19 +352,8 @@ def preview(
     chosen = choose(catalog.frame, request.selection, studies)
     verified = catalog.verified[chosen.frame.index.to_numpy()]
     counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
-    reports = list(reports)
-
-    def estimate(by: Mode) -> Estimate:
-        return estimate_run(
-            request,
-            counts.images,
-            counts.images - counts.verified,
-            catalog.mean_bytes or request.dataset.image_bytes,
-            mode=by,
-            streams=streams,
-            region=region,
-            in_aws=in_aws,
-            reports=reports,
-        )
-
+    mean_bytes, missing = catalog.mean_bytes or request.dataset.image_bytes, counts.images - counts.verified
+    estimate = partial(
+        estimate_run, request, counts.images, missing, mean_bytes, streams=streams, reports=list(reports)
+    )
     return Preview(counts, chosen.matched, *by_each_way(estimate, mode, region, in_aws), chosen.notes)

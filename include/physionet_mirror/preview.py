@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from physionet_mirror import sizes
@@ -102,25 +103,19 @@ def preview_files(
     count, there = len(rows), int(catalog.verified[rows].sum())
     missing, stored = count - there, int(catalog.sizes[rows].sum())
     fetched, between, basis = _sizes(catalog, request, plans, count, missing, stored)
-    reports = list(reports)
-
-    def estimate(by: Mode) -> Estimate:
-        return estimate_run(
-            request,
-            count,
-            missing,
-            fetched / missing if missing else catalog.mean_bytes or sizes.GUESS,
-            mode=by,
-            streams=streams,
-            region=region,
-            in_aws=in_aws,
-            reports=reports,
-            exact=(stored + fetched, fetched),
-            between=between,
-            sizes=basis,
-            listed=False,
-        )
-
+    estimate = partial(
+        estimate_run,
+        request,
+        count,
+        missing,
+        fetched / missing if missing else catalog.mean_bytes or sizes.GUESS,
+        streams=streams,
+        reports=list(reports),
+        exact=(stored + fetched, fetched),
+        between=between,
+        sizes=basis,
+        listed=False,
+    )
     groups = chosen.frame["group"].value_counts()
     named = [(str(name), int(number)) for name, number in groups.head(MOST_FOLDERS).items()]
     if rest := count - sum(number for _, number in named):

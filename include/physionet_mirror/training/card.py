@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -154,9 +154,7 @@ def card(
 
     def of(split: SplitCount) -> SplitCount:
         mine = [tar for tar in tars if tar.name.rpartition("-")[0] == split.name]
-        return SplitCount(
-            split.name, split.images, split.studies, split.patients, len(mine), sum(tar.bytes for tar in mine)
-        )
+        return replace(split, tars=len(mine), bytes=sum(tar.bytes for tar in mine))
 
     left_out = [failure for tar in tars for failure in tar.left_out]
     software: dict[str, set[str]] = {}
