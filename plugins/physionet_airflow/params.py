@@ -75,12 +75,58 @@ _SUBJECT = {
 }
 
 
+_PREFIX = r"^/?[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*/?$"
+
+
 def _within(bounds: tuple[int, int]) -> dict[str, Any]:
     return {"minimum": bounds[0], "maximum": bounds[1]}
 
 
 _NOT_NAN: dict[str, Any] = {"not": {"exclusiveMaximum": APPROVE_ABOVE_GB[0]}}
 """Refuses NaN: it passes every bound, and so this one too."""
+
+
+def _yes_no(default: bool, title: str, description: str, section: str) -> Param:
+    return Param(default, type="boolean", title=title, description=description, section=section)
+
+
+def _ask_above(default: float, description: str) -> Param:
+    return Param(
+        default,
+        type="number",
+        **_within(APPROVE_ABOVE_GB),
+        **_NOT_NAN,
+        title="Ask above (GB)",
+        description=description,
+        section=_SAFE,
+    )
+
+
+def _level(title: str, description: str) -> Param:
+    return Param(
+        Request.verify,
+        type="string",
+        enum=list(LEVELS),
+        values_display=_LEVELS,
+        title=title,
+        description=description,
+        section=_HOW,
+    )
+
+
+def _seed(default: int, description: str, section: str) -> Param:
+    return Param(default, type="integer", **_within(SEED), title="Seed", description=description, section=section)
+
+
+def _set_name(title: str, description: str, section: str) -> Param:
+    return Param(
+        None,
+        type=["string", "null"],
+        pattern=rf"^({SET_NAME})?$",
+        title=title,
+        description=description,
+        section=section,
+    )
 
 
 def _shard_size(what: str) -> Param:
@@ -125,13 +171,8 @@ def mirror_params() -> dict[str, Param]:
             description="What is drawn: whole studies or patients stay together.",
             section=_WHICH,
         ),
-        "seed": Param(
-            Selection.seed,
-            type="integer",
-            **_within(SEED),
-            title="Seed",
-            description="Same seed, same sample on any machine; a sample is contained in every larger one.",
-            section=_WHICH,
+        "seed": _seed(
+            Selection.seed, "Same seed, same sample on any machine; a sample is contained in every larger one.", _WHICH
         ),
         **filter_params(),
         "file_list": Param(
@@ -144,15 +185,7 @@ def mirror_params() -> dict[str, Param]:
         ),
         **transfer_params(),
         "shard_size": _shard_size("Images"),
-        "verify": Param(
-            Request.verify,
-            type="string",
-            enum=list(LEVELS),
-            values_display=_LEVELS,
-            title="Verification",
-            description="What is proven of every selected file before the run is green.",
-            section=_HOW,
-        ),
+        "verify": _level("Verification", "What is proven of every selected file before the run is green."),
         "source": Param(
             Request.source,
             type="string",
@@ -166,22 +199,10 @@ def mirror_params() -> dict[str, Param]:
             description="The access point takes minutes to an hour for everything (needs cloud access at PhysioNet); HTTPS takes days.",
             section=_HOW,
         ),
-        "approve_above_gb": Param(
-            Request.approve_above_gb,
-            type="number",
-            **_within(APPROVE_ABOVE_GB),
-            **_NOT_NAN,
-            title="Ask above (GB)",
-            description="A plan larger than this waits for a person's approval; 0 = never wait.",
-            section=_SAFE,
+        "approve_above_gb": _ask_above(
+            Request.approve_above_gb, "A plan larger than this waits for a person's approval; 0 = never wait."
         ),
-        "dry_run": Param(
-            Request.dry_run,
-            type="boolean",
-            title="Dry run",
-            description="Plan and estimate only: no file is fetched.",
-            section=_SAFE,
-        ),
+        "dry_run": _yes_no(Request.dry_run, "Dry run", "Plan and estimate only: no file is fetched.", _SAFE),
     }
 
 
@@ -209,7 +230,7 @@ def where_params(*, required: bool = True) -> dict[str, Param]:
             type="string",
             minLength=1,
             maxLength=500,
-            pattern=r"^/?[A-Za-z0-9!_.*'()=-]+(/[A-Za-z0-9!_.*'()=-]+)*/?$",
+            pattern=_PREFIX,
             title="Key prefix",
             description="Below it the keys equal PhysioNet's paths.",
             section=_WHERE,
@@ -217,9 +238,23 @@ def where_params(*, required: bool = True) -> dict[str, Param]:
     }
 
 
+def _prefix_or_none(empty: str, **more: Any) -> Param:
+    """A prefix that may stay empty, and what that stands for."""
+    return Param(
+        None,
+        type=["string", "null"],
+        maxLength=500,
+        pattern=_PREFIX,
+        title="Key prefix",
+        description=f"Below it the keys equal PhysioNet's paths; empty = {empty}.",
+        section=_WHERE,
+        **more,
+    )
+
+
 def project_params() -> dict[str, Param]:
     """The params of ``physionet_project``."""
-    of_a_run, where = mirror_params(), where_params()
+    of_a_run = mirror_params()
 
     def globs(title: str, description: str, examples: tuple[str, ...]) -> Param:
         return Param(
@@ -241,16 +276,8 @@ def project_params() -> dict[str, Param]:
             description="Slug and version, as in the address of its page; the listed ones are suggestions.",
             section=_FILES,
         ),
-        "bucket": where["bucket"],
-        "prefix": Param(
-            None,
-            type=["string", "null"],
-            maxLength=500,
-            pattern=where["prefix"].schema["pattern"],
-            title="Key prefix",
-            description="Below it the keys equal PhysioNet's paths; empty = the project, such as mimiciv/3.1.",
-            section=_WHERE,
-        ),
+        "bucket": of_a_run["bucket"],
+        "prefix": _prefix_or_none("the project, such as mimiciv/3.1"),
         "include": globs("Include", "Empty = all files; ** crosses folders.", ("hosp/*.csv.gz", "**/*.txt")),
         "exclude": globs("Exclude", "Files that are left out of those.", ("**/*.dcm",)),
         **{name: of_a_run[name] for name in ("connections", "storage_class")},
@@ -295,12 +322,11 @@ def filter_params() -> dict[str, Param]:
         "linked": pick(
             "Linked to", "Stays that the study falls into, by mimic_cxr_clinical; any = one of the three.", LINKED
         ),
-        "has_report": Param(
+        "has_report": _yes_no(
             Selection.has_report,
-            type="boolean",
-            title="With a report",
-            description="Only studies whose report is not empty, by mimic_cxr_clinical.",
-            section=_WHICH,
+            "With a report",
+            "Only studies whose report is not empty, by mimic_cxr_clinical.",
+            _WHICH,
         ),
     }
 
@@ -330,18 +356,8 @@ def transfer_params() -> dict[str, Param]:
 
 def _project_or_none() -> dict[str, Param]:
     """Which project a DAG works on that does so with MIMIC-CXR-JPG by itself, and where that lies."""
-    prefix = where_params()["prefix"]
     return {
-        "prefix": Param(
-            None,
-            type=["string", "null"],
-            minLength=1,
-            maxLength=500,
-            pattern=prefix.schema["pattern"],
-            title="Key prefix",
-            description=f"Below it the keys equal PhysioNet's paths; empty = the project, or {Request.dataset.name}.",
-            section=_WHERE,
-        ),
+        "prefix": _prefix_or_none(f"the project, or {Request.dataset.name}", minLength=1),
         "project": Param(
             None,
             type=["string", "null"],
@@ -359,15 +375,7 @@ def audit_params() -> dict[str, Param]:
     return {
         **where_params(required=False),
         **_project_or_none(),
-        "level": Param(
-            Request.verify,
-            type="string",
-            enum=list(LEVELS),
-            values_display=_LEVELS,
-            title="Level",
-            description="What is asked of every file.",
-            section=_HOW,
-        ),
+        "level": _level("Level", "What is asked of every file."),
         "share": Param(
             "1/1",
             type="string",
@@ -377,12 +385,11 @@ def audit_params() -> dict[str, Param]:
             description="Which part of the dataset: 2/8 is the second eighth; */8 is another eighth each week.",
             section=_HOW,
         ),
-        "repair": Param(
+        "repair": _yes_no(
             False,
-            type="boolean",
-            title="Repair",
-            description="Fetch what is missing or wrong: trigger mimic_cxr_jpg, or physionet_project for a project.",
-            section=_HOW,
+            "Repair",
+            "Fetch what is missing or wrong: trigger mimic_cxr_jpg, or physionet_project for a project.",
+            _HOW,
         ),
     }
 
@@ -405,14 +412,7 @@ def cleanup_params() -> dict[str, Param]:
             description="Whose files go; the reports of runs are kept in any case.",
             section=_WHICH,
         ),
-        "training_set": Param(
-            None,
-            type=["string", "null"],
-            pattern=rf"^({SET_NAME})?$",
-            title="Training set",
-            description="Name of the training set that goes.",
-            section=_WHICH,
-        ),
+        "training_set": _set_name("Training set", "Name of the training set that goes.", _WHICH),
         "run_id": Param(
             None,
             type=["string", "null"],
@@ -421,12 +421,8 @@ def cleanup_params() -> dict[str, Param]:
             description="Of the run of mimic_cxr_jpg whose files go, as its page shows it; of another DAG, dag_id@run_id.",
             section=_WHICH,
         ),
-        "dry_run": Param(
-            Request.dry_run,
-            type="boolean",
-            title="Dry run",
-            description="List and count only: nothing is asked and nothing is deleted.",
-            section=_SAFE,
+        "dry_run": _yes_no(
+            Request.dry_run, "Dry run", "List and count only: nothing is asked and nothing is deleted.", _SAFE
         ),
     }
 
@@ -485,9 +481,6 @@ def metadata_params() -> dict[str, Param]:
 def clinical_params() -> dict[str, Param]:
     """The params of ``mimic_cxr_clinical``."""
 
-    def table(default: bool, title: str, description: str) -> Param:
-        return Param(default, type="boolean", title=title, description=description, section=_BUILT)
-
     def version(default: str, title: str, description: str) -> Param:
         return Param(
             default,
@@ -500,8 +493,12 @@ def clinical_params() -> dict[str, Param]:
 
     return {
         **where_params(required=False),
-        "reports": table(ClinicalRequest.reports, "Reports", "Build reports.parquet: each report by its sections."),
-        "links": table(ClinicalRequest.links, "Links", "Build links.parquet: each study's admission, ED and ICU stay."),
+        "reports": _yes_no(
+            ClinicalRequest.reports, "Reports", "Build reports.parquet: each report by its sections.", _BUILT
+        ),
+        "links": _yes_no(
+            ClinicalRequest.links, "Links", "Build links.parquet: each study's admission, ED and ICU stay.", _BUILT
+        ),
         "cxr_project": version(ClinicalRequest.cxr_project.name, "MIMIC-CXR", "The version whose reports are read."),
         "hosp_project": version(
             ClinicalRequest.hosp_project.name,
@@ -528,13 +525,8 @@ def training_set_params() -> dict[str, Param]:
     recipe = Recipe()
     return {
         **where_params(required=False),
-        "name": Param(
-            None,
-            type=["string", "null"],
-            pattern=rf"^({SET_NAME})?$",
-            title="Name",
-            description="Folder below _training/; empty = built from size and filters, such as 512-frontal-train.",
-            section=_WHERE,
+        "name": _set_name(
+            "Name", "Folder below _training/; empty = built from size and filters, such as 512-frontal-train.", _WHERE
         ),
         **filter_params(),
         "size": Param(
@@ -582,35 +574,16 @@ def training_set_params() -> dict[str, Param]:
             description="About; patients are not divided.",
             section=_HOW,
         ),
-        "seed": Param(
-            TrainingRequest.seed,
-            type="integer",
-            **_within(SEED),
-            title="Seed",
-            description="Of the order of the patients in the tars: the same on any machine.",
-            section=_HOW,
-        ),
-        "reports": Param(
+        "seed": _seed(TrainingRequest.seed, "Of the order of the patients in the tars: the same on any machine.", _HOW),
+        "reports": _yes_no(
             TrainingRequest.reports,
-            type="boolean",
-            title="Reports",
-            description="Put findings and impression into each sample (needs mimic_cxr_clinical).",
-            section=_HOW,
+            "Reports",
+            "Put findings and impression into each sample (needs mimic_cxr_clinical).",
+            _HOW,
         ),
-        "approve_above_gb": Param(
+        "approve_above_gb": _ask_above(
             TrainingRequest.approve_above_gb,
-            type="number",
-            **_within(APPROVE_ABOVE_GB),
-            **_NOT_NAN,
-            title="Ask above (GB)",
-            description="A set for which more originals than this are read waits for a person's approval; 0 = never wait.",
-            section=_SAFE,
+            "A set for which more originals than this are read waits for a person's approval; 0 = never wait.",
         ),
-        "dry_run": Param(
-            TrainingRequest.dry_run,
-            type="boolean",
-            title="Dry run",
-            description="Plan and estimate only: nothing is made.",
-            section=_SAFE,
-        ),
+        "dry_run": _yes_no(TrainingRequest.dry_run, "Dry run", "Plan and estimate only: nothing is made.", _SAFE),
     }
