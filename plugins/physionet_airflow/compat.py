@@ -56,32 +56,16 @@ AIRFLOW = tuple(int(number) for number in __version__.split(".")[:2])
 """The running Airflow's version, as ``(3, 3)``."""
 
 if not TYPE_CHECKING:
-    if AIRFLOW >= (3, 2):
-        from airflow.sdk import CronDataIntervalTimetable
-        from airflow.sdk.exceptions import (
-            AirflowException,
-            AirflowFailException,
-            AirflowNotFoundException,
-            AirflowRescheduleException,
-            AirflowSensorTimeout,
-            AirflowSkipException,
-        )
-    else:
-        from airflow.exceptions import (
-            AirflowException,
-            AirflowFailException,
-            AirflowNotFoundException,
-            AirflowRescheduleException,
-            AirflowSensorTimeout,
-            AirflowSkipException,
-        )
-        from airflow.timetables.interval import CronDataIntervalTimetable
-    if AIRFLOW >= (3, 3):
-        from airflow.sdk.exceptions import TaskAwaitingInput as TaskAsked
-    elif AIRFLOW >= (3, 2):
-        from airflow.sdk.exceptions import TaskDeferred as TaskAsked
-    else:
-        from airflow.exceptions import TaskDeferred as TaskAsked
+    _errors = import_module("airflow.sdk.exceptions" if AIRFLOW >= (3, 2) else "airflow.exceptions")
+    AirflowException = _errors.AirflowException
+    AirflowFailException = _errors.AirflowFailException
+    AirflowNotFoundException = _errors.AirflowNotFoundException
+    AirflowRescheduleException = _errors.AirflowRescheduleException
+    AirflowSensorTimeout = _errors.AirflowSensorTimeout
+    AirflowSkipException = _errors.AirflowSkipException
+    TaskAsked = _errors.TaskAwaitingInput if AIRFLOW >= (3, 3) else _errors.TaskDeferred
+    _timetables = import_module("airflow.sdk" if AIRFLOW >= (3, 2) else "airflow.timetables.interval")
+    CronDataIntervalTimetable = _timetables.CronDataIntervalTimetable
 
 RETRY_BACKOFF: Any = 2 if AIRFLOW >= (3, 2) else True
 """For ``retry_exponential_backoff``: double the delay after each try."""
