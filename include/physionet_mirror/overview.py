@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Required, TypedDict, Unpack
 
 import numpy as np
 
@@ -307,19 +307,41 @@ def taken(catalog: Catalog, selection: Selection, studies: Mapping[str, Collecti
         return 0
 
 
+class Circumstances(TypedDict, total=False):
+    """What an estimate rests on beside the request.
+
+    Attributes:
+        mode: The way that is expected, by default the website; a run finds out by trying.
+        streams: Shards streamed at once.
+        region: Of the bucket, for the prices.
+        in_aws: Whether that is Amazon's, by default true.
+        reports: Of earlier runs, newest first, for the speed.
+    """
+
+    mode: Mode
+    streams: Required[int]
+    region: str | None
+    in_aws: bool
+    reports: Sequence[RunReport]
+
+
 def by_each_way(
-    estimate: Callable[..., Estimate], mode: Mode, region: str | None, in_aws: bool
+    estimate: Callable[..., Estimate],
+    mode: Mode = "download",
+    region: str | None = None,
+    in_aws: bool = True,
+    **more: Any,
 ) -> tuple[Estimate, list[Estimate]]:
     """The estimate by the way that is expected, and those by all that may be open.
 
-    ``estimate`` is `estimate_run` with all its arguments but ``mode``, ``region`` and ``in_aws``. No copy crosses Regions:
+    ``estimate`` is `estimate_run`, with all its arguments but the `Circumstances`, which follow. No copy crosses Regions:
     where one would have to, it is through the worker.
     """
     modes: list[Mode] = ["download", "copy", "through"]
     if in_aws and region not in (None, DEFAULT_REGION):
         modes.remove("copy")
         mode = "through" if mode == "copy" else mode
-    ways = {each: estimate(mode=each, region=region, in_aws=in_aws) for each in modes}
+    ways = {each: estimate(mode=each, region=region, in_aws=in_aws, **more) for each in modes}
     return ways[mode], list(ways.values())
 
 
@@ -327,24 +349,16 @@ def preview(
     catalog: Catalog,
     request: Request,
     *,
-    mode: Mode = "download",
-    streams: int,
-    region: str | None = None,
-    in_aws: bool = True,
-    reports: Iterable[RunReport] = (),
     studies: Mapping[str, Collection[int]] = MappingProxyType({}),
+    **given: Unpack[Circumstances],
 ) -> Preview:
     """Choose as a run would, and count. A ``file_list`` is not read.
 
     Args:
         catalog: Of the request's bucket.
         request: What would be asked for.
-        mode: The way that is expected; a run finds out by trying.
-        streams: Shards streamed at once.
-        region: Of the bucket, for the prices.
-        in_aws: Whether that is Amazon's.
-        reports: Of earlier runs, newest first, for the speed.
         studies: As `choose` takes them.
+        **given: What the estimate rests on.
 
     Raises:
         InputError: A filter that matches nothing; the message names it.
@@ -353,7 +367,5 @@ def preview(
     verified = catalog.verified[chosen.frame.index.to_numpy()]
     counts = count(chosen.frame, verified, manifest.label_columns(chosen.frame.columns))
     mean_bytes, missing = catalog.mean_bytes or request.dataset.image_bytes, counts.images - counts.verified
-    estimate = partial(
-        estimate_run, request, counts.images, missing, mean_bytes, streams=streams, reports=list(reports)
-    )
-    return Preview(counts, chosen.matched, *by_each_way(estimate, mode, region, in_aws), chosen.notes)
+    estimate = partial(estimate_run, request, counts.images, missing, mean_bytes)
+    return Preview(counts, chosen.matched, *by_each_way(estimate, **given), chosen.notes)

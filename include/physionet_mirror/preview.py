@@ -6,19 +6,18 @@ has asked PhysioNet for them, else from what is verified, else from the project'
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from physionet_mirror import sizes
 from physionet_mirror.estimate import estimate_run
-from physionet_mirror.mover import Mode
-from physionet_mirror.overview import Catalog, by_each_way
+from physionet_mirror.overview import Catalog, Circumstances, by_each_way
 from physionet_mirror.selection import choose
 
 if TYPE_CHECKING:
-    from physionet_mirror.records import Estimate, Plan, RunReport
+    from physionet_mirror.records import Estimate, Plan
     from physionet_mirror.request import Request
 
 MOST_FOLDERS = 12
@@ -76,24 +75,16 @@ def preview_files(
     catalog: Catalog,
     request: Request,
     *,
-    mode: Mode = "download",
-    streams: int,
-    region: str | None = None,
-    in_aws: bool = True,
-    reports: Iterable[RunReport] = (),
     plans: Sequence[Planned] = (),
+    **given: Unpack[Circumstances],
 ) -> FilePreview:
     """Choose files as a run would, and count.
 
     Args:
         catalog: Of every file (``overview.load`` with ``kind="files"``).
         request: What would be asked for, with globs.
-        mode: As in ``overview.preview``.
-        streams: Shards streamed at once.
-        region: Of the bucket, for the prices.
-        in_aws: Whether that is Amazon's.
-        reports: Of earlier runs, newest first, for the speed.
         plans: Earlier plans of the project, newest first, for the sizes.
+        **given: What the estimate rests on.
 
     Raises:
         InputError: A glob that matches nothing; the message names it.
@@ -109,8 +100,6 @@ def preview_files(
         count,
         missing,
         fetched / missing if missing else catalog.mean_bytes or sizes.GUESS,
-        streams=streams,
-        reports=list(reports),
         exact=(stored + fetched, fetched),
         between=between,
         sizes=basis,
@@ -120,7 +109,7 @@ def preview_files(
     named = [(str(name), int(number)) for name, number in groups.head(MOST_FOLDERS).items()]
     if rest := count - sum(number for _, number in named):
         named.append(("all others", rest))
-    expected, ways = by_each_way(estimate, mode, region, in_aws)
+    expected, ways = by_each_way(estimate, **given)
     return FilePreview(count, there, len(catalog.frame), named, expected, ways, chosen.notes)
 
 

@@ -145,16 +145,12 @@ def _preview(
 
     def count(_: Any) -> overview.Preview | preview.FilePreview:
         known = found if mirror == asked else overview.without_index(found)
-        options: dict[str, Any] = {
-            "mode": mode,
-            "streams": streams(),
-            "region": bucket.region(),
-            "in_aws": bucket.in_aws,
-            "reports": reports,
-        }
+        given = overview.Circumstances(
+            mode=mode, streams=streams(), region=bucket.region(), in_aws=bucket.in_aws, reports=reports
+        )
         if by_files:
-            return preview.preview_files(known, wanted, plans=plans, **options)
-        return overview.preview(known, wanted, studies=chosen_by(bucket, wanted.selection), **options)
+            return preview.preview_files(known, wanted, plans=plans, **given)
+        return overview.preview(known, wanted, studies=chosen_by(bucket, wanted.selection), **given)
 
     question = json.dumps(filled.conf, sort_keys=True)
     learnt = tuple(r.run.id for r in reports), len(plans)
