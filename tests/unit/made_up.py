@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from physionet_mirror import index
 from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
 from physionet_mirror.layout import RunLayout
+from physionet_mirror.records import Estimate, Plan, PlannedSelection
 from physionet_mirror.report import document
 from physionet_mirror.verification import Verdict, Verified
 
@@ -188,7 +189,9 @@ PARAMS = {
 }
 
 
-def written(count=40, problems=lambda _: [], results=(), bucket=None, level="checksum", **more):
+def written(
+    count=40, problems=lambda _: [], results=(), bucket=None, level="checksum", *, notes=(), way=None, expected=None
+):
     """A bucket after `index.update` and `document.write`, and what it returned."""
     bucket = bucket or FakeBucket()
     rows, manifest = make_manifest(count)
@@ -204,6 +207,6 @@ def written(count=40, problems=lambda _: [], results=(), bucket=None, level="che
         manifest=manifest,
         params=PARAMS,
         started=STARTED,
-        **more,
+        plan=Plan((), way=way or {}, selection=PlannedSelection(notes=notes), estimate=expected or Estimate()),
     )
     return bucket, facts.to_json(), rows

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,10 +23,10 @@ from physionet_mirror.errors import AGAIN, MirrorError, next_steps
 from physionet_mirror.layout import INDEX
 from physionet_mirror.records import (
     Destination,
-    Estimate,
     Failure,
     LabelCount,
     Part,
+    Plan,
     ReportedCohort,
     ReportedDataset,
     ReportedFiles,
@@ -39,7 +38,6 @@ from physionet_mirror.records import (
     RunReport,
     ShardResult,
     Sizes,
-    Store,
     grouped,
     load,
 )
@@ -77,16 +75,13 @@ def write(
     *,
     dataset: Dataset,
     verdict: Verdict,
-    manifest: Path | bytes,
+    manifest: bytes,
     params: Mapping[str, Any],
     started: datetime,
     index_rows: int,
-    notes: Sequence[str] = (),
+    plan: Plan,
     software: Mapping[str, str] | None = None,
     shard_of: Mapping[str, int] | None = None,
-    way: Mapping[str, Any] | None = None,
-    store: Store | None = None,
-    expected: Estimate | None = None,
 ) -> RunReport:
     """Write the run's report, and return it.
 
@@ -99,12 +94,9 @@ def write(
         params: As given to the run. They are shown unchanged, so they must not contain secrets.
         started: Start of the run.
         index_rows: Rows in the training index after this run.
-        notes: Notes of the selection and the plan ("all 812 images are taken").
+        plan: The run's.
         software: Versions to show besides those determined here.
         shard_of: The shard of each image that is not in the bucket (see `explain`).
-        way: How the files were transferred (``Way.to_json``).
-        store: What the bucket's S3 can do; None = nobody has tried.
-        expected: The plan's estimate, which has the region of the bucket.
 
     Raises:
         DestinationError: S3 does not take the report.
@@ -117,22 +109,66 @@ def write(
         stale = bucket.head(run.failed_images)  # from an earlier attempt at this run
         if stale and stale.size:
             bucket.discard([run.failed_images])
-    report = build(
-        bucket,
-        run,
-        dataset=dataset,
-        verdict=verdict,
-        problems=problems,
-        manifest=manifest,
-        params=params,
-        started=started,
-        results=results,
-        index_rows=index_rows,
-        notes=notes,
-        way=way,
-        store=store,
-        expected=expected,
-        software=software,
+    finished = datetime.now(UTC)
+    moved = transfer(results)
+    if to := plan.estimate.transfer_to:
+        out = transfer_out(moved.bytes, None if to == INTERNET else to)
+        moved = replace(moved, out_to=out.to, out_usd=round(out.cost, 6))
+    stored = {"COPY" if plan.way.get("mode") == "copy" else "PUT": moved.images}
+    requests = dict(sorted((Counter(verdict.requests) + Counter(stored)).items()))
+    region, storage_class = plan.estimate.region or DEFAULT_REGION, plan.estimate.storage_class or "STANDARD"
+    report = RunReport(
+        format=FORMAT,
+        version=VERSION,
+        run=ReportedRun(
+            id=run.run_id,
+            dag_id=run.dag_id,
+            started=_iso(started),
+            finished=_iso(finished),
+            seconds=round(max(0.0, (finished - started).total_seconds()), 1),
+        ),
+        dataset=_dataset(dataset, manifest, verdict.noun),
+        destination=Destination(bucket.name, bucket.prefix, bucket.uri()),
+        params={str(name): value for name, value in params.items()},
+        way=plan.way,
+        store=plan.store,
+        notes=[*plan.notes, *verdict.notes],
+        result=Result(
+            passed=verdict.passed,
+            level=verdict.level,
+            selected=verdict.selected,
+            present=verdict.present,
+            verified=verdict.verified,
+            missing=verdict.missing,
+            wrong=verdict.wrong,
+            empty=verdict.empty,
+            bytes=verdict.bytes,
+        ),
+        cohort=_cohort(verdict, manifest, dataset.labels),
+        verification=ReportedVerification(
+            level=verdict.level,
+            seconds=round(verdict.seconds, 3),
+            remembered=verdict.remembered,
+            read_back=verdict.read_back,
+            requests=verdict.requests,
+            cost_usd=round(verdict.cost(region, storage_class), 6),
+        ),
+        transfer=moved,
+        requests=ReportedRequests(
+            by_kind=requests,
+            cost_usd=round(request_cost(requests, region, storage_class), 6),
+            prices=f"S3 {storage_class}, {region}, {PRICES_AS_OF}",
+        ),
+        sizes=_sizes([image.size for image in verdict.ok]),
+        failures=grouped(problems, _EXAMPLES, next_step),
+        files=ReportedFiles(
+            report_html=run.report_html,
+            failed_images=run.failed_images if problems else None,
+            index=INDEX,
+            index_rows=index_rows,
+        ),
+        software={**_software(), **(software or {})},
+        noun=verdict.noun,
     )
     bucket.write_text(run.report_html, page.html(report), content_type="text/html; charset=utf-8")
     bucket.write_json(run.report_json, report.to_json())
@@ -171,89 +207,6 @@ def explain(
     return explained
 
 
-def build(
-    bucket: Bucket,
-    run: RunLayout,
-    *,
-    dataset: Dataset,
-    verdict: Verdict,
-    problems: Sequence[Failure],
-    manifest: Path | bytes,
-    params: Mapping[str, Any],
-    started: datetime,
-    results: Sequence[ShardResult],
-    index_rows: int,
-    notes: Sequence[str] = (),
-    software: Mapping[str, str] | None = None,
-    way: Mapping[str, Any] | None = None,
-    store: Store | None = None,
-    expected: Estimate | None = None,
-) -> RunReport:
-    """Build the report; ``problems`` are those of the verdict after `explain`. The other arguments are as in `write`."""
-    finished = datetime.now(UTC)
-    moved = transfer(results)
-    if expected is not None and expected.transfer_to:
-        out = transfer_out(moved.bytes, None if expected.transfer_to == INTERNET else expected.transfer_to)
-        moved = replace(moved, out_to=out.to, out_usd=round(out.cost, 6))
-    stored = {"COPY" if way and way.get("mode") == "copy" else "PUT": moved.images}
-    requests = dict(sorted((Counter(verdict.requests) + Counter(stored)).items()))
-    region, storage_class = (expected.region, expected.storage_class) if expected is not None else ("", "")
-    region, storage_class = region or DEFAULT_REGION, storage_class or "STANDARD"
-    return RunReport(
-        format=FORMAT,
-        version=VERSION,
-        run=ReportedRun(
-            id=run.run_id,
-            dag_id=run.dag_id,
-            started=_iso(started),
-            finished=_iso(finished),
-            seconds=round(max(0.0, (finished - started).total_seconds()), 1),
-        ),
-        dataset=_dataset(dataset, manifest, verdict.noun),
-        destination=Destination(bucket.name, bucket.prefix, bucket.uri()),
-        params={str(name): value for name, value in params.items()},
-        way=way or {},
-        store=store,
-        notes=[*notes, *verdict.notes],
-        result=Result(
-            passed=verdict.passed,
-            level=verdict.level,
-            selected=verdict.selected,
-            present=verdict.present,
-            verified=verdict.verified,
-            missing=verdict.missing,
-            wrong=verdict.wrong,
-            empty=verdict.empty,
-            bytes=verdict.bytes,
-        ),
-        cohort=_cohort(verdict, manifest, dataset.labels),
-        verification=ReportedVerification(
-            level=verdict.level,
-            seconds=round(verdict.seconds, 3),
-            remembered=verdict.remembered,
-            read_back=verdict.read_back,
-            requests=verdict.requests,
-            cost_usd=round(verdict.cost(region, storage_class), 6),
-        ),
-        transfer=moved,
-        requests=ReportedRequests(
-            by_kind=requests,
-            cost_usd=round(request_cost(requests, region, storage_class), 6),
-            prices=f"S3 {storage_class}, {region}, {PRICES_AS_OF}",
-        ),
-        sizes=_sizes([image.size for image in verdict.ok]),
-        failures=grouped(problems, _EXAMPLES, next_step),
-        files=ReportedFiles(
-            report_html=run.report_html,
-            failed_images=run.failed_images if problems else None,
-            index=INDEX,
-            index_rows=index_rows,
-        ),
-        software={**_software(), **(software or {})},
-        noun=verdict.noun,
-    )
-
-
 def next_step(reason: str) -> str:
     """What to do about files that failed for this reason."""
     return NEXT_STEPS.get(reason, MirrorError.next_step)
@@ -278,16 +231,12 @@ def figures(report: RunReport) -> dict[str, Any]:
 # -- facts -----------------------------------------------------------------------------------------------------------
 
 
-def _open(manifest: Path | bytes) -> Path | io.BytesIO:
-    return manifest if isinstance(manifest, Path) else io.BytesIO(manifest)
-
-
-def _dataset(dataset: Dataset, manifest: Path | bytes, noun: str) -> ReportedDataset:
-    about = pq.read_metadata(_open(manifest))
+def _dataset(dataset: Dataset, manifest: bytes, noun: str) -> ReportedDataset:
+    about = pq.read_metadata(io.BytesIO(manifest))
     sums = (about.metadata or {}).get(b"physionet_mirror.sums_sha256")
     count = about.num_rows
     if noun == "image":
-        count -= pq.read_table(_open(manifest), columns=["dicom_id"])["dicom_id"].null_count
+        count -= pq.read_table(io.BytesIO(manifest), columns=["dicom_id"])["dicom_id"].null_count
     return ReportedDataset(
         name=dataset.name,
         title=dataset.title,
@@ -299,11 +248,11 @@ def _dataset(dataset: Dataset, manifest: Path | bytes, noun: str) -> ReportedDat
     )
 
 
-def _cohort(verdict: Verdict, manifest: Path | bytes, labels: Sequence[str]) -> ReportedCohort:
+def _cohort(verdict: Verdict, manifest: bytes, labels: Sequence[str]) -> ReportedCohort:
     """The cohort of the selection, as the manifest describes it, with the number of verified images in each part."""
-    names = set(pq.read_schema(_open(manifest)).names)
+    names = set(pq.read_schema(io.BytesIO(manifest)).names)
     columns = [name for name in ("path", *cohort.COLUMNS, *labels) if name in names]
-    table = pq.read_table(_open(manifest), columns=columns)
+    table = pq.read_table(io.BytesIO(manifest), columns=columns)
     paths = table.schema.field("path").type
     ok = pa.array([image.path for image in verdict.ok], paths)
     bad = pa.array([problem.path for problem in verdict.problems], paths)

@@ -64,10 +64,7 @@ def verify_run(
         params=params,
         started=started,
         index_rows=index.update(bucket, verdict, BytesIO(manifest_data)),
-        notes=plan.notes,
-        way=plan.way,
-        store=plan.store,
-        expected=plan.estimate,
+        plan=plan,
         software=software,
         shard_of=_shard_of(verdict, parts, [shard.index for shard in plan.shards]),
     )

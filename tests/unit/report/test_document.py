@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from physionet_mirror import index
 from physionet_mirror.dataset import MIMIC_CXR
 from physionet_mirror.estimate import estimate
-from physionet_mirror.records import Failure, RunReport
+from physionet_mirror.records import Failure, Plan, RunReport
 from physionet_mirror.report import document, page
 from physionet_mirror.s3.prices import PRICES_AS_OF, request_cost
 from tests.unit.made_up import RUN, STARTED, FakeBucket, make_manifest, make_results, make_verdict, written
@@ -129,6 +129,7 @@ class TestFacts:
             manifest=out.getvalue(),
             params={},
             started=STARTED,
+            plan=Plan(()),
         )
         jsonschema.Draft202012Validator(SCHEMA).validate(facts := facts.to_json())
         assert facts["cohort"]["by_view"] == [] == facts["cohort"]["positive_labels"]
