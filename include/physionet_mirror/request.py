@@ -306,11 +306,7 @@ class ClinicalRequest:
 def checked_window(hours: Any) -> float:
     """A number of hours within `WINDOW_HOURS`. Raises InputError."""
     least, most = WINDOW_HOURS
-    if isinstance(hours, bool) or not isinstance(hours, int | float) or not least <= hours <= most:  # NaN is neither
-        raise InputError(
-            f"window_hours: {_quoted(hours)} is not a number of hours from {least} to {most}. Nothing was done."
-        )
-    return float(hours)
+    return _number("window_hours", hours, least, most, f"hours from {least} to {most}")
 
 
 def checked_bucket(name: Any) -> str:
@@ -404,10 +400,12 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
 def _gigabytes(name: str, value: Any, default: float, least: int, most: int) -> float:
     if value is None:
         return default
+    return _number(name, value, least, most, f"GB from {least:,} (never ask) to {most:,}")
+
+
+def _number(name: str, value: Any, least: float, most: float, wanted: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:  # NaN is neither
-        raise InputError(
-            f"{name}: {_quoted(value)} is not a number of GB from {least:,} (never ask) to {most:,}. Nothing was done."
-        )
+        raise InputError(f"{name}: {_quoted(value)} is not a number of {wanted}. Nothing was done.")
     return float(value)
 
 
