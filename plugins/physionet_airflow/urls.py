@@ -18,15 +18,20 @@ def root_path() -> str:
     return path if path.endswith("/") else f"{path}/"
 
 
+def run_path(dag_id: str, run_id: str) -> str:
+    """Path of a run in Airflow's own UI, and of its live page in ours, relative to the root of either."""
+    return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+
+
 def run_url(dag_id: str, run_id: str, view: str = "") -> str:
     """The address of a view of a run, from the root of Airflow's host."""
-    path = f"{root_path()}physionet/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    path = f"{root_path()}physionet/{run_path(dag_id, run_id)}"
     return f"{path}/{view}" if view else path
 
 
 def airflow_run_url(dag_id: str, run_id: str) -> str:
     """The address of a run in Airflow's own UI, from the root of its host."""
-    return f"{root_path()}dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    return root_path() + run_path(dag_id, run_id)
 
 
 def _setting() -> str:

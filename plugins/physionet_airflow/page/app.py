@@ -38,6 +38,7 @@ from physionet_airflow.page.access import (
 from physionet_airflow.page.cache import RefreshingCache
 from physionet_airflow.page.plans import FILES, IMAGES, View
 from physionet_airflow.page.runs import Mirror, Run, RunTasks
+from physionet_airflow.urls import run_path
 from physionet_mirror.errors import MirrorError
 from physionet_mirror.layout import RunLayout
 from physionet_mirror.progress import Progress, Watch
@@ -166,7 +167,7 @@ def make_app() -> FastAPI:
             request,
             "live",
             run=run,
-            run_path=show.run_path(run.dag_id, run.run_id),
+            run_path=run_path(run.dag_id, run.run_id),
             now=show.live(run, tasks, progress),
             progress=progress,
             words=show.STATE_WORDS,
@@ -192,7 +193,7 @@ def make_app() -> FastAPI:
     @app.get("/dags/{dag_id}/runs/{run_id}/report", dependencies=READ_RUN)
     def report(request: Request, run: TheRun) -> Response:
         there = run.mirror is not None and _bucket_of(run).head(_layout(run).report_html) is not None
-        return page(request, "report", run=run, there=there, run_path=show.run_path(run.dag_id, run.run_id))
+        return page(request, "report", run=run, there=there, run_path=run_path(run.dag_id, run.run_id))
 
     @app.get("/dags/{dag_id}/runs/{run_id}/report.html", dependencies=READ_RUN)
     def report_html(run: TheRun) -> Response:
@@ -210,7 +211,7 @@ def make_app() -> FastAPI:
         url = _console(run.mirror) if run.mirror else None
         if url:
             return RedirectResponse(url)
-        return page(request, "s3", run=run, run_path=show.run_path(run.dag_id, run.run_id))
+        return page(request, "s3", run=run, run_path=run_path(run.dag_id, run.run_id))
 
     @app.get("/dags/{dag_id}/runs/{run_id}/dataset", dependencies=READ_RUN)
     def dataset_page(run: TheRun) -> Response:
@@ -350,10 +351,8 @@ def _overview(session: SessionDep, dags: Sequence[str], wanted: str) -> dict[str
             shown["sets"] = mirrors.sets_of(
                 place.mirror, reads.bucket_of, shown["overview"], lambda mirror: reads.catalog_of(mirror, "images")
             )
-        shown["runs"] = [
-            (run, show.result_of(reads.report_of(run)), show.run_path(run.dag_id, run.run_id)) for run in here
-        ]
+        shown["runs"] = [(run, show.result_of(reads.report_of(run)), run_path(run.dag_id, run.run_id)) for run in here]
     except MirrorError as error:
         shown["trouble"] = str(error)
-        shown["runs"] = [(run, None, show.run_path(run.dag_id, run.run_id)) for run in here]
+        shown["runs"] = [(run, None, run_path(run.dag_id, run.run_id)) for run in here]
     return shown

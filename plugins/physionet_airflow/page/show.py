@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from physionet_airflow.page.runs import GROUP
+from physionet_airflow.urls import run_path
 from physionet_mirror.report.page import LEVEL_MEANS
 from physionet_mirror.words import about, duration, share, size, under_way
 
@@ -106,11 +106,6 @@ def task_path(dag_id: str, run_id: str, shard: ShardProgress) -> str:
 def _task(shard: ShardProgress) -> str:
     """The shard's task whose log is the more informative one."""
     return f"{GROUP}.missing" if shard.state in ("there", "skipped", "checking") else f"{GROUP}.stream"
-
-
-def run_path(dag_id: str, run_id: str) -> str:
-    """Path of a run in Airflow, relative to its root."""
-    return f"dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
 
 
 def live(run: Run, tasks: RunTasks, progress: Progress) -> dict[str, Any]:
