@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from physionet_mirror import index, shards, words
 from physionet_mirror.errors import InputError, MetadataError
 from physionet_mirror.layout import INDEX, MANIFEST, MIRROR, RUNS, TRAINING, RunLayout, TrainingLayout
@@ -100,7 +102,7 @@ def _everything(bucket: Bucket, under: str = "") -> Iterator[DeletionEntry]:
         yield from (DeletionEntry(entry.path, entry.size) for entry in bucket.list(under))
         return
     root = len(bucket.key(""))
-    with _refusals(bucket, "s3:ListBucketVersions"):
+    try:
         for page in bucket.client.get_paginator("list_object_versions").paginate(
             Bucket=bucket.name, Prefix=bucket.key(under), **bucket.owner
         ):
@@ -108,12 +110,12 @@ def _everything(bucket: Bucket, under: str = "") -> Iterator[DeletionEntry]:
                 yield DeletionEntry(version["Key"][root:], version["Size"], version["VersionId"])
             for marker in page.get("DeleteMarkers", ()):
                 yield DeletionEntry(marker["Key"][root:], 0, marker["VersionId"])
+    except (ClientError, BotoCoreError) as error:
+        raise replies.meaning(error, f"s3://{bucket.name}", "s3:ListBucketVersions", bucket.name) from None
 
 
 def is_versioned(bucket: Bucket) -> bool:
     """Whether the bucket keeps old versions, or has kept them; then these must be deleted too."""
-    from botocore.exceptions import ClientError
-
     try:
         status = bucket.client.get_bucket_versioning(Bucket=bucket.name, **bucket.owner).get("Status")
     except ClientError as error:
@@ -212,20 +214,3 @@ def _delete(bucket: Bucket, batch: list[DeletionEntry]) -> None:
         bucket.delete(entry.path for entry in batch)
     else:
         bucket.delete_versions((entry.path, entry.version or "null") for entry in batch)
-
-
-class _refusals:  # noqa: N801
-    """Turns an error of one boto3 call into one of ours, without boto3's text."""
-
-    def __init__(self, bucket: Bucket, right: str) -> None:
-        self._bucket, self._right = bucket, right
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError | BotoCoreError):
-            name = self._bucket.name
-            raise replies.meaning(error, f"s3://{name}", self._right, name) from None
