@@ -116,13 +116,7 @@ class FetchFilesOperator(BaseOperator):
 
         run = Run.of(context, **_overrides(context, self.part))
         with closing(run.origin(run.way())) as source, _or_skip():
-            found = fetch_files(source, run.bucket, run.request.dataset, FILES[self.part])
-        return {
-            "files": list(found.files),
-            "fetched": found.fetched,
-            "bytes": found.bytes,
-            "sums_sha256": found.sums_sha256,
-        }
+            return fetch_files(source, run.bucket, run.request.dataset, FILES[self.part]).to_json()
 
 
 class BuildReportsOperator(BaseOperator):

@@ -74,13 +74,8 @@ class FetchMetadataOperator(WithLineage, BaseOperator):
             found = fetch_metadata.fetch_metadata(source, run.bucket, run.request.dataset)
         written = [stored(run.bucket, path) for path in (*found.files, MANIFEST)]
         self.lineage = Lineage([published(run.request.dataset)], written)
-        figures = {
-            "images": found.images,
-            "files": list(found.files),
-            "fetched": found.fetched,
-            "changed": found.changed,
-            "sums_sha256": found.sums_sha256,
-        }
+        figures = found.to_json()
+        del figures["notes"]
         if found.fetched or found.changed:
             add_asset(context, TABLES, run.bucket.uri("SHA256SUMS.txt"), figures)
         return figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from physionet_mirror.clinical import links, reports, stays
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, VerificationFailed
 from physionet_mirror.layout import LINKS, MANIFEST, REPORTS
+from physionet_mirror.records import Record
 from physionet_mirror.request import ClinicalRequest
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.steps.fetch_files import ONE_PUT, read_file, write_file
@@ -45,7 +46,7 @@ _TYPE = "application/vnd.apache.parquet"
 
 
 @dataclass(frozen=True)
-class BuiltReports:
+class BuiltReports(Record):
     """What `build_reports` wrote; counts only.
 
     Attributes:
@@ -60,13 +61,9 @@ class BuiltReports:
     without_study: int
     without_report: int
 
-    def to_json(self) -> dict[str, Any]:
-        """For an XCom and an asset event."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class BuiltLinks:
+class BuiltLinks(Record):
     """What `build_links` wrote; counts only.
 
     Attributes:
@@ -78,10 +75,6 @@ class BuiltLinks:
     studies: int
     match: Mapping[str, int]
     linked: Mapping[str, int]
-
-    def to_json(self) -> dict[str, Any]:
-        """For an XCom and an asset event."""
-        return asdict(self)
 
 
 def check_mirror(mirror: Bucket, request: ClinicalRequest) -> None:

@@ -16,7 +16,7 @@ from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import NotFound
 from physionet_mirror.files import File
 from physionet_mirror.layout import SUMS_SEEN
-from physionet_mirror.records import SumsSeen, load
+from physionet_mirror.records import Record, SumsSeen, load
 from physionet_mirror.s3.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class FetchedFiles:
+class FetchedFiles(Record):
     """What `fetch_files` did.
 
     Attributes:
@@ -53,7 +53,7 @@ class FetchedFiles:
         sums_sha256: SHA-256 of SHA256SUMS.txt, which stands for the whole version.
     """
 
-    files: tuple[str, ...]
+    files: Sequence[str]
     fetched: int
     bytes: int
     sums_sha256: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from io import BytesIO
@@ -16,7 +16,7 @@ from physionet_mirror import index, manifest
 from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import FileError, MetadataError
 from physionet_mirror.layout import MANIFEST, SUMS_SEEN
-from physionet_mirror.records import SumsSeen
+from physionet_mirror.records import Record, SumsSeen
 from physionet_mirror.s3.bucket import Bucket
 from physionet_mirror.steps.fetch_files import (
     ONE_PUT,
@@ -35,7 +35,7 @@ _NOT_NEEDED = "no other file needs it, so the run goes on without it."
 
 
 @dataclass(frozen=True)
-class Metadata:
+class Metadata(Record):
     """What `fetch_metadata` found.
 
     Attributes:
@@ -50,10 +50,10 @@ class Metadata:
 
     sums_sha256: str
     images: int
-    files: tuple[str, ...]
+    files: Sequence[str]
     fetched: int
     changed: bool
-    notes: tuple[str, ...]
+    notes: Sequence[str]
 
 
 def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata:
