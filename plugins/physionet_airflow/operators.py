@@ -17,16 +17,7 @@ from physionet_airflow.hook import PhysioNetHook
 from physionet_airflow.lineage import Lineage, WithLineage, published, stored
 from physionet_airflow.metrics import ShardMetrics
 from physionet_airflow.notify import leave_notice, notifiers
-from physionet_airflow.run import (
-    Run,
-    dataset_overrides,
-    engine_errors,
-    most_shards,
-    no_result,
-    result_of,
-    show_shard,
-    streams,
-)
+from physionet_airflow.run import Run, dataset_overrides, engine_errors, most_shards, result_of, show_shard, streams
 from physionet_mirror.errors import VerificationFailed
 from physionet_mirror.words import size
 
@@ -295,10 +286,7 @@ class StreamShardOperator(WithLineage, BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Stream until each image is stored or reported as failed."""
-        if self.shard is None:
-            show_shard(context, "unknown")
-            raise no_result("missing?")
-        show_shard(context, self.shard["name"])
+        shard = show_shard(context, self.shard)
         from physionet_mirror.records import Shard
         from physionet_mirror.steps import mirror_shard
 
@@ -306,7 +294,7 @@ class StreamShardOperator(WithLineage, BaseOperator):
         run = Run.of(context)
         connections = run.request.share(streams())
         result = mirror_shard.stream_shard(
-            Shard.from_json(self.shard),
+            Shard.from_json(shard),
             run.request,
             run.mover(run.way(), connections),
             run.bucket,
@@ -315,7 +303,7 @@ class StreamShardOperator(WithLineage, BaseOperator):
             stop=self._stop,
             stops_at=run.request.stops_at(run.started),
             try_number=context["ti"].try_number,
-            watch=ShardMetrics(self.shard["index"]),
+            watch=ShardMetrics(shard["index"]),
         )
         written = stored(run.bucket, files=result.stored, size=result.bytes)
         self.lineage = Lineage([published(run.request.dataset)], [written])

@@ -195,9 +195,17 @@ SHARD_NAME = "{{ shard_name }}"
 """The ``map_index_template`` of tasks that are mapped over shards; `show_shard` sets what it shows."""
 
 
-def show_shard(context: Context, name: str) -> None:
-    """Show the name in Airflow's UI, where a mapped task's index would stand."""
-    cast("dict[str, Any]", context)["shard_name"] = name  # Context is a TypedDict of Airflow's own keys
+def show_shard(context: Context, shard: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Show the name of a mapped task's shard in Airflow's UI, where its index would stand; returns the shard.
+
+    Raises:
+        InputError: There is none: ``missing?`` did not run.
+    """
+    shown = cast("dict[str, Any]", context)  # Context is a TypedDict of Airflow's own keys
+    shown["shard_name"] = shard["name"] if shard is not None else "unknown"
+    if shard is None:
+        raise no_result("missing?")
+    return shard
 
 
 def result_of(context: Context, task_id: str, key: str = BaseXCom.XCOM_RETURN_KEY) -> Any:

@@ -201,7 +201,7 @@ class MissingSensor(BaseSensorOperator):
     @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
         """Compare once; never pokes again."""
-        show_shard(context, self.shard["name"])
+        show_shard(context, self.shard)
         from physionet_mirror.records import Shard
         from physionet_mirror.steps import mirror_shard
 

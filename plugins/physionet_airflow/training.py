@@ -12,16 +12,7 @@ from physionet_airflow.bucket import check_bucket
 from physionet_airflow.compat import AirflowSkipException
 from physionet_airflow.notify import leave_notice
 from physionet_airflow.operators import PLAN, AskOperator, add_asset, other_places, place
-from physionet_airflow.run import (
-    SHARD_NAME,
-    Run,
-    engine_errors,
-    most_shards,
-    no_result,
-    result_of,
-    show_shard,
-    streams,
-)
+from physionet_airflow.run import SHARD_NAME, Run, engine_errors, most_shards, result_of, show_shard, streams
 from physionet_mirror.errors import InputError, VerificationFailed
 
 if TYPE_CHECKING:
@@ -151,7 +142,7 @@ class MissingTarSensor(BaseSensorOperator):
     @engine_errors()
     def poke(self, context: Context) -> PokeReturnValue:
         """Look once."""
-        show_shard(context, self.tar["name"])
+        show_shard(context, self.tar)
         from physionet_mirror.layout import TrainingLayout
         from physionet_mirror.steps import training_set
 
@@ -183,14 +174,11 @@ class MakeTarOperator(BaseOperator):
     @engine_errors()
     def execute(self, context: Context) -> dict[str, Any]:
         """Make the tar."""
-        if self.tar is None:
-            show_shard(context, "unknown")
-            raise no_result("missing?")
-        show_shard(context, self.tar["name"])
+        planned = show_shard(context, self.tar)
         from physionet_mirror.steps import training_set
 
         run, request = _opened(context)
-        tar = training_set.PlannedTar.from_json(self.tar)
+        tar = training_set.PlannedTar.from_json(planned)
         made = training_set.make_tar(tar, request, run.bucket, cpus=cpus())
         figures = made.to_json()
         return {
