@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from base64 import b64encode
 from contextlib import closing
@@ -124,20 +123,13 @@ class PhysioNetHook(BaseHook):
 
 def _base_url(connection: Connection) -> str:
     """``https://physionet.org`` unless the connection says otherwise."""
+    from physionet_mirror.worker_settings import is_loopback
+
     host = (connection.host or PHYSIONET).strip().rstrip("/")
     if "://" not in host:
         scheme = connection.schema if connection.schema in {"http", "https"} else None
-        host = f"{scheme or ('http' if _is_loopback(host) else 'https')}://{host}"
+        host = f"{scheme or ('http' if is_loopback(host) else 'https')}://{host}"
     scheme, _, name = host.partition("://")
     if connection.port and connection.port != _PORTS.get(scheme) and ":" not in name:
         host += f":{connection.port}"
     return host
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
