@@ -14,11 +14,12 @@ from physionet_airflow.bucket import expected_mode
 from physionet_airflow.page import form, mirrors, reads
 from physionet_airflow.page.access import params_of
 from physionet_airflow.page.cache import RefreshingCache
-from physionet_airflow.page.runs import MAIN_DAG, PROJECT_DAG, Mirror, Place
+from physionet_airflow.page.runs import PROJECT_DAG, Mirror, Place
 from physionet_airflow.run import streams
 from physionet_mirror import overview, preview, words
 from physionet_mirror.clinical.studies import chosen_by
 from physionet_mirror.errors import InputError, MirrorError
+from physionet_mirror.layout import MAIN_DAG
 from physionet_mirror.mover import Mode
 from physionet_mirror.request import FILTERS, Request, Selection
 

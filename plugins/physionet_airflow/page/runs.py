@@ -15,6 +15,7 @@ from sqlalchemy import and_, func, or_, select
 
 from physionet_mirror.dataset import Dataset, project
 from physionet_mirror.errors import InputError
+from physionet_mirror.layout import MAIN_DAG
 from physionet_mirror.progress import Tasks
 from physionet_mirror.request import Request, checked_bucket, checked_prefix
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 TAG = "physionet"
 """The tag by which our DAGs are recognised."""
-
-MAIN_DAG = "mimic_cxr_jpg"
-"""The DAG that the plan page triggers."""
 
 GROUP = "mirror_shard"
 """The mapped task group of the shards, {missing → stream}."""
