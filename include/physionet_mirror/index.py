@@ -16,7 +16,6 @@ has fewer columns, gets the others from the manifest; nothing is verified again 
 
 from __future__ import annotations
 
-import io
 import logging
 import random
 import time
@@ -26,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from physionet_mirror import parquet
 from physionet_mirror.errors import DestinationUnavailable
 from physionet_mirror.layout import INDEX
 
@@ -41,7 +41,6 @@ log = logging.getLogger(__name__)
 
 _TRIES = 10
 _TRIES_OF_SLOW_S3 = 3  # each one after the client's own
-_TYPE = "application/vnd.apache.parquet"
 
 
 def read(bucket: Bucket, columns: Sequence[str] | None = None) -> pa.Table | None:
@@ -51,15 +50,10 @@ def read(bucket: Bucket, columns: Sequence[str] | None = None) -> pa.Table | Non
     except FileNotFoundError:
         return None
     try:
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        table = file.read(None if columns is None else list(columns))
-        table.validate(full=True)
-        if columns is not None and (absent := set(columns) - set(table.column_names)):
-            raise ValueError(f"it has no column {', '.join(sorted(absent))}")
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+        return parquet.from_bytes(data, columns)
+    except ValueError as error:
         _warn(bucket, error)
         return None
-    return table
 
 
 def _warn(bucket: Bucket, error: BaseException) -> None:
@@ -164,13 +158,12 @@ def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
         merged = merge()
         if merged is None:
             return 0
-        out = io.BytesIO()
-        pq.write_table(merged, out, compression="zstd", write_page_checksum=True)
+        data = parquet.to_bytes(merged)
         now = bucket.head(INDEX)  # for a server that takes no conditions
         if (now and now.etag) != (before and before.etag):
             continue
         try:
-            if bucket.write_unless_changed(INDEX, out.getvalue(), before, content_type=_TYPE):
+            if bucket.write_unless_changed(INDEX, data, before, content_type=parquet.TYPE):
                 return int(merged.num_rows)
         except DestinationUnavailable as error:
             unavailable += 1
@@ -181,7 +174,7 @@ def _rewrite(bucket: Bucket, merge: Callable[[], pa.Table | None]) -> int:
         merged is not None and len(seen) == 1
     ):  # nobody writes, and still its own ETag is not what this server wants to hear
         log.warning("This S3 server refuses If-Match without need; %s is written without it.", bucket.uri(INDEX))
-        bucket.write(INDEX, out.getvalue(), content_type=_TYPE)
+        bucket.write(INDEX, data, content_type=parquet.TYPE)
         return int(merged.num_rows)
     raise DestinationUnavailable(
         f"{bucket.uri(INDEX)} was written by other runs in each of {_TRIES} tries. The files are untouched, and the index "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from physionet_mirror import parquet
 from physionet_mirror.clinical.links import KINDS
 from physionet_mirror.errors import InputError
 from physionet_mirror.layout import LINKS, REPORTS
@@ -51,14 +50,9 @@ def _read(bucket: Bucket, path: str, name: str, columns: list[str]) -> Any:
     except FileNotFoundError:
         raise InputError(f"{name}: {bucket.uri(path)} does not exist. {_how(bucket)}") from None
     try:
-        table = pq.read_table(io.BytesIO(data), columns=columns, page_checksum_verification=True)
-        if absent := set(columns) - set(table.column_names):
-            raise ValueError(f"it has no column {min(absent)}")
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        fault = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{name}: {bucket.uri(path)} cannot be read ({fault}). {_how(bucket)}") from None
-    return table
+        return parquet.from_bytes(data, columns)
+    except ValueError as error:
+        raise InputError(f"{name}: {bucket.uri(path)} cannot be read ({error}). {_how(bucket)}") from None
 
 
 def _how(bucket: Bucket) -> str:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from physionet_mirror import manifest
+from physionet_mirror import manifest, parquet
 from physionet_mirror.clinical import links, reports, stays
 from physionet_mirror.dataset import Dataset
 from physionet_mirror.errors import InputError, VerificationFailed
@@ -41,8 +41,6 @@ FILES: Mapping[Part, tuple[str, ...]] = {
     "ed": tuple(kind.table for kind in links.KINDS if kind.name == "ed"),
 }
 """What is fetched of each project."""
-
-_TYPE = "application/vnd.apache.parquet"
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def build_reports(mirror: Bucket, project: Bucket, dataset: Dataset) -> BuiltRep
         _bring(project, STUDY_LIST, local)
         listed = manifest.read_csv(dataset, STUDY_LIST, local, {"study_id": pa.int32()})["study_id"]
         found = BuiltReports(built.reports, dict(built.status), _not_in(studies, listed), _not_in(listed, studies))
-        mirror.upload(REPORTS, read_file(out), content_type=_TYPE, part_size=ONE_PUT)
+        mirror.upload(REPORTS, read_file(out), content_type=parquet.TYPE, part_size=ONE_PUT)
     log.info(
         "%s: %s reports, of them %s.",
         mirror.uri(REPORTS),
@@ -169,9 +167,7 @@ def build_links(mirror: Bucket, projects: Mapping[Part, tuple[Dataset, Bucket]],
             patients = stays.read_patients(there[0], local(there[1], links.PATIENTS))
     table = links.link(studies, tables, patients, window_hours)
     links.check(table, studies, tables, window_hours)
-    out = BytesIO()
-    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
-    mirror.write(LINKS, out.getvalue(), content_type=_TYPE)
+    mirror.write(LINKS, parquet.to_bytes(table), content_type=parquet.TYPE)
     matches = pc.value_counts(table["match"]).to_pylist()
     by_match = dict.fromkeys(links.MATCHES, 0) | {entry["values"]: entry["counts"] for entry in matches}
     found = BuiltLinks(

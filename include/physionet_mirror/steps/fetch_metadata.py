@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from physionet_mirror import index, manifest
+from physionet_mirror import index, manifest, parquet
 from physionet_mirror.dataset import SUMS, Dataset
 from physionet_mirror.errors import FileError, MetadataError
 from physionet_mirror.layout import MANIFEST, SUMS_SEEN
@@ -113,7 +113,7 @@ def fetch_metadata(source: Source, bucket: Bucket, dataset: Dataset) -> Metadata
             bucket.upload(SUMS, read_file(files[SUMS]), content_type=type_of(SUMS), part_size=ONE_PUT)
             index.upgrade(bucket, BytesIO(built))
             # Last, because it vouches for the others.
-            bucket.write(MANIFEST, built, content_type="application/vnd.apache.parquet")
+            bucket.write(MANIFEST, built, content_type=parquet.TYPE)
         digest = hashlib.sha256(built).hexdigest() if built is not None else seen.manifest
         if seen != (now := SumsSeen(etag, sums_sha256, digest, tuple(lacking), dataset.name)):
             bucket.write_json(SUMS_SEEN, now.to_json())

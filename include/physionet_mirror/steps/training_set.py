@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from physionet_mirror import __version__, index, manifest, words
+from physionet_mirror import __version__, index, manifest, parquet, words
 from physionet_mirror.clinical import studies
 from physionet_mirror.dataset import LABELS, Dataset
 from physionet_mirror.errors import (
@@ -55,7 +55,6 @@ READS = 16
 _TRIES = 5
 """Of one original, beside the client's own; a longer outage is the task's to wait for."""
 
-_TYPE = "application/vnd.apache.parquet"
 _FOLLOW = ("key", "uri")  # from the path
 
 
@@ -267,12 +266,10 @@ def _with_reports(table: pa.Table, bucket: Bucket) -> pa.Table:
             "out."
         ) from None
     try:
-        said = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read(
-            ["study_id", "findings", "impression"]
-        )
-    except (pa.ArrowException, OSError, ValueError) as error:
+        said = parquet.from_bytes(data, ["study_id", "findings", "impression"])
+    except ValueError as error:
         raise InputError(
-            f"reports: {bucket.uri(REPORTS)} cannot be read ({(str(error).splitlines() or ['damaged'])[0]}). Nothing was done. "
+            f"reports: {bucket.uri(REPORTS)} cannot be read ({error}). Nothing was done. "
             "Run mimic_cxr_clinical again, which writes it anew."
         ) from None
     where = pc.index_in(
@@ -297,9 +294,7 @@ def _costed(plan: TrainingPlan, bucket: Bucket) -> TrainingPlan:
 
 
 def _write_table(bucket: Bucket, path: str, table: pa.Table) -> None:
-    out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd", write_page_checksum=True)
-    bucket.write(path, out.getvalue(), content_type=_TYPE)
+    bucket.write(path, parquet.to_bytes(table), content_type=parquet.TYPE)
 
 
 # -- one tar -----------------------------------------------------------------------------------------------------------
@@ -356,7 +351,7 @@ def make_tar(tar: PlannedTar, request: TrainingRequest, bucket: Bucket, *, cpus:
         record = tars.record_of(tar.name, tar.inputs, digest, size, members, paths)
         etag = bucket.put_file(training.tar(tar.name), file, sha256=digest, content_type="application/x-tar")
     record = replace(record, etag=etag, software=software())
-    bucket.write(training.members(tar.name), tars.members_file(record, members), content_type=_TYPE)
+    bucket.write(training.members(tar.name), tars.members_file(record, members), content_type=parquet.TYPE)
     for failure in record.left_out:
         log.warning("%s is left out, as it cannot be decoded: %s", failure.path, failure.reason)
     log.info("%s: %s images, %s.", bucket.uri(training.tar(tar.name)), f"{record.images:,}", words.size(size))
@@ -370,14 +365,14 @@ def cores() -> int:
 
 def _read_rows(bucket: Bucket, tar: PlannedTar, recipe: Recipe) -> pa.Table:
     try:
-        rows = pq.ParquetFile(io.BytesIO(bucket.read(tar.path)), page_checksum_verification=True).read()
+        rows = parquet.from_bytes(bucket.read(tar.path))
         if tars.inputs_digest(rows, recipe) == tar.inputs:
             return rows
         why = "it is not what was planned"
     except FileNotFoundError:
         why = "it is gone"
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
+    except (ValueError, KeyError) as error:
+        why = str(error)
     raise MetadataError(
         f"{bucket.uri(tar.path)}, the list of the images of {tar.name}, cannot be used: {why}. Nothing was written. Trigger the "
         "training set again: it plans anew and keeps the tars that are there."
@@ -557,7 +552,7 @@ def _write_index(
         writer.write_table(part)
     if writer is not None:
         writer.close()
-    bucket.write(training.index, out.getvalue(), content_type=_TYPE)
+    bucket.write(training.index, out.getvalue(), content_type=parquet.TYPE)
 
 
 def software() -> dict[str, str]:

@@ -30,8 +30,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from physionet_mirror import parquet
 from physionet_mirror.dataset import LABELS
 from physionet_mirror.records import Failure, Record
 from physionet_mirror.selection import rank
@@ -235,18 +235,13 @@ class TarRecord(Record):
 
 def members_file(record: TarRecord, members: pa.Table) -> bytes:
     """The content of ``members/<tar>.parquet``."""
-    out = io.BytesIO()
     told = json.dumps(record.to_json(), sort_keys=True).encode()
-    pq.write_table(members.replace_schema_metadata({_RECORD: told}), out, compression="zstd", write_page_checksum=True)
-    return out.getvalue()
+    return parquet.to_bytes(members.replace_schema_metadata({_RECORD: told}))
 
 
 def read_members(data: bytes) -> tuple[TarRecord, pa.Table]:
     """What `members_file` wrote. Raises ValueError where it is damaged."""
-    try:
-        table = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
+    table = parquet.from_bytes(data)
     metadata = table.schema.metadata or {}
     record = TarRecord.from_json(json.loads(metadata.get(_RECORD, b"null")))
     if table.schema.remove_metadata() != MEMBERS:
