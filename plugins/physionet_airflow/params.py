@@ -114,8 +114,8 @@ def _level(title: str, description: str) -> Param:
     )
 
 
-def _seed(default: int, description: str, section: str) -> Param:
-    return Param(default, type="integer", **_within(SEED), title="Seed", description=description, section=section)
+def _whole(default: int, bounds: tuple[int, int], title: str, description: str, section: str) -> Param:
+    return Param(default, type="integer", **_within(bounds), title=title, description=description, section=section)
 
 
 def _set_name(title: str, description: str, section: str) -> Param:
@@ -155,13 +155,12 @@ def mirror_params() -> dict[str, Param]:
             f"[See first who is in it and what it takes]({PLAN_PAGE})",
             section=_WHICH,
         ),
-        "sample_size": Param(
+        "sample_size": _whole(
             Selection.sample_size,
-            type="integer",
-            **_within(SAMPLE_SIZE),
-            title="Sample size",
-            description="How many images, studies or patients; more than there are takes all and says so.",
-            section=_WHICH,
+            SAMPLE_SIZE,
+            "Sample size",
+            "How many images, studies or patients; more than there are takes all and says so.",
+            _WHICH,
         ),
         "sample_by": Param(
             Selection.sample_by,
@@ -171,8 +170,12 @@ def mirror_params() -> dict[str, Param]:
             description="What is drawn: whole studies or patients stay together.",
             section=_WHICH,
         ),
-        "seed": _seed(
-            Selection.seed, "Same seed, same sample on any machine; a sample is contained in every larger one.", _WHICH
+        "seed": _whole(
+            Selection.seed,
+            SEED,
+            "Seed",
+            "Same seed, same sample on any machine; a sample is contained in every larger one.",
+            _WHICH,
         ),
         **filter_params(),
         "file_list": Param(
@@ -334,13 +337,12 @@ def filter_params() -> dict[str, Param]:
 def transfer_params() -> dict[str, Param]:
     """How images are carried over."""
     return {
-        "connections": Param(
+        "connections": _whole(
             Request.connections,
-            type="integer",
-            **_within(CONNECTIONS),
-            title="Connections",
-            description="The most PhysioNet connections that this run may hold at once, over all its streams.",
-            section=_HOW,
+            CONNECTIONS,
+            "Connections",
+            "The most PhysioNet connections that this run may hold at once, over all its streams.",
+            _HOW,
         ),
         "storage_class": Param(
             Request.storage_class,
@@ -436,13 +438,12 @@ def backfill_params() -> dict[str, Param]:
         **transfer_params(),
         "verify": of_a_run["verify"],
         "source": of_a_run["source"],
-        "slices": Param(
+        "slices": _whole(
             NIGHTS,
-            type="integer",
-            **_within(SLICES),
-            title="Slices",
-            description="Parts into which the dataset is cut; each night owns one, and after the last comes the first again.",
-            section=_HOW,
+            SLICES,
+            "Slices",
+            "Parts into which the dataset is cut; each night owns one, and after the last comes the first again.",
+            _HOW,
         ),
         "stop_after": Param(
             Request.stop_after,
@@ -529,14 +530,7 @@ def training_set_params() -> dict[str, Param]:
             "Name", "Folder below _training/; empty = built from size and filters, such as 512-frontal-train.", _WHERE
         ),
         **filter_params(),
-        "size": Param(
-            recipe.size,
-            type="integer",
-            **_within(SIZE),
-            title="Size",
-            description="Pixels of the side that the next field names.",
-            section=_HOW,
-        ),
+        "size": _whole(recipe.size, SIZE, "Size", "Pixels of the side that the next field names.", _HOW),
         "resize": Param(
             recipe.resize,
             type="string",
@@ -558,23 +552,15 @@ def training_set_params() -> dict[str, Param]:
             description="jpeg, or png: without loss, three times as large.",
             section=_HOW,
         ),
-        "quality": Param(
-            recipe.quality,
-            type="integer",
-            **_within(QUALITY),
-            title="Quality",
-            description="Of a JPEG.",
-            section=_HOW,
+        "quality": _whole(recipe.quality, QUALITY, "Quality", "Of a JPEG.", _HOW),
+        "shard_mb": _whole(TrainingRequest.shard_mb, SHARD_MB, "MB a tar", "About; patients are not divided.", _HOW),
+        "seed": _whole(
+            TrainingRequest.seed,
+            SEED,
+            "Seed",
+            "Of the order of the patients in the tars: the same on any machine.",
+            _HOW,
         ),
-        "shard_mb": Param(
-            TrainingRequest.shard_mb,
-            type="integer",
-            **_within(SHARD_MB),
-            title="MB a tar",
-            description="About; patients are not divided.",
-            section=_HOW,
-        ),
-        "seed": _seed(TrainingRequest.seed, "Of the order of the patients in the tars: the same on any machine.", _HOW),
         "reports": _yes_no(
             TrainingRequest.reports,
             "Reports",
