@@ -25,7 +25,7 @@ import pytest
 
 from demo import stack
 from demo.lookalike import Lookalike, User
-from physionet_mirror import index, manifest
+from physionet_mirror import index, manifest, parquet
 from physionet_mirror.dataset import LABELS, MIMIC_CXR_JPG
 from physionet_mirror.errors import InputError, MetadataError, VerificationFailed
 from physionet_mirror.layout import MANIFEST, RunLayout, TrainingLayout
@@ -270,6 +270,11 @@ def test_an_original_that_is_not_what_was_verified_fails_its_tar_alone(bucket: B
 
 def test_findings_and_impression_are_in_the_samples_where_asked_for(bucket: Bucket) -> None:
     with pytest.raises(InputError, match=r"reports: .*reports\.parquet is not there.*mimic_cxr_clinical"):
+        make(bucket, reports=True)
+    bucket.write("_mirror/reports.parquet", parquet.to_bytes(pa.table({"study_id": [1]})))
+    with pytest.raises(
+        InputError, match=r"cannot be read \(it has no column findings, impression\).*mimic_cxr_clinical"
+    ):
         make(bucket, reports=True)
     studies = sorted({row["study_id"] for row in index.read(bucket).to_pylist()})  # type: ignore[union-attr]
     out = io.BytesIO()
