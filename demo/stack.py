@@ -212,10 +212,11 @@ def s3_server(folder: Path, *, log: Path | None = None) -> Iterator[S3Server]:
         Path(sys.executable).with_name("rclone"), "serve", "s3", folder,
         "--addr", "127.0.0.1:0",
         "--config", os.devnull,
-        # Objects are plain files at once. Folder listings stay cached (5 min): with a short time every LIST hashes every
-        # file again, and without the cache concurrent PUTs lock up. A file changed by hand is still seen at once; one
-        # added or removed by hand, only later.
-        "--vfs-cache-mode", "off",
+        # Objects are plain files at once. Folder listings stay cached: with a short time every LIST hashes every file
+        # again, without the cache concurrent PUTs lock up, and when a listing expires amid PUTs and DELETEs, now and then
+        # a DELETE finds nothing and deletes nothing. A file changed by hand is still seen at once; one added or removed
+        # by hand, not while the server runs.
+        "--vfs-cache-mode", "off", "--dir-cache-time", "1000h",
     ]  # fmt: skip
     # Not on the command line, which ps shows; quoted, as rclone splits lists in variables at their commas.
     env = plain_environment() | {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"'}
