@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from physionet_mirror import index
+from physionet_mirror import index, parquet
 from physionet_mirror.dataset import LABELS
 from physionet_mirror.records import Failure
 from tests.unit.made_up import FakeBucket, OneFile, make_manifest, make_verdict, written
@@ -127,9 +127,20 @@ def an_index() -> bytes:
         "sha256": [f"{n:064x}" for n in range(200)],
         "level": ["count"] * 200,
     }
-    out = io.BytesIO()
-    pq.write_table(pa.table(columns), out, compression="zstd", write_page_checksum=True)
-    return out.getvalue()
+    return parquet.to_bytes(pa.table(columns))
+
+
+def test_a_page_whose_header_denies_its_checksum_is_not_believed() -> None:
+    good = an_index()
+    spoilt = bytearray(good)
+    spoilt[13] ^= 1  # the field of the first page's checksum gets a type that readers pass over …
+    spoilt[73] ^= 1  # … and one of its values another digit
+    assert pq.read_table(io.BytesIO(spoilt), page_checksum_verification=True)["path"] != pq.read_table(io.BytesIO(good))["path"]
+    assert index.read(OneFile(bytes(spoilt))) is None  # type: ignore[arg-type]
+
+
+def test_what_is_written_again_is_the_same() -> None:
+    assert parquet.to_bytes(parquet.from_bytes(an_index())) == an_index()
 
 
 @settings(max_examples=400, deadline=None)
