@@ -135,7 +135,10 @@ def test_a_page_whose_header_denies_its_checksum_is_not_believed() -> None:
     spoilt = bytearray(good)
     spoilt[13] ^= 1  # the field of the first page's checksum gets a type that readers pass over …
     spoilt[73] ^= 1  # … and one of its values another digit
-    assert pq.read_table(io.BytesIO(spoilt), page_checksum_verification=True)["path"] != pq.read_table(io.BytesIO(good))["path"]
+    assert (
+        pq.read_table(io.BytesIO(spoilt), page_checksum_verification=True)["path"]
+        != pq.read_table(io.BytesIO(good))["path"]
+    )
     assert index.read(OneFile(bytes(spoilt))) is None  # type: ignore[arg-type]
 
 
