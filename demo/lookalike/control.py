@@ -33,6 +33,7 @@ def control_server(lookalike: Lookalike, port: int = 0) -> ThreadingHTTPServer:
     routes = _routes(lookalike)
 
     class Handler(BaseHTTPRequestHandler):
+        disable_nagle_algorithm = True
         protocol_version = "HTTP/1.1"
 
         def _handle(self) -> None:

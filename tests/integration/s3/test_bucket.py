@@ -344,6 +344,7 @@ def test_no_credentials_at_all(monkeypatch, tmp_path, s3_server):
 
 
 class _Busy(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True
     protocol_version = "HTTP/1.1"
 
     def _answer(self) -> None:
