@@ -18,8 +18,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 UV_VERSION := $(shell sed -n 's/^uv==\([0-9.]*\).*/\1/p' requirements-dev.txt)
 PYTEST := $(PY) -m pytest
-# One more than there are cores: many tests wait for a server.
-JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 1 )))
+# Two more than there are cores: many tests wait for a server.
+JOBS ?= $(shell echo $$(( $$(getconf _NPROCESSORS_ONLN) + 2 )))
 
 export PYTHONPATH := $(CURDIR):$(CURDIR)/include
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
