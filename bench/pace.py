@@ -14,7 +14,7 @@ stored, proven by SHA-256, as a share of the same, from start to exit, interpret
 one byte stored (above 1: fetched twice); *refused/h* = requests refused after the ramp-up, scaled to an hour (of a server
 that lets hang, the reductions in the mirror's log; other clients keep no such count); *failed* = images not stored rightly when the client had ended or its time was
 over. The mirror tries more ever more rarely, so that a minute says little about an hour: rows named *mirror, settled* are
-runs of 10 minutes at N = 8, counted from the second minute on (not with ``--short``).
+runs of 20 minutes at N = 8, counted from the second minute on (not with ``--short``).
 
 ``--unthrottled``: 1,000 images of 300 KB from a server without limits, the adaptive pace beside pinned numbers.
 """
@@ -67,7 +67,7 @@ class Length:
 
 
 FULL, SHORT = Length(), Length(work=30.0, limit=45.0, ramp=15.0)
-SETTLED = Length(work=600.0, limit=660.0, ramp=120.0)
+SETTLED = Length(work=1200.0, limit=1320.0, ramp=120.0)
 
 
 Sample = tuple[float, int, int]
