@@ -520,7 +520,7 @@ class Transfer:
             self._moved(job, size)
 
     def _move(self, job: _Job) -> int | None:
-        """Fetch, prove and store one file; its size in bytes, or None when it was not even asked for."""
+        """Fetch, prove and store one file; its size in bytes, or None when it was not asked for, or came too late."""
         begun = time.monotonic()  # and again once it has its slot
         with self._turn(
             lambda: self._down or self._is_full() or self._is_stopping(), lambda: self._serves(job, begun)
@@ -545,7 +545,8 @@ class Transfer:
                 raise
             if not self._mover.keeps_turn:
                 turn.leave()
-            self._store(job, fetched)
+            if not self._store(job, fetched):
+                return None
         self._on_stored(time.monotonic() - begun)
         return fetched.size
 
@@ -570,9 +571,15 @@ class Transfer:
                 self._changed.wait(min(max(left, 0.005), 0.2) if left > 0 else 0.2)
             return False
 
-    def _store(self, job: _Job, fetched: Fetched) -> None:
-        """Into the bucket, and again for as long as S3 is away: what was fetched is not thrown away."""
+    def _store(self, job: _Job, fetched: Fetched) -> bool:
+        """Into the bucket, and again for as long as S3 is away: what was fetched is not thrown away.
+
+        Returns:
+            False where the shard was over before: its result is out, so nothing more is stored that it does not count.
+        """
         with self._changed:
+            if self._over:
+                return False
             self._served += 1
             self._suspects.clear()
             job.storing = fetched.in_memory
@@ -582,7 +589,7 @@ class Transfer:
         while True:
             try:
                 fetched.store()
-                return
+                return True
             except DestinationUnavailable as error:
                 if time.monotonic() - begun + wait > self._patience or self._is_stopping():
                     raise
@@ -631,7 +638,7 @@ class Transfer:
     def _moved(self, job: _Job, size: int | None) -> None:
         with self._changed:
             self._ended(job)
-            if size is None:  # an outage began while it waited for its turn
+            if size is None:  # an outage began while it waited for its turn, or the shard is over
                 self._ready.appendleft(job)
                 return
             self.tally.stored += 1

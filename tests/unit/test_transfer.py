@@ -448,6 +448,22 @@ def test_draining_does_not_wait_for_what_hangs():
     assert time.monotonic() - began < 3
 
 
+def test_what_comes_after_the_shard_is_over_is_not_stored():
+    stop, release, bucket = threading.Event(), threading.Event(), Bucket()
+
+    def meet(_: str) -> None:
+        stop.set()
+        release.wait(30)
+
+    transfer = make(images(10), Source(meet), bucket, stop=stop)
+    tally = transfer.run()
+    release.set()
+    for thread in transfer._threads:
+        thread.join(10)
+    assert bucket.objects == {}
+    assert tally.stored == transfer.result().stored == 0
+
+
 def test_draining_waits_for_a_stalled_download_for_a_while_only(monkeypatch):
     monkeypatch.setattr(module, "GRACE", 0.3)
     stop, release = threading.Event(), threading.Event()
