@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_LENGTH, _SHA256 = b"hashed_bytes", b"sha256"
+_SEAL = b"sha256"
+"""Key of the metadata: the number of bytes before them, and the SHA-256 (hex) of these."""
 
 TYPE = "application/vnd.apache.parquet"
 """Content type of these objects."""
@@ -24,10 +25,12 @@ def to_bytes(table: pa.Table) -> bytes:
     out = io.BytesIO()
     with pq.ParquetWriter(out, table.schema, compression="zstd", write_page_checksum=True) as writer:
         writer.write_table(table)
-        pages = out.getvalue()
-        digest = hashlib.sha256(pages).hexdigest()
-        writer.add_key_value_metadata({_LENGTH: str(len(pages)), _SHA256: digest})
+        writer.add_key_value_metadata({_SEAL: _sealed(out.getvalue())})
     return out.getvalue()
+
+
+def _sealed(pages: bytes | memoryview) -> bytes:
+    return f"{len(pages)} {hashlib.sha256(pages).hexdigest()}".encode()
 
 
 def from_bytes(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -38,16 +41,14 @@ def from_bytes(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        told = file.metadata.metadata or {}
-        if _SHA256 in told:  # files of earlier versions have none
-            pages = memoryview(data)[: int(told[_LENGTH])]
-            if hashlib.sha256(pages).hexdigest().encode() != told[_SHA256]:
-                raise ValueError("its bytes are not those that were written")
+        seal = (file.metadata.metadata or {}).get(_SEAL)  # files of earlier versions have none
+        if seal and _sealed(memoryview(data)[: int(seal.partition(b" ")[0])]) != seal:
+            raise ValueError("its bytes are not those that were written")
         if absent := set(columns or ()) - set(file.schema_arrow.names):
             raise ValueError(f"it has no column {', '.join(sorted(absent))}")
         table = file.read(None if columns is None else list(columns))
         table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
+    except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
-    kept = {name: value for name, value in (table.schema.metadata or {}).items() if name not in (_LENGTH, _SHA256)}
+    kept = {name: value for name, value in (table.schema.metadata or {}).items() if name != _SEAL}
     return table.replace_schema_metadata(kept or None)
