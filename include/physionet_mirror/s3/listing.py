@@ -32,7 +32,7 @@ def _take_contents(response_dict: dict[str, Any], customized_response_dict: dict
         contents: list[dict[str, Any]] = []
         rest: list[ElementTree.Element] = []
         for child in root:
-            if child.tag.endswith("Contents"):
+            if child.tag == f"{namespace}Contents":
                 contents.append(_object(child, len(namespace)))
             else:
                 rest.append(child)
