@@ -42,7 +42,7 @@ def install() -> Path:
 
 def _run(*command: str | Path) -> None:
     # What is imported now is kept as bytecode: each test process starts a server.
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"The strict S3 server cannot be installed.\n{command}\n{done.stdout[-2000:]}")
