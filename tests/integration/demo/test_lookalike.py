@@ -469,6 +469,7 @@ class TestPace:
         physionet.profile = as_users_report_it(connections=32)
         due = BIG_SIZE / 650_000 + 2 * 0.06
         cookies = Client(physionet).shake_hands().cookies
+        assert _soon(lambda: physionet.counters.connections == 0), "or the last of the 32 hangs"
         seconds: list[float] = []
 
         def fetch() -> None:
