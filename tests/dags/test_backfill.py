@@ -151,13 +151,15 @@ def test_nights_by_hand_take_the_part_of_the_date_that_is_seen(
         ({"logical_date": "2025-02-01T12:00:00Z"}, 2),  # the 32nd day
     ]
 
-    def trigger(night: tuple[dict[str, Any], int]) -> str:
+    def trigger(number: int) -> str:
         api = stack.AirflowApi(running.url, running.user, running.password)
-        run_id: str = api.call("POST", f"dags/{DAG}/dagRuns", {"conf": conf, **night[0]})["dag_run_id"]
+        # Below a prefix of its own: where two tasks that end together announce one new asset, Airflow fails one of them.
+        body = {"conf": conf | {"prefix": f"night-{number}"}, **nights[number][0]}
+        run_id: str = api.call("POST", f"dags/{DAG}/dagRuns", body)["dag_run_id"]
         return run_id
 
     with ThreadPoolExecutor(len(nights)) as people:  # several people at once: see `demo.sqlite`
-        runs = list(people.map(trigger, nights))
+        runs = list(people.map(trigger, range(len(nights))))
     for (dates, part), run_id in zip(nights, runs, strict=True):
         assert running.api.wait(DAG, run_id, timeout=300) == "success", dates
         assert f"Part {part} of 30, that of" in running.api.log(DAG, run_id, "plan"), dates
